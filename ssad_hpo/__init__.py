@@ -1,0 +1,72 @@
+"""Label-free hyperparameter optimisation for self-supervised anomaly detection: the public names.
+
+They are imported when they are first used, so that `import ssad_hpo` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the room that has it.
+_ROOMS = {
+    "Augmentation": "task",
+    "DetectorError": "task",
+    "Range": "task",
+    "Recorder": "task",
+    "SearchSpace": "task",
+    "Task": "task",
+    "Training": "task",
+    "CRITERIA": "criteria",
+    "dsv": "criteria",
+    "evaluate_all": "criteria",
+    "smooth_alignment": "criteria",
+    "soft_alignment": "criteria",
+    "hits": "consensus",
+    "mc": "consensus",
+    "sel": "consensus",
+    "Source": "data",
+    "controlled_labels": "data",
+    "controlled_task": "data",
+    "folder_labels": "data",
+    "load_folder": "data",
+    "load_folders": "data",
+    "semantic_labels": "data",
+    "semantic_task": "data",
+    "Detector": "detector",
+    "Candidate": "search",
+    "Objective": "search",
+    "candidates": "search",
+    "select": "search",
+    "StudyInterrupted": "experiment",
+    "StudyResult": "experiment",
+    "evaluate_run": "experiment",
+    "load_detector": "experiment",
+    "resume_study": "experiment",
+    "run_study": "experiment",
+    "score_images": "experiment",
+}
+# Ready-made objectives on the embedded testbed -> their criterion.
+_OBJECTIVES = {"dsv_objective": "dsv", "smooth_alignment_objective": "smooth_alignment"}
+
+__all__ = sorted([*_ROOMS, *_OBJECTIVES, "__version__"])
+
+if TYPE_CHECKING:
+    from ssad_hpo.search import Objective
+
+    dsv_objective: Objective
+    smooth_alignment_objective: Objective
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OBJECTIVES:
+        return importlib.import_module("ssad_hpo.experiment").ready_objective(_OBJECTIVES[name])
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f"ssad_hpo.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module 'ssad_hpo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
