@@ -1,0 +1,243 @@
+"""Decoded image sets on disk, so that a folder is decoded once. Every failure here means: go without.
+
+Files in the cache folder, each safe to delete at any time:
+
+- `index-*.json`, one per data folder: path -> (stat, content), so that files which have not changed
+  are not read again, as in git's index.
+- `images-KEY.npy` and `images-KEY.json`: the pixels of a set of files and what became of each file.
+  KEY is a digest of the files' contents and the settings: paths, names and their order are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL
+
+from ssad_hpo.data.decode import UnreadableError, decode_into, error_about, in_threads, is_grey
+
+_log = logging.getLogger(__name__)
+# Part of every key: another version of the decoding here, or of PIL's, gives other pixels.
+_DECODING = f"1, PIL {PIL.__version__}"
+# A file changed just now can change again within one tick of the file system's clock and look the
+# same; its stat is not trusted (git calls such entries racy).
+_SETTLED_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What a file holds: the digest of its bytes, and whether its header says grey (None: unreadable)."""
+
+    digest: str
+    grey: bool | None
+
+
+@dataclass(frozen=True)
+class DecodedSet:
+    """The images of a set of files.
+
+    Attributes:
+        pixels: (N, C, S, S) uint8, writable, ordered by the digest of each image's pixels; identical
+            images as often as they came. The order says nothing about names or folders.
+        digests: for each digest of a readable file's bytes the digest of its pixels.
+        unreadable: for each digest of an unreadable file's bytes the reason.
+    """
+
+    pixels: np.ndarray
+    digests: dict[str, str]
+    unreadable: dict[str, str]
+
+
+def cache_folder() -> Path | None:
+    """$SSAD_HPO_CACHE (empty: no cache), else $XDG_CACHE_HOME/ssad_hpo, else ~/.cache/ssad_hpo."""
+    own = os.environ.get("SSAD_HPO_CACHE")
+    if own is not None:
+        return Path(own) if own else None
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared, "ssad_hpo")
+    try:
+        return Path.home() / ".cache" / "ssad_hpo"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def identify(folder: Path, paths: Sequence[Path]) -> list[FileContent]:
+    """The content of each file in `folder`; reads only files that changed since they were last read."""
+    index_path = _in_cache(f"index-{_digest(os.path.abspath(folder))}.json")
+    index = _read_json(index_path) or {}
+    started = time.time_ns()
+    fresh: dict[str, list[Any]] = {}
+
+    def look(path: Path) -> FileContent:
+        key = os.path.abspath(path)
+        try:
+            stat = os.stat(path)
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            known = index.get(key)
+            if isinstance(known, list) and known[:3] == stamp:
+                return FileContent(known[3], known[4])
+            content = _read_content(path)
+        except OSError as error:
+            # Decoding will meet this again, and raise or skip. Until then, a content like no other's.
+            _log.debug("cache: %s has no digest (%s)", path, error)
+            return FileContent(f"unreadable {uuid.uuid4()}", grey=None)
+        if content.grey is not None and started - max(stamp[1:]) > _SETTLED_NS:
+            fresh[key] = [*stamp, content.digest, content.grey]
+        return content
+
+    contents = in_threads(look, paths)
+    if fresh:
+        kept = {key: entry for key, entry in index.items() if os.path.exists(key)}
+        _write_json(index_path, kept | fresh)
+    return contents
+
+
+def _read_content(path: Path) -> FileContent:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        try:
+            return FileContent(digest, is_grey(file))
+        except UnreadableError:
+            return FileContent(digest, grey=None)  # decoding will tell why
+
+
+def decode_set(
+    paths: Sequence[Path],
+    contents: Sequence[FileContent],
+    image_size: int,
+    channels: int,
+    skip_unreadable: bool,
+) -> DecodedSet:
+    """The images of `paths` (with their `contents`), from the cache if it holds them.
+
+    Raises:
+        DataError: naming a file that cannot be read, unless `skip_unreadable`.
+    """
+    shape = (channels, image_size, image_size)
+    key = _digest(json.dumps([_DECODING, shape, sorted(content.digest for content in contents)]))
+    array_path, table_path = _in_cache(f"images-{key}.npy"), _in_cache(f"images-{key}.json")
+    decoded = _read_set(array_path, table_path, contents, shape)
+    if decoded is None:
+        decoded, repeatable = _decode_set(paths, contents, shape, skip_unreadable)
+        if repeatable:
+            # The table goes last: without it the array does not count.
+            pixels = decoded.pixels
+            _write(array_path, lambda file: np.save(file, pixels, allow_pickle=False))
+            _write_json(table_path, {"digests": decoded.digests, "unreadable": decoded.unreadable})
+    if not skip_unreadable:
+        for path, content in zip(paths, contents, strict=True):
+            if content.digest in decoded.unreadable:
+                raise error_about(path, decoded.unreadable[content.digest])
+    return decoded
+
+
+def _decode_set(
+    paths: Sequence[Path],
+    contents: Sequence[FileContent],
+    shape: tuple[int, int, int],
+    skip_unreadable: bool,
+) -> tuple[DecodedSet, bool]:
+    """The images of `paths`, and whether the same contents will always give the same."""
+    rows = np.empty((len(paths), *shape), np.uint8)
+    reasons = decode_into(rows, paths, skip_unreadable)
+    read = [i for i, reason in enumerate(reasons) if reason is None]
+    digest_of = dict(zip(read, in_threads(lambda i: _digest(rows[i]), read), strict=True))
+    unread = [i for i in range(len(paths)) if i not in digest_of]
+    _reorder(rows, sorted(read, key=lambda i: digest_of[i]) + unread)
+    decoded = DecodedSet(
+        pixels=rows[: len(read)],
+        digests={contents[i].digest: digest_of[i] for i in read},
+        unreadable={contents[i].digest: str(reasons[i]) for i in unread},
+    )
+    return decoded, all(reason is None or reason.of_content for reason in reasons)
+
+
+def _read_set(
+    array_path: Path | None,
+    table_path: Path | None,
+    contents: Sequence[FileContent],
+    shape: tuple[int, int, int],
+) -> DecodedSet | None:
+    """The cached set, or None if there is none or it is damaged: every row must have its digest."""
+    table = _read_json(table_path)
+    if array_path is None or table is None:
+        return None
+    try:
+        digests, unreadable = table["digests"], table["unreadable"]
+        files = [content.digest for content in contents]
+        wanted = sorted(digests[digest] for digest in files if digest not in unreadable)
+        # Copy on write: pages come from the file as they are used, writing to them leaves it alone.
+        pixels = np.load(array_path, mmap_mode="c", allow_pickle=False)
+        if pixels.dtype != np.uint8 or pixels.shape != (len(wanted), *shape):
+            raise ValueError(f"expected {(len(wanted), *shape)} uint8, got {pixels.shape} {pixels.dtype}")
+        if in_threads(_digest, pixels) != wanted:
+            raise ValueError("pixels differ from their digests")
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        _log.debug("cache: %s is decoded again (%r)", array_path, error)
+        return None
+    return DecodedSet(pixels, digests, unreadable)
+
+
+def _reorder(rows: np.ndarray, order: Sequence[int]) -> None:
+    """rows[:] = rows[order] with one spare row: follow each cycle of the permutation around."""
+    moved = [False] * len(order)
+    for start in range(len(order)):
+        spare, at = rows[start].copy(), start
+        while not moved[at]:
+            moved[at] = True
+            rows[at] = spare if order[at] == start else rows[order[at]]
+            at = order[at]
+
+
+def _digest(content: str | np.ndarray) -> str:
+    return hashlib.sha256(
+        content.encode() if isinstance(content, str) else content.reshape(-1).data
+    ).hexdigest()
+
+
+def _in_cache(name: str) -> Path | None:
+    folder = cache_folder()
+    return folder / name if folder else None
+
+
+def _read_json(path: Path | None) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes()) if path else None
+    except (OSError, ValueError) as error:
+        _log.debug("cache: nothing read from %s (%s)", path, error)
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    _write(path, lambda file: file.write(json.dumps(content).encode()))
+
+
+def _write(path: Path | None, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a whole file or nothing."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="writing-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        _log.debug("cache: %s is not written (%s)", path, error)

@@ -1,0 +1,241 @@
+"""From image files to uint8 pixels: which files are images, how each mode becomes grey or RGB."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+# Named, so that a file under an image's suffix cannot reach PIL's other readers (EPS runs a program).
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class DataError(ValueError):
+    """Images that cannot be used as they are: names the file or folder, the reason and the remedy."""
+
+
+class UnreadableError(Exception):
+    """Why one file gives no image, without its path.
+
+    Attributes:
+        of_content: whether the file's content is the reason, so that the same bytes will always fail;
+            not so for a missing file, an exhausted machine or a limit that the user may raise.
+    """
+
+    def __init__(self, reason: str, of_content: bool) -> None:
+        super().__init__(reason)
+        self.of_content = of_content
+
+
+def error_about(path: Path, reason: UnreadableError | str) -> DataError:
+    """The error for a file that was to be read and could not be."""
+    return DataError(f"{path}: {reason}. Repair or remove the file, or skip such files (skip_unreadable)")
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files in a folder and all folders inside it, sorted by path.
+
+    An image is a file named .png, .jpg, .jpeg, .bmp, .tif or .tiff, in any case. Files and folders
+    whose name begins with a dot are ignored.
+
+    Raises:
+        DataError: if there is no such folder, or no image in it.
+    """
+    top = Path(folder)
+    if not top.is_dir():
+        raise DataError(f"{top}: expected a folder of images, there is no such folder")
+    try:
+        found = sorted(_image_files(top, frozenset()))
+    except OSError as error:
+        raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+    if not found:
+        raise DataError(f"{top}: expected images ({', '.join(sorted(_SUFFIXES))}) in it, found none")
+    return found
+
+
+def _image_files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link that leads in a circle
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _image_files(Path(entry.path), above | {real})
+            elif os.path.splitext(entry.name)[1].lower() in _SUFFIXES:
+                yield Path(entry.path)
+
+
+def read_images(
+    paths: Sequence[str | os.PathLike[str]],
+    image_size: int,
+    channels: int,
+    skip_unreadable: bool = False,
+) -> tuple[torch.Tensor, list[Path]]:
+    """Read images in the order given, as `load_folder` reads them; for scoring new images.
+
+    Args:
+        paths: at least one file. The first frame counts, EXIF orientation is honoured.
+        image_size: height and width of the result, pixels; images are squeezed to a square.
+        channels: 1 (colour becomes luminance) or 3 (grey becomes three equal channels).
+        skip_unreadable: leave out files that cannot be read instead of raising.
+
+    Returns:
+        (N, channels, image_size, image_size) uint8, and the N paths that were read.
+
+    Raises:
+        DataError: naming the first file that cannot be read, or if none can be.
+        ValueError: for no paths, or a size or number of channels that cannot be.
+    """
+    check_image_size(image_size)
+    if channels not in (1, 3):
+        raise ValueError(f"channels: expected 1 or 3, got {channels}")
+    if not paths:
+        raise ValueError("paths: expected at least one image file, got none")
+    files = [Path(path) for path in paths]
+    rows = np.empty((len(files), channels, image_size, image_size), np.uint8)
+    reasons = decode_into(rows, files, skip_unreadable)
+    read = [i for i, reason in enumerate(reasons) if reason is None]
+    if not read:
+        raise DataError(f"paths: none of the {len(files)} files can be read; {files[0]}: {reasons[0]}")
+    for kept, i in enumerate(read):  # close the gaps in place: never a second copy of the result
+        if kept != i:
+            rows[kept] = rows[i]
+    return torch.from_numpy(rows[: len(read)]), [files[i] for i in read]
+
+
+def check_image_size(image_size: int) -> None:
+    """Raises ValueError for anything but a whole number of at least 1."""
+    if not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"image_size: expected a whole number of pixels >= 1, got {image_size!r}")
+
+
+def decode_into(
+    rows: np.ndarray, paths: Sequence[Path], skip_unreadable: bool
+) -> list[UnreadableError | None]:
+    """Decode paths[i] into rows[i], in parallel; never more originals in memory than threads.
+
+    Args:
+        rows: (N, C, S, S) uint8, C 1 or 3.
+        paths: N files.
+        skip_unreadable: leave rows[i] undefined where paths[i] cannot be read instead of raising.
+
+    Returns:
+        For each path why it could not be read, or None.
+
+    Raises:
+        DataError: naming the first path that cannot be read.
+    """
+
+    def work(i: int) -> UnreadableError | None:
+        try:
+            rows[i] = _decode(paths[i], channels=rows.shape[1], image_size=rows.shape[2])
+        except UnreadableError as error:
+            if not skip_unreadable:
+                raise error_about(paths[i], error) from error
+            return error
+        return None
+
+    return in_threads(work, range(len(paths)))
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """[work(item) for item in items] with a thread per core. Decoding and hashing free the GIL."""
+    affinity = getattr(os, "sched_getaffinity", None)  # what a container may use, where known
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        return list(pool.map(work, items))
+
+
+def is_grey(file: BinaryIO) -> bool:
+    """Whether an image has no colour, by its header alone or, if it has one, by its palette.
+
+    Raises:
+        UnreadableError: if that cannot be told.
+    """
+    with _reasons():
+        image = _open(file)
+        if image.mode in ("P", "PA"):
+            palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            return bool((palette == palette[:, :1]).all())
+        return image.mode in ("1", "L", "LA", "I") or image.mode.startswith("I;16")
+
+
+def _decode(path: Path, channels: int, image_size: int) -> np.ndarray:
+    with _reasons(), open(path, "rb") as file:
+        image = _open(file)
+        # JPEG can decode at 1/2, 1/4 or 1/8; twice the final size leaves the resize its own work.
+        image.draft(None, (2 * image_size, 2 * image_size))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _without_alpha(_to_8_bit(image)).convert("L" if channels == 1 else "RGB")
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image).reshape(image_size, image_size, channels)
+        return pixels.transpose(2, 0, 1)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    image = Image.open(file, formats=_FORMATS)
+    # PIL warns from its limit on and refuses from twice the limit; a warning would not save the memory.
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise _too_large()
+    return image
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever goes wrong with a file becomes an `UnreadableError` that says so in a sentence's end."""
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableError("is not a PNG, JPEG, BMP or TIFF image", of_content=True) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large() from error
+    except Exception as error:  # a damaged file makes PIL's decoders raise nearly anything
+        if isinstance(error, OSError) and error.errno is not None:  # PIL's own have no number
+            raise UnreadableError(f"cannot be read ({error.strerror})", of_content=False) from error
+        reason = f"cannot be decoded ({type(error).__name__}: {error})"
+        raise UnreadableError(reason, of_content=not isinstance(error, MemoryError)) from error
+
+
+def _too_large() -> UnreadableError:
+    limit = f"{Image.MAX_IMAGE_PIXELS} pixels (the limit is PIL.Image.MAX_IMAGE_PIXELS)"
+    return UnreadableError(f"has more than {limit}", of_content=False)
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey values v become round(v / 257): a fixed rule, so that no image depends on another."""
+    if image.mode == "F":
+        reason = "has floating-point pixels, whose range is not known; save it with 8 or 16 bits"
+        raise UnreadableError(reason, of_content=True)
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        reason = f"has values {values.min()}..{values.max()}, expected 16-bit ones, 0..65535"
+        raise UnreadableError(reason, of_content=True)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """Transparent pixels become black, whatever colour hides beneath them."""
+    if image.mode not in ("LA", "PA", "RGBA") and "transparency" not in image.info:
+        return image
+    grey = image.mode in ("1", "L", "LA")
+    image = image.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return flat.convert("L" if grey else "RGB")

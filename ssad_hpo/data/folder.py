@@ -1,0 +1,228 @@
+"""Image folders -> Task: the published layout of MVTec AD and MPDD, or a plain pair of folders.
+
+Both halves of a task are ordered by the digest of each image's final pixels, so that names, folders
+and the order of a directory cannot reach anything that sees a Task.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
+from ssad_hpo.data.decode import DataError, check_image_size, find_images
+from ssad_hpo.task import Task
+
+_StrPath = str | os.PathLike[str]
+
+
+class CategoryError(DataError):
+    """A choice among categories is needed; `categories` lists them."""
+
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Half:
+    """`train` or `unlabeled`: its folder, its images and their ground truth, if known."""
+
+    folder: Path
+    paths: list[Path]
+    labels: list[int] | None = None
+
+
+def load_folder(
+    root: _StrPath,
+    category: str | None = None,
+    anomaly: str | None = None,
+    *,
+    image_size: int = 256,
+    skip_unreadable: bool = False,
+) -> Task:
+    """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
+
+    `train` is CATEGORY/train/good (or the images that lie directly in train/). `unlabeled` is all of
+    CATEGORY/test. Images become squares, whatever their shape; 1 channel if all of them are grey, else
+    3; 16-bit grey v becomes round(v / 257), transparent pixels black.
+
+    Args:
+        root: a folder of categories, or one category (it has train/ itself).
+        category: which one; not needed if there is only one.
+        anomaly: only test/good and test/ANOMALY, a benchmark pair. None for all of test/.
+        image_size: height and width, pixels.
+        skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
+
+    Returns:
+        The task, named CATEGORY or CATEGORY/ANOMALY.
+
+    Raises:
+        CategoryError: if `root` has several categories and none, or an unknown one, is named.
+        DataError: for a missing or empty folder, fewer than two images, an unreadable file.
+        ValueError: for an image_size that cannot be.
+    """
+    name, train, unlabeled = _find_halves(root, category, anomaly)
+    return _load_task(name, train, unlabeled, image_size, skip_unreadable)
+
+
+def folder_labels(
+    root: _StrPath,
+    category: str | None = None,
+    anomaly: str | None = None,
+    *,
+    image_size: int = 256,
+    skip_unreadable: bool = False,
+) -> np.ndarray | None:
+    """Ground truth of `load_folder` with the same arguments; only for judging a choice already made.
+
+    Images of test/good are normal, those of every other folder in test/ are anomalies. Identical
+    images with different labels, should there be any, are listed normal first.
+
+    Returns:
+        (N_test,) int8, 1 anomaly, 0 normal, in the order of `unlabeled`. None if there is no ground
+        truth: without test/good, or with images directly in test/.
+
+    Raises:
+        As `load_folder`.
+    """
+    _, train, unlabeled = _find_halves(root, category, anomaly)
+    if unlabeled.labels is None:
+        return None
+    contents, decoded = _decode_halves(train, unlabeled, image_size, skip_unreadable)[1]
+    rows = [
+        (decoded.digests[content.digest], label)
+        for content, label in zip(contents, unlabeled.labels, strict=True)
+        if content.digest in decoded.digests
+    ]
+    return np.array([label for _, label in sorted(rows)], np.int8)
+
+
+def load_folders(
+    train: _StrPath,
+    unlabeled: _StrPath,
+    *,
+    image_size: int = 256,
+    skip_unreadable: bool = False,
+) -> Task:
+    """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
+
+    Images are read as in `load_folder`. There is no ground truth. The task is named "images".
+
+    Raises:
+        DataError: as `load_folder`, or if an image file lies in both folders.
+    """
+    normal, mixture = (_Half(Path(folder), find_images(folder)) for folder in (train, unlabeled))
+    shared = {os.path.realpath(path) for path in normal.paths}
+    for path in mixture.paths:
+        if os.path.realpath(path) in shared:
+            raise DataError(f"{path}: is in train and in unlabeled; give two folders that share no image")
+    return _load_task("images", normal, mixture, image_size, skip_unreadable)
+
+
+def find_categories(root: _StrPath) -> list[str]:
+    """The names of the categories in `root`, sorted; [] if it is itself a category.
+
+    Raises:
+        DataError: if there is no such folder, or neither a category nor a folder of categories.
+    """
+    top = Path(root)
+    if not top.is_dir():
+        raise DataError(f"{top}: expected a folder of images, there is no such folder")
+    if (top / "train").is_dir():
+        return []
+    categories = [name for name in _folders_in(top) if (top / name / "train").is_dir()]
+    if not categories:
+        raise DataError(f"{top}: expected train/good and test/ in it, or categories that have them")
+    return categories
+
+
+def find_anomalies(root: _StrPath, category: str | None = None) -> list[str]:
+    """The kinds of anomalies that a category's test/ has folders of, sorted. For benchmarks only.
+
+    Raises:
+        CategoryError, DataError: as `load_folder`.
+    """
+    test = _choose_category(root, category) / "test"
+    return [name for name in _folders_in(test) if name != "good"] if test.is_dir() else []
+
+
+def _folders_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _choose_category(root: _StrPath, category: str | None) -> Path:
+    top = Path(os.path.abspath(root))  # so that even "." has a name
+    categories = find_categories(top) or [top.name]
+    if category is None and len(categories) == 1:
+        category = categories[0]
+    if category not in categories:
+        error = CategoryError(
+            f"category: expected one of the categories in {root} ({', '.join(categories)}), got {category!r}"
+        )
+        error.categories = tuple(categories)
+        raise error
+    return top if (top / "train").is_dir() else top / category
+
+
+def _find_halves(root: _StrPath, category: str | None, anomaly: str | None) -> tuple[str, _Half, _Half]:
+    place = _choose_category(root, category)
+    good, test = place / "train" / "good", place / "test"
+    if good.is_dir() or not any(path.parent == good.parent for path in find_images(good.parent)):
+        train = _Half(good, find_images(good))
+    else:  # images directly in train/
+        train = _Half(good.parent, [p for p in find_images(good.parent) if p.parent == good.parent])
+    paths = find_images(test)
+    kinds = [path.relative_to(test).parts[0] if path.parent != test else "" for path in paths]
+    known = "good" in kinds and "" not in kinds
+    if anomaly is None:
+        labels = [int(kind != "good") for kind in kinds] if known else None
+        return place.name, train, _Half(test, paths, labels)
+    if not known or anomaly == "good" or anomaly not in kinds:
+        found = ", ".join(sorted({kind for kind in kinds if kind not in ("", "good")})) or "none"
+        raise DataError(f"anomaly: expected a folder beside {test}/good (found: {found}), got {anomaly!r}")
+    pair = [(path, kind) for path, kind in zip(paths, kinds, strict=True) if kind in ("good", anomaly)]
+    labels = [int(kind == anomaly) for _, kind in pair]
+    return f"{place.name}/{anomaly}", train, _Half(test, [path for path, _ in pair], labels)
+
+
+def _load_task(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_unreadable: bool) -> Task:
+    halves = (train, unlabeled)
+    decoded = _decode_halves(train, unlabeled, image_size, skip_unreadable)
+    skipped = [
+        f"{path} {images.unreadable[content.digest]}"
+        for half, (contents, images) in zip(halves, decoded, strict=True)
+        for path, content in zip(half.paths, contents, strict=True)
+        if content.digest in images.unreadable
+    ]
+    if skipped:
+        some = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
+        warnings.warn(f"{name}: skipped {len(skipped)} unreadable images: {some}", stacklevel=3)
+    (_, train_images), (_, unlabeled_images) = decoded
+    return Task(name, torch.from_numpy(train_images.pixels), torch.from_numpy(unlabeled_images.pixels))
+
+
+def _decode_halves(
+    train: _Half, unlabeled: _Half, image_size: int, skip_unreadable: bool
+) -> list[tuple[list[FileContent], DecodedSet]]:
+    """For each half the contents of its files and their images."""
+    check_image_size(image_size)
+    halves = (train, unlabeled)
+    for half in halves:
+        _check_count(half.folder, len(half.paths))
+    contents = [identify(half.folder, half.paths) for half in halves]
+    channels = 1 if all(content.grey is not False for both in contents for content in both) else 3
+    decoded = []
+    for half, files in zip(halves, contents, strict=True):
+        images = decode_set(half.paths, files, image_size, channels, skip_unreadable)
+        _check_count(half.folder, len(images.pixels))
+        decoded.append((files, images))
+    return decoded
+
+
+def _check_count(folder: Path, count: int) -> None:
+    if count < 2:
+        raise DataError(f"{folder}: expected at least 2 readable images in it, found {count}")

@@ -1,0 +1,139 @@
+"""Addresses of data sets: what a study's file holds, so that a task and its labels can be had again."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssad_hpo.data import folder, testbed
+from ssad_hpo.task import Augmentation, SearchSpace, Task
+
+_Labels = Callable[..., "np.ndarray | None"]
+_LOADERS: dict[str, tuple[Callable[..., Task], _Labels | None]] = {
+    "controlled": (testbed.controlled_task, testbed.controlled_labels),
+    "semantic": (testbed.semantic_task, testbed.semantic_labels),
+    "folder": (folder.load_folder, folder.folder_labels),
+    "folders": (folder.load_folders, None),
+}
+_FOLDER_ARGUMENTS = ("root", "train", "unlabeled")
+_KINDS = ("cutout", "cutavg", "cutpaste", "cutdiff")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task comes from: a loader's name and its arguments, as plain JSON values.
+
+    Attributes:
+        loader: "controlled", "semantic", "folder" or "folders": `controlled_task`, `semantic_task`,
+            `load_folder`, `load_folders`.
+        arguments: of that function, by name. Folders become absolute, so that a study can be resumed
+            from another directory; an `Augmentation` becomes {kind: hyperparameters}.
+
+    Raises:
+        ValueError: for an unknown loader, an argument that it does not have, one that it needs and
+            that is missing, or a value that is not plain.
+    """
+
+    loader: str
+    arguments: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.loader not in _LOADERS:
+            raise ValueError(f"loader: expected one of {', '.join(_LOADERS)}, got {self.loader!r}")
+        plain = dict(self.arguments)
+        try:
+            inspect.signature(_LOADERS[self.loader][0]).bind(**plain)
+            for name, value in plain.items():
+                if isinstance(value, Augmentation):
+                    plain[name] = SearchSpace({value.kind: value.hyperparameters}).to_json()
+                elif name in _FOLDER_ARGUMENTS:
+                    plain[name] = os.path.abspath(value)
+            plain = json.loads(json.dumps(plain))
+        except TypeError as error:
+            raise ValueError(f"arguments: {error} (loader {self.loader!r})") from error
+        object.__setattr__(self, "arguments", plain)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and values; `from_json` gives the same source back."""
+        return {"loader": self.loader, "arguments": self.arguments}
+
+    @classmethod
+    def from_json(cls, source: Mapping[str, Any]) -> Source:
+        """The source that `to_json` wrote."""
+        return cls(source["loader"], dict(source["arguments"]))
+
+
+def load(source: Source) -> Task:
+    """The task at an address; the same one each time while its files do not change.
+
+    Raises:
+        ValueError: as the loader's function; for folders the `DataError` among them.
+    """
+    return _LOADERS[source.loader][0](**_arguments(source))
+
+
+def read_labels(source: Source) -> np.ndarray | None:
+    """Ground truth of `load(source)`, only for judging a choice that was already made.
+
+    Returns:
+        (N_test,) int8, 1 anomaly, 0 normal, in the order of `unlabeled`; None where there is none.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    labels_of = _LOADERS[source.loader][1]
+    return None if labels_of is None else labels_of(**_arguments(source))
+
+
+def _arguments(source: Source) -> dict[str, Any]:
+    arguments = dict(source.arguments)
+    if source.loader == "controlled" and "anomaly" in arguments:
+        ((kind, hyperparameters),) = SearchSpace.from_json(arguments["anomaly"]).kinds.items()
+        arguments["anomaly"] = Augmentation(kind, hyperparameters)
+    return arguments
+
+
+def builtin_names() -> list[str]:
+    """The built-in data sets. Beside these, TEXTURE/KIND/AREA gives anomalies of another size."""
+    textures = [f"{texture}/{kind}" for texture in testbed.TEXTURES for kind in _KINDS]
+    digits = [f"digits/{digit}" for digit in range(10)]
+    return textures + digits + [f"{name}/rotated" for name in digits]
+
+
+def builtin(name: str) -> Source:
+    """The address of a built-in data set.
+
+    "gravel/cutavg" is a texture (gravel, brick, grass) with anomalies of a kind (cutout, cutavg,
+    cutpaste, cutdiff) that cover 0.05 of an image; "gravel/cutavg/0.01" has smaller ones. "digits/4"
+    has fours as normal and other digits as anomalies; "digits/4/rotated" has turned fours.
+
+    Raises:
+        ValueError: listing what there is.
+    """
+    match name.split("/"):
+        case ["digits", digit, *rest] if digit in tuple("0123456789") and rest in ([], ["rotated"]):
+            return Source("semantic", {"normal": int(digit), "anomalies": rest[0] if rest else "others"})
+        case [texture, kind, *rest] if texture in testbed.TEXTURES and kind in _KINDS and len(rest) < 2:
+            area = _area(rest[0]) if rest else testbed.DEFAULT_AREA
+            if area is not None:
+                anomaly = Augmentation(kind, {"patch_area": area, "patch_aspect": testbed.ASPECT})
+                return Source("controlled", {"texture": texture, "anomaly": anomaly})
+    raise ValueError(
+        f"data set: expected TEXTURE/KIND or TEXTURE/KIND/AREA (textures {', '.join(testbed.TEXTURES)}; "
+        f"kinds {', '.join(_KINDS)}; areas between 0 and 1), digits/DIGIT or digits/DIGIT/rotated, "
+        f"got {name!r}"
+    )
+
+
+def _area(text: str) -> float | None:
+    try:
+        area = float(text)
+    except ValueError:
+        return None
+    return area if 0 < area < 1 else None

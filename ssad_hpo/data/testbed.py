@@ -1,0 +1,232 @@
+"""Tasks that need no download: textures with anomalies made by a known f_gen, and digit images."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ssad_hpo.task import Augmentation, Range, Task
+
+TEXTURES = ("gravel", "brick", "grass")
+DEFAULT_AREA = 0.05
+ASPECT = Range(0.5, 2, log=True)
+
+_TRAIN_COLUMNS = 300  # of 512: the rest is the unlabeled half's, so that no pixel is in both
+_DEFAULT_ANOMALY = Augmentation("cutavg", {"patch_area": DEFAULT_AREA, "patch_aspect": ASPECT})
+
+
+def controlled_task(
+    texture: str = "gravel",
+    anomaly: Augmentation = _DEFAULT_ANOMALY,
+    *,
+    image_size: int = 64,
+    n_train: int = 256,
+    n_unlabeled: int = 128,
+    contamination: float = 0.5,
+    seed: int = 0,
+) -> Task:
+    """Random crops of a texture, some of them made anomalous by a known f_gen.
+
+    Train crops come from columns 0-300 of scikit-image's photograph, unlabeled ones from columns
+    300-512: no pixel is in both. With the same seed, size and numbers, tasks with different anomalies
+    have the same train images and the same crops beneath the anomalies.
+
+    Args:
+        texture: gravel, brick or grass.
+        anomaly: f_gen; drawn anew for every anomalous image where it has ranges.
+        image_size: height and width of a crop, pixels, 1..212.
+        n_train, n_unlabeled: numbers of images, at least 2 each.
+        contamination: share of anomalies among the unlabeled images, 0..1, rounded to whole images.
+        seed: of crops, of which images become anomalies, and of f_gen.
+
+    Returns:
+        A task with 1 channel, named TEXTURE/KIND, with /AREA if it is not 0.05.
+
+    Raises:
+        ValueError: for an unknown texture or a number out of its range.
+    """
+    return _controlled(texture, anomaly, image_size, n_train, n_unlabeled, contamination, seed)[0]
+
+
+def controlled_labels(
+    texture: str = "gravel",
+    anomaly: Augmentation = _DEFAULT_ANOMALY,
+    *,
+    image_size: int = 64,
+    n_train: int = 256,
+    n_unlabeled: int = 128,
+    contamination: float = 0.5,
+    seed: int = 0,
+) -> np.ndarray:
+    """Ground truth of `controlled_task` with the same arguments: (n_unlabeled,) int8, 1 anomaly."""
+    return _controlled(texture, anomaly, image_size, n_train, n_unlabeled, contamination, seed)[1]
+
+
+def _controlled(
+    texture: str,
+    anomaly: Augmentation,
+    image_size: int,
+    n_train: int,
+    n_unlabeled: int,
+    contamination: float,
+    seed: int,
+) -> tuple[Task, np.ndarray]:
+    # The one edge from this room to another of its level: f_gen is one of the augmentations, and the
+    # benchmark must make anomalies with the very code that a search may imitate them with. Imported
+    # here, so that reading folders does not need it.
+    from ssad_hpo.augment import augment
+
+    photograph = _photograph(texture)
+    widest = photograph.shape[1] - _TRAIN_COLUMNS
+    if not isinstance(image_size, int) or not 1 <= image_size <= widest:
+        raise ValueError(f"image_size: expected 1..{widest} pixels on a texture, got {image_size!r}")
+    _check_counts(n_train, n_unlabeled, contamination)
+    generator = torch.Generator().manual_seed(seed)
+    train = _crops(photograph[:, :_TRAIN_COLUMNS], n_train, image_size, generator)
+    unlabeled = _crops(photograph[:, _TRAIN_COLUMNS:], n_unlabeled, image_size, generator)
+    n_anomalous = round(contamination * n_unlabeled)
+    anomalous = torch.randperm(n_unlabeled, generator=generator)[:n_anomalous]
+    if n_anomalous:
+        changed = augment(unlabeled[anomalous].float() / 255, anomaly, generator)
+        unlabeled[anomalous] = (changed * 255).round().to(torch.uint8)
+    labels = np.zeros(n_unlabeled, np.int8)
+    labels[anomalous.numpy()] = 1
+    return Task(_controlled_name(texture, anomaly), train, unlabeled), labels
+
+
+def _controlled_name(texture: str, anomaly: Augmentation) -> str:
+    area = anomaly.hyperparameters.get("patch_area", DEFAULT_AREA)
+    if isinstance(area, Range):
+        return f"{texture}/{anomaly.kind}/{area.low:g}-{area.high:g}"
+    return f"{texture}/{anomaly.kind}" + ("" if area == DEFAULT_AREA else f"/{area:g}")
+
+
+def _photograph(texture: str) -> torch.Tensor:
+    """(512, 512) uint8, straight from the wheel: skimage.data would want a cache in the user's home."""
+    if texture not in TEXTURES:
+        raise ValueError(f"texture: expected one of {', '.join(TEXTURES)}, got {texture!r}")
+    with resources.files("skimage").joinpath("data", f"{texture}.png").open("rb") as file:
+        return torch.from_numpy(np.array(Image.open(file).convert("L")))
+
+
+def _crops(photograph: torch.Tensor, count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """(count, 1, size, size) squares at uniform places."""
+    windows = photograph.unfold(0, size, 1).unfold(1, size, 1)  # (tops, lefts, size, size), a view
+    tops = torch.randint(windows.shape[0], (count,), generator=generator)
+    lefts = torch.randint(windows.shape[1], (count,), generator=generator)
+    return windows[tops, lefts].unsqueeze(1)
+
+
+def semantic_task(
+    normal: int = 4,
+    anomalies: Literal["others", "rotated"] = "others",
+    *,
+    image_size: int = 32,
+    n_train: int = 90,
+    n_unlabeled: int = 80,
+    contamination: float = 0.5,
+    seed: int = 0,
+) -> Task:
+    """One handwritten digit is normal; anomalies are other digits, or the same digit turned.
+
+    From scikit-learn's 8x8 digits (about 180 of each, 174 at least), enlarged bilinearly. No original
+    is used twice: train, the normal and the anomalous unlabeled images are all different ones.
+
+    Args:
+        normal: the normal digit, 0..9.
+        anomalies: "others", drawn from the nine other digits; "rotated", held-out images of the normal
+            digit turned by 90, 180 or 270 degrees, drawn uniformly. A 0 or an 8 hardly changes when
+            it is turned; a 4 does.
+        image_size: height and width after enlarging, pixels, at least 8.
+        n_train, n_unlabeled: numbers of images, at least 2 each.
+        contamination: share of anomalies among the unlabeled images, 0..1, rounded to whole images.
+        seed: of the choice of images, their order and their angles.
+
+    Returns:
+        A task with 1 channel, named digits/NORMAL or digits/NORMAL/rotated.
+
+    Raises:
+        ValueError: for an argument out of its range, or more images than there are.
+    """
+    return _semantic(normal, anomalies, image_size, n_train, n_unlabeled, contamination, seed)[0]
+
+
+def semantic_labels(
+    normal: int = 4,
+    anomalies: Literal["others", "rotated"] = "others",
+    *,
+    image_size: int = 32,
+    n_train: int = 90,
+    n_unlabeled: int = 80,
+    contamination: float = 0.5,
+    seed: int = 0,
+) -> np.ndarray:
+    """Ground truth of `semantic_task` with the same arguments: (n_unlabeled,) int8, 1 anomaly."""
+    return _semantic(normal, anomalies, image_size, n_train, n_unlabeled, contamination, seed)[1]
+
+
+def _semantic(
+    normal: int,
+    anomalies: str,
+    image_size: int,
+    n_train: int,
+    n_unlabeled: int,
+    contamination: float,
+    seed: int,
+) -> tuple[Task, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    if normal not in range(10):
+        raise ValueError(f"normal: expected a digit 0..9, got {normal!r}")
+    if anomalies not in ("others", "rotated"):
+        raise ValueError(f"anomalies: expected 'others' or 'rotated', got {anomalies!r}")
+    if not isinstance(image_size, int) or image_size < 8:
+        raise ValueError(f"image_size: expected at least 8 pixels for digits, got {image_size!r}")
+    _check_counts(n_train, n_unlabeled, contamination)
+    generator = torch.Generator().manual_seed(seed)
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 16  # values are 0..16
+    is_normal = torch.from_numpy(digits.target == normal)
+    n_anomalous = round(contamination * n_unlabeled)
+    n_normal = n_train + n_unlabeled - n_anomalous
+
+    normals = _shuffled(images[is_normal], generator)
+    needed = n_normal + (n_anomalous if anomalies == "rotated" else 0)
+    if needed > len(normals):
+        raise ValueError(
+            f"n_train, n_unlabeled: expected no more than the {len(normals)} images of digit {normal} "
+            f"together, got {needed}"
+        )
+    if anomalies == "rotated":
+        turns = torch.randint(1, 4, (n_anomalous,), generator=generator)
+        upright = normals[n_normal:needed]
+        held_out = [image.rot90(int(k), (1, 2)) for image, k in zip(upright, turns, strict=True)]
+        changed = torch.stack(held_out) if held_out else upright
+    else:
+        changed = _shuffled(images[~is_normal], generator)[:n_anomalous]
+    order = torch.randperm(n_unlabeled, generator=generator)
+    unlabeled = torch.cat([normals[n_train:n_normal], changed])[order]
+    labels = (order >= n_unlabeled - n_anomalous).numpy().astype(np.int8)
+    name = f"digits/{normal}" + ("/rotated" if anomalies == "rotated" else "")
+    return Task(name, _enlarged(normals[:n_train], image_size), _enlarged(unlabeled, image_size)), labels
+
+
+def _shuffled(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return images[torch.randperm(len(images), generator=generator)]
+
+
+def _enlarged(images: torch.Tensor, size: int) -> torch.Tensor:
+    images = torch.nn.functional.interpolate(images, (size, size), mode="bilinear")
+    return (images * 255).round().to(torch.uint8)
+
+
+def _check_counts(n_train: int, n_unlabeled: int, contamination: float) -> None:
+    for name, count in (("n_train", n_train), ("n_unlabeled", n_unlabeled)):
+        if not isinstance(count, int) or count < 2:
+            raise ValueError(f"{name}: expected a whole number >= 2, got {count!r}")
+    if not 0 <= contamination <= 1:
+        raise ValueError(f"contamination: expected a share of anomalies, 0..1, got {contamination}")

@@ -1,0 +1,173 @@
+"""Judging a choice after it was made: the only room where labels meet scores.
+
+AUC stands for the area under the ROC curve, 0..1, higher is better, 0.5 is chance. Criteria are lower
+is better, as in `ssad_hpo.criteria`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata, spearmanr, wilcoxon
+from sklearn.metrics import roc_auc_score
+
+if TYPE_CHECKING:
+    import torch
+
+    Values = NDArray[Any] | torch.Tensor | Sequence[float]
+
+
+def auc(labels: Values, scores: Values) -> float:
+    """The area under the ROC curve: the chance that an anomaly scores above a normal sample.
+
+    Args:
+        labels: (N,), 1 (or True) for an anomaly, 0 (or False) for normal; both must occur.
+        scores: (N,), finite, higher is more anomalous; equal scores count half.
+
+    Raises:
+        ValueError: naming the argument, for a wrong shape or length, labels other than 0 and 1 or of
+            one class only, scores that are not finite.
+    """
+    truth, predicted = _vector("labels", labels), _vector("scores", scores)
+    if len(truth) != len(predicted):
+        raise ValueError(f"scores: expected one for each of {len(truth)} labels, got {len(predicted)}")
+    values = np.unique(truth).tolist()
+    if values != [0, 1]:
+        raise ValueError(f"labels: expected both 0 (normal) and 1 (anomaly), got {values[:5]}")
+    return float(roc_auc_score(truth, predicted))
+
+
+@dataclass(frozen=True)
+class StudyEvaluation:
+    """How good a study's choice was among its candidates.
+
+    Attributes:
+        auc_selected: AUC of the candidate that was chosen without labels.
+        auc_oracle: the best AUC among the candidates.
+        auc_random: their mean AUC, which a random choice has in expectation.
+        auc_worst: the worst AUC among them.
+        regret: auc_oracle - auc_selected, 0 is best.
+        spearman: rank correlation of -criterion with AUC, -1..1, higher is better; None where it is
+            undefined: fewer than 3 candidates, or all equal in criterion or AUC.
+        n_candidates: how many there were.
+    """
+
+    auc_selected: float
+    auc_oracle: float
+    auc_random: float
+    auc_worst: float
+    regret: float
+    spearman: float | None
+    n_candidates: int
+
+    def metrics(self) -> dict[str, float]:
+        """The figures by name, for tracking; without those that are undefined."""
+        return {name: float(value) for name, value in asdict(self).items() if value is not None}
+
+
+def evaluate_candidates(
+    aucs: Mapping[int, float], criterion_values: Mapping[int, float], selected: int
+) -> StudyEvaluation:
+    """Compare the selected candidate with the oracle, the worst and a random choice.
+
+    Args:
+        aucs: the AUC of each candidate that could have been chosen, by trial number.
+        criterion_values: the criterion's value for the same trials, lower is better.
+        selected: the trial that was chosen; it need not be the criterion's minimum.
+
+    Raises:
+        ValueError: naming the argument, when there is no candidate, the two mappings hold different
+            trials, a value is not finite, an AUC is outside 0..1, or `selected` is none of them.
+    """
+    if not aucs:
+        raise ValueError("aucs: expected at least one candidate, got none")
+    if set(aucs) != set(criterion_values):
+        apart = sorted(set(aucs) ^ set(criterion_values))
+        raise ValueError(f"criterion_values: expected the trials of aucs, got a difference in {apart}")
+    if selected not in aucs:
+        raise ValueError(f"selected: expected one of the trials {sorted(aucs)}, got {selected}")
+    for trial, value in aucs.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"aucs: expected 0..1, got {value} for trial {trial}")
+    for trial, value in criterion_values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"criterion_values: expected finite values, got {value} for trial {trial}")
+
+    trials = sorted(aucs)  # so that sums do not depend on the order in which trials ended
+    values = np.array([aucs[trial] for trial in trials])
+    goodness = np.array([-criterion_values[trial] for trial in trials])
+    return StudyEvaluation(
+        auc_selected=float(aucs[selected]),
+        auc_oracle=float(values.max()),
+        auc_random=float(values.mean()),
+        auc_worst=float(values.min()),
+        regret=float(values.max() - aucs[selected]),
+        spearman=_spearman(goodness, values),
+        n_candidates=len(trials),
+    )
+
+
+def average_ranks(table: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Each method's rank averaged over tasks; rank 1 is the best AUC of a task, ties averaged.
+
+    Args:
+        table: for each method its AUC (or any figure where higher is better) on every task, all in
+            the same order of tasks.
+
+    Raises:
+        ValueError: when there is no method or no task, lengths differ, or a value is not finite.
+    """
+    if not table:
+        raise ValueError("table: expected at least one method, got none")
+    rows = {method: _vector(f"table[{method!r}]", aucs) for method, aucs in table.items()}
+    lengths = {method: len(row) for method, row in rows.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(f"table: expected every method on the same tasks, one or more, got {lengths}")
+    ranks = rankdata(-np.stack(list(rows.values())), method="average", axis=0)
+    return dict(zip(rows, ranks.mean(axis=1).tolist(), strict=True))
+
+
+def wilcoxon_greater(a: Values, b: Values) -> float:
+    """The p-value of the one-sided paired Wilcoxon signed-rank test that `a` is greater than `b`.
+
+    Pairs without a difference are left out (Wilcoxon's own way); if none is left, nothing speaks for
+    `a` and the p-value is 1. Of the pairs that remain, up to 50 without ties and up to 13 with ties are
+    tested exactly, more by the normal approximation with a correction for ties (SciPy's choice).
+
+    Args:
+        a, b: (N,) paired values, for instance the AUCs of two methods on the same tasks; N >= 1.
+
+    Raises:
+        ValueError: naming the argument, for a wrong shape, different lengths, values not finite.
+    """
+    first, second = _vector("a", a), _vector("b", b)
+    if len(first) != len(second) or len(first) == 0:
+        raise ValueError(f"b: expected as many values as a, at least 1, got {len(first)} and {len(second)}")
+    # Rounded, since 0.9 - 0.8 and 0.8 - 0.7 differ in their last bits and must count as tied.
+    differences = np.round(first - second, 12)
+    differences = differences[differences != 0]
+    if len(differences) == 0:
+        return 1.0
+    return float(wilcoxon(differences, alternative="greater").pvalue)
+
+
+def _vector(name: str, values: Values) -> NDArray[np.float64]:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError(f"{name}: expected (N,), got {vector.shape}")
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{name}: expected finite values, got {vector[~np.isfinite(vector)][0]}")
+    return vector
+
+
+def _spearman(goodness: NDArray[np.float64], aucs: NDArray[np.float64]) -> float | None:
+    if len(aucs) < 3 or np.ptp(goodness) == 0 or np.ptp(aucs) == 0:
+        return None
+    return float(spearmanr(goodness, aucs).statistic)
