@@ -149,7 +149,9 @@ def _value(hyperparameter: Hyperparameter, u: Tensor) -> Tensor:
     if isinstance(hyperparameter, Range):
         low, high = hyperparameter.low, hyperparameter.high
         return low * (high / low) ** u if hyperparameter.log else low + (high - low) * u
-    return torch.as_tensor(hyperparameter, dtype=u.dtype, device=u.device).expand_as(u)
+    if isinstance(hyperparameter, Tensor):
+        return hyperparameter.to(u).expand_as(u)
+    return torch.full_like(u, hyperparameter)  # filled on the device: no copy from the host to wait for
 
 
 def _ends(value: float | Range) -> tuple[float, ...]:
@@ -306,8 +308,8 @@ def _grey(images: Tensor) -> Tensor:
     """(N, 1, H, W) luma of RGB images (ITU-R BT.601); grey images as they are."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor([0.299, 0.587, 0.114])[:, None, None]
-    return (images * weights).sum(1, keepdim=True)
+    red, green, blue = images.split(1, 1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
@@ -325,6 +327,5 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(brightest == 1, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    offsets = images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
-    k = (offsets + sixths + 6 * turn) % 6
+    k = torch.cat([n + sixths + 6 * turn for n in (5, 3, 1)], 1) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

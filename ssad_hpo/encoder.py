@@ -1,6 +1,7 @@
 """The networks: a small residual encoder, torchvision's classifiers by name, and the head for training.
 
-An encoder maps normalised images (N, C, H, W) to features (N, D) and tells D as `features`.
+An encoder maps normalised images (N, C, H, W) to features (N, D) and tells D as `features`; a network
+takes images in [0, 1] and normalises them itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _HEAD_FEATURES = 128
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class SmallEncoder(nn.Module):
@@ -72,11 +75,19 @@ class _TorchvisionEncoder(nn.Module):
 class Network(nn.Module):
     """Encoder and head: features -> features -> 128, each with batch norm and ReLU, then 2 logits.
 
-    The logits are those of the pretext classes, 0 (normal) and 1 (augmented). The head serves training
-    and the classifier's own score; embeddings come from the encoder.
+    Takes images (N, C, H, W) in [0, 1] and normalises them with ImageNet's mean and standard deviation
+    (grey ones with those averaged over the channels). The logits are those of the pretext classes, 0
+    (normal) and 1 (augmented); the head serves training and the classifier's own score.
+
+    Args:
+        encoder: with its number of features as `features`.
+        channels: of the images, 1 or 3.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: nn.Module, channels: int) -> None:
         super().__init__()
         features: int = encoder.features  # type: ignore[assignment]
         self.encoder = encoder
@@ -90,9 +101,19 @@ class Network(nn.Module):
             nn.ReLU(),
             nn.Linear(_HEAD_FEATURES, 2),
         )
+        mean, std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
+        if channels == 1:
+            mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std[:, None, None])
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """(N, D) features of images in [0, 1]: what embeddings are made of."""
+        normalised = (images - self.mean) / self.std
+        return self.encoder(normalised.contiguous(memory_format=torch.channels_last))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images))
+        return self.head(self.features_of(images))
 
 
 def build_network(encoder: str, *, channels: int, image_size: tuple[int, int], width: int) -> Network:
@@ -108,8 +129,8 @@ def build_network(encoder: str, *, channels: int, image_size: tuple[int, int], w
         ValueError: for an unknown name, or a classifier that cannot take such images.
     """
     if encoder == "small":
-        return Network(SmallEncoder(channels, width))
-    return Network(_torchvision_encoder(encoder, image_size))
+        return Network(SmallEncoder(channels, width), channels)
+    return Network(_torchvision_encoder(encoder, image_size), channels)
 
 
 def _torchvision_encoder(name: str, image_size: tuple[int, int]) -> nn.Module:

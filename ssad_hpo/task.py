@@ -275,7 +275,7 @@ class Training:
 
     encoder: str = "small"
     width: int = 16
-    steps: int = 150
+    steps: int = 250
     batch_size: int = 32
     learning_rate: float = 0.03
     momentum: float = 0.9

@@ -1,0 +1,11 @@
+"""One detector: train it, embed images with it, score them, keep it on disk.
+
+A detector learns to tell normal images from augmented ones [DSV, section 2.1] and scores an image by
+the Mahalanobis distance of its embedding to a Gaussian fitted to the train embeddings.
+"""
+
+from ssad_hpo.detector.model import Detector, Embeddings
+from ssad_hpo.detector.numerics import resolve_precision
+from ssad_hpo.detector.training import Checkpoint, train
+
+__all__ = ["Checkpoint", "Detector", "Embeddings", "resolve_precision", "train"]

@@ -1,0 +1,217 @@
+"""A trained detector: embed images with it, score them, keep it on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssad_hpo.augment import augment
+from ssad_hpo.detector.numerics import autocast, seeded, to_float
+from ssad_hpo.encoder import Network, build_network
+from ssad_hpo.task import Augmentation, DetectorError, Range, Training
+
+# Images embedded at once: large enough for the device, small enough for the memory at 256 pixels.
+_EMBED_BATCH = 256
+# Added to the seed for the augmented images of the criteria, so that they are not those of training.
+_EVALUATION_STREAM = 1_000_003
+_SETTINGS_FILE, _WEIGHTS_FILE = "detector.json", "detector.safetensors"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a criterion is computed from: unit rows, (N, D) float32 on the CPU.
+
+    Attributes:
+        train, augmented, unlabeled: embeddings of `train`, of `augment(train)` and of `unlabeled`.
+    """
+
+    train: Tensor
+    augmented: Tensor
+    unlabeled: Tensor
+
+
+@dataclass
+class Detector:
+    """A trained network with its density, and the settings that it was trained with.
+
+    Attributes:
+        network: encoder and head, in evaluation mode.
+        augmentation, training: what it was trained with; `training.precision` is the resolved one.
+        image_shape: (C, H, W) of the images that it takes.
+        mean, whitening: (D,) and (D, D) float64, so that the Mahalanobis distance of an embedding z is
+            ||whitening (z - mean)||; None before `fit_density`.
+    """
+
+    network: Network
+    augmentation: Augmentation
+    training: Training
+    image_shape: tuple[int, int, int]
+    mean: Tensor | None = None
+    whitening: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit embeddings of images.
+
+        Args:
+            images: (N, C, H, W) uint8 of `image_shape`.
+
+        Returns:
+            (N, D) float32 on the CPU, rows of length 1.
+
+        Raises:
+            ValueError: if the images are of another type or shape.
+            DetectorError: if the embeddings are not finite.
+        """
+        self._check_images(images)
+        return self._embed(to_float(block) for block in self._blocks(images))
+
+    @torch.inference_mode()
+    def embed_augmented(self, images: Tensor) -> Tensor:
+        """Unit embeddings of augmented copies of the train images, as the criteria need them.
+
+        The augmented copies depend on the seed alone: they are the same at every evaluation.
+
+        Args:
+            images: (N, C, H, W) uint8, the train images.
+
+        Returns:
+            (M, D) float32 on the CPU. M = N, or ceil(c / (1 - c) * N) with a `contamination` c.
+        """
+        self._check_images(images)
+        count, c = len(images), self.training.contamination
+        if c is not None:
+            count = math.ceil(c / (1 - c) * count)
+            images = images[torch.arange(count) % len(images)]
+        generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
+        return self._embed(
+            augment(to_float(block), self.augmentation, generator) for block in self._blocks(images)
+        )
+
+    def embed_task(self, train: Tensor, unlabeled: Tensor) -> Embeddings:
+        """The three sets of embeddings that every criterion takes; see `embed` and `embed_augmented`."""
+        return Embeddings(self.embed(train), self.embed_augmented(train), self.embed(unlabeled))
+
+    def fit_density(self, train_embeddings: Tensor) -> None:
+        """Fit the Gaussian of the anomaly score to (N, D) train embeddings (Ledoit-Wolf covariance)."""
+        from sklearn.covariance import ledoit_wolf  # imported here: slow, and `import ssad_hpo` is not
+
+        rows = train_embeddings.double()
+        self.mean = rows.mean(0)
+        covariance, _ = ledoit_wolf((rows - self.mean).numpy(), assume_centered=True)
+        lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(covariance))
+        if failed:
+            raise DetectorError(f"collapsed: the train embeddings of {self.augmentation} have no spread")
+        eye = torch.eye(len(lower), dtype=lower.dtype)
+        self.whitening = torch.linalg.solve_triangular(lower, eye, upper=False).contiguous()
+
+    def density_score(self, embeddings: Tensor) -> Tensor:
+        """Mahalanobis distances (N,) float64 of (N, D) embeddings; higher is more anomalous."""
+        if self.mean is None or self.whitening is None:
+            raise ValueError("detector: it has no density yet; call fit_density on the train embeddings")
+        return ((embeddings.double() - self.mean) @ self.whitening.T).norm(dim=1)
+
+    @torch.inference_mode()
+    def score(self, images: Tensor) -> Tensor:
+        """Anomaly scores (N,) float64 of (N, C, H, W) uint8 images; higher is more anomalous.
+
+        `training.score` says which: "density" (Mahalanobis distance) or "classifier" (the probability
+        of "augmented", 0..1).
+        """
+        if self.training.score == "density":
+            return self.density_score(self.embed(images))
+        self._check_images(images)
+        with autocast(self.device, self.training):
+            logits = [self.network(to_float(b)).float() for b in self._blocks(images)]
+        return torch.cat(logits).softmax(1)[:, 1].double().cpu()
+
+    def save(self, folder: Path) -> None:
+        """Write the detector into a folder as safetensors and JSON, whole or not at all."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.mean is None or self.whitening is None:
+            raise ValueError("detector: it has no density yet; call fit_density before save")
+        tensors = {f"network.{name}": t.contiguous() for name, t in self.network.state_dict().items()}
+        tensors |= {"density.mean": self.mean, "density.whitening": self.whitening}
+        settings = {
+            "format": 1,
+            "image_shape": list(self.image_shape),
+            "augmentation": {
+                "kind": self.augmentation.kind,
+                "hyperparameters": {
+                    n: v if isinstance(v, int | float) else asdict(v)
+                    for n, v in self.augmentation.hyperparameters.items()
+                },
+            },
+            "training": asdict(self.training),
+        }
+        partial = folder / (_WEIGHTS_FILE + ".partial")
+        save_file(tensors, partial)
+        os.replace(partial, folder / _WEIGHTS_FILE)
+        partial = folder / (_SETTINGS_FILE + ".partial")
+        partial.write_text(json.dumps(settings, indent=2))
+        os.replace(partial, folder / _SETTINGS_FILE)  # last: a folder with settings is whole
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> Detector:
+        """Read a detector that `save` wrote.
+
+        Raises:
+            FileNotFoundError: if the folder holds no detector.
+            ValueError: if it was written by a newer version.
+        """
+        from safetensors.torch import load_file
+
+        if not (folder / _SETTINGS_FILE).is_file():
+            raise FileNotFoundError(f"{folder}: holds no detector (no {_SETTINGS_FILE})")
+        settings = json.loads((folder / _SETTINGS_FILE).read_text())
+        if settings.get("format") != 1:
+            raise ValueError(f"{folder}: written by a newer version of ssad_hpo; update it to read this")
+        given = settings["augmentation"]
+        augmentation = Augmentation(
+            given["kind"],
+            {n: Range(**v) if isinstance(v, dict) else v for n, v in given["hyperparameters"].items()},
+        )
+        training = Training(**settings["training"])
+        channels, height, width = settings["image_shape"]
+        with seeded(training.seed):
+            network = build_network(
+                training.encoder, channels=channels, image_size=(height, width), width=training.width
+            )
+        tensors = load_file(folder / _WEIGHTS_FILE)
+        mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
+        network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
+        network.to(device).to(memory_format=torch.channels_last).eval()
+        return cls(network, augmentation, training, (channels, height, width), mean, whitening)
+
+    def _embed(self, batches: Iterator[Tensor]) -> Tensor:
+        with autocast(self.device, self.training):
+            features = [self.network.features_of(batch).float() for batch in batches]
+        embeddings = F.normalize(torch.cat(features), dim=1).cpu()
+        if not embeddings.isfinite().all():
+            raise DetectorError(f"diverged: embeddings are not finite under {self.augmentation}")
+        return embeddings
+
+    def _blocks(self, images: Tensor) -> Iterator[Tensor]:
+        for block in images.split(_EMBED_BATCH):
+            yield block.to(self.device, non_blocking=True)
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"images: expected uint8 (N, {expected}), got {images.dtype} {tuple(images.shape)}"
+            )

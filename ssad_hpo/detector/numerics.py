@@ -1,0 +1,51 @@
+"""What training and embedding share: number formats, precision, seeds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ssad_hpo.task import Precision, Training
+
+# On CPUs with bf16 arithmetic autocast pays from this image size on (its casts cost more below).
+_BFLOAT16_PIXELS = 64 * 64
+
+
+def resolve_precision(training: Training, device: torch.device, pixels: int) -> Precision:
+    """The precision that "auto" stands for, from the machine's capability and the image size alone.
+
+    Never from a timing: the same seed must give the same result on every run.
+
+    Args:
+        training: whose `precision` is returned as it is unless it is "auto".
+        device: where the training runs.
+        pixels: of an image, height * width.
+    """
+    if training.precision != "auto":
+        return training.precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    capable = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bfloat16" if capable and pixels >= _BFLOAT16_PIXELS else "float32"
+
+
+def autocast(device: torch.device, training: Training) -> torch.autocast:
+    """The context in which the network runs at the training's (resolved) precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images.float() / 255
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """torch's global generators set to a seed inside, and left as they were outside."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,103 @@
+"""The training loop: a classifier of normal against augmented images [DSV, section 2.1]."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssad_hpo.augment import augment, check_fits, jitter
+from ssad_hpo.detector.model import Detector
+from ssad_hpo.detector.numerics import autocast, resolve_precision, seeded, to_float
+from ssad_hpo.encoder import build_network
+from ssad_hpo.task import Augmentation, DetectorError, Training
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A detector in the course of its training.
+
+    Attributes:
+        step: training steps done.
+        detector: the detector at this step, without a density; valid until the training goes on.
+        loss: mean cross-entropy over the steps since the last checkpoint.
+    """
+
+    step: int
+    detector: Detector
+    loss: float
+
+
+def train(
+    images: Tensor, augmentation: Augmentation, training: Training, device: str | torch.device = "cpu"
+) -> Iterator[Checkpoint]:
+    """Train a detector to tell `images` from `augment(images)`, and hand it out at the chosen steps.
+
+    Args:
+        images: (N, C, H, W) uint8, normal images.
+        augmentation: f_aug; ranges are drawn anew for every image.
+        training: settings; its seed decides initial weights, batches, jitter and augmentation.
+        device: where to train.
+
+    Yields:
+        A `Checkpoint` after each of `training.evaluation_steps`; the last is the whole training.
+
+    Raises:
+        ValueError: if a patch of the augmentation does not fit into the images.
+        DetectorError: if the loss is not finite; it names the hyperparameters.
+    """
+    device = torch.device(device)
+    channels, height, width = images.shape[1:]
+    check_fits(augmentation, height=height, width=width)
+    training = replace(training, precision=resolve_precision(training, device, height * width))
+    with seeded(training.seed, device):
+        network = build_network(
+            training.encoder, channels=channels, image_size=(height, width), width=training.width
+        )
+    network.to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
+    generator = torch.Generator(device).manual_seed(training.seed)
+    images = images.to(device)
+    batches = _batches(len(images), training, generator)
+    targets = torch.arange(2, device=device).repeat_interleave(training.batch_size)
+    detector = Detector(network, augmentation, training, (channels, height, width))
+
+    for start, end in itertools.pairwise((0, *training.evaluation_steps)):
+        network.train()
+        total = torch.zeros((), device=device)
+        # Dropout, in encoders that have it, draws from torch's global generator.
+        with seeded(training.seed + start, device):
+            for step in range(start, end):
+                normal = jitter(to_float(images[batches[step]]), training.jitter, generator)
+                augmented = augment(normal, augmentation, generator)
+                with autocast(device, training):
+                    logits = network(torch.cat([normal, augmented]))
+                loss = F.cross_entropy(logits.float(), targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                annealing.step()
+                total += loss.detach()
+        mean_loss = float(total) / (end - start)
+        if not math.isfinite(mean_loss):
+            raise DetectorError(f"diverged: loss {mean_loss} by step {end} under {augmentation}")
+        network.eval()
+        yield Checkpoint(end, detector, mean_loss)
+
+
+def _batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
+    """(steps, batch_size) indices of images: one random order after the other, cut into batches."""
+    needed = training.steps * training.batch_size
+    orders = [torch.randperm(n, generator=generator, device=generator.device) for _ in range(-(-needed // n))]
+    return torch.cat(orders)[:needed].view(training.steps, training.batch_size)

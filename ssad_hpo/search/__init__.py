@@ -1,0 +1,30 @@
+"""Search without labels: the objective, running and resuming a study, selecting a detector."""
+
+from ssad_hpo.search.kept import Kept, open_kept
+from ssad_hpo.search.objective import FAILURE, Evaluation, Objective, evaluations
+from ssad_hpo.search.running import open_journal, open_study, reconcile, remaining_trials, run_search
+from ssad_hpo.search.sampling import PRUNERS, SAMPLERS, is_final, make_pruner, make_sampler, position
+from ssad_hpo.search.selection import Candidate, candidates, select
+
+__all__ = [
+    "FAILURE",
+    "PRUNERS",
+    "SAMPLERS",
+    "Candidate",
+    "Evaluation",
+    "Kept",
+    "Objective",
+    "candidates",
+    "evaluations",
+    "is_final",
+    "make_pruner",
+    "make_sampler",
+    "open_journal",
+    "open_kept",
+    "open_study",
+    "position",
+    "reconcile",
+    "remaining_trials",
+    "run_search",
+    "select",
+]

@@ -1,0 +1,116 @@
+"""Running a study and taking it up again after it was stopped, by whatever means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from ssad_hpo.search.kept import FolderStore
+from ssad_hpo.search.objective import INTERRUPTED, RETRY_OF, Objective
+from ssad_hpo.search.sampling import is_final, make_pruner, make_sampler, position
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Optuna's storage in a journal file, whose owner this process must be.
+
+    A torn last line (a kill in mid-write) and the lock file of a dead owner would both stop Optuna; both
+    are cleared away here, which is only right while nobody else has the file open.
+    """
+    if path.exists():
+        _cut_torn_line(path)
+        for stale in path.parent.glob(path.name + ".lock*"):
+            stale.unlink(missing_ok=True)
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as journal:
+        content = journal.read()
+        whole = content.rfind(b"\n") + 1
+        last = content[:whole].rstrip(b"\n").rpartition(b"\n")[2]
+        try:
+            json.loads(last or b"{}")
+        except json.JSONDecodeError:
+            whole -= len(last) + 1
+        journal.truncate(whole)
+
+
+def open_study(
+    storage: BaseStorage | str,
+    study_name: str,
+    objective: Objective,
+    *,
+    sampler: str = "tpe",
+    pruner: str = "none",
+    seed: int = 0,
+    grid_points: int = 4,
+) -> optuna.Study:
+    """Create a study, or open it if it exists, with a sampler whose draws survive a restart.
+
+    Args:
+        storage: a storage, or its URL.
+        study_name: of the study.
+        objective: whose space is searched.
+        sampler, pruner: by name, see `make_sampler` and `make_pruner`.
+        seed: of the sampler.
+        grid_points: of the sampler "grid".
+    """
+    return optuna.create_study(
+        storage=storage,
+        study_name=study_name,
+        sampler=make_sampler(sampler, objective.space, seed, grid_points),
+        pruner=make_pruner(pruner, objective.training),
+        direction="minimize",
+        load_if_exists=True,
+    )
+
+
+def reconcile(study: optuna.Study, objective: Objective) -> None:
+    """Close the trials that an earlier process left open, and queue their parameters again.
+
+    Call it only while this process owns the study (its run folder is locked): then whoever ran an open
+    trial is gone. A trial that was stopped from outside is repeated under a new number, with the same
+    parameters; a trial that failed by its own fault is not.
+    """
+    storage = study._storage  # the only way to give a finished trial an attribute
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, "its process ended")
+        study.tell(trial.number, state=TrialState.FAIL)
+        if objective.recorder is not None:
+            objective.recorder.trial_ended(str(trial.number), "interrupted", {}, "its process ended")
+        if isinstance(objective.store, FolderStore):
+            objective.store.discard(trial.number)
+    trials = study.get_trials(deepcopy=False)
+    taken = {position(study, t) for t in trials if is_final(t) or t.state == TrialState.WAITING}
+    for trial in trials:
+        if trial.state != TrialState.FAIL or position(study, trial) in taken:
+            continue
+        taken.add(position(study, trial))
+        first = trial.user_attrs.get(RETRY_OF, trial.number)
+        # Not skip_if_exists: it would take the failed trial itself for an existing one.
+        study.enqueue_trial(trial.params, user_attrs={RETRY_OF: first})
+
+
+def remaining_trials(study: optuna.Study, n_trials: int) -> int:
+    """How many of `n_trials` are still to be run; interrupted ones count as not run."""
+    return max(0, n_trials - sum(is_final(t) for t in study.get_trials(deepcopy=False)))
+
+
+def run_search(study: optuna.Study, objective: Objective, n_trials: int) -> None:
+    """Bring a study to `n_trials` finished trials, taking up what an earlier process left.
+
+    Raises:
+        ValueError: if n_trials < 1.
+        KeyboardInterrupt: on Ctrl-C, after the running trial was marked; call again to go on.
+    """
+    if n_trials < 1:
+        raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
+    reconcile(study, objective)
+    remaining = remaining_trials(study, n_trials)
+    if remaining:
+        study.optimize(objective, n_trials=remaining)

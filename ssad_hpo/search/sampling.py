@@ -1,0 +1,178 @@
+"""Samplers and pruners by name, and draws that survive a restart.
+
+A sampler that is seeded once and reloaded would repeat its first draws. Here every draw is seeded by the
+study's seed, the trial's position and the parameter's name, so what a trial draws depends on these and on
+the history alone, and a resumed study draws what an uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from ssad_hpo.search.objective import FAILURE, RETRY_OF
+from ssad_hpo.task import SearchSpace, Training
+
+SAMPLERS = ("tpe", "random", "grid", "gp")
+PRUNERS = ("none", "asha", "median")
+
+
+class SeededSampler(optuna.samplers.BaseSampler):
+    """Any Optuna sampler, made anew for every draw with a seed of the draw's own.
+
+    Args:
+        make: gives the sampler for a seed.
+        seed: of the study.
+    """
+
+    def __init__(self, make: Callable[[int], optuna.samplers.BaseSampler], seed: int) -> None:
+        self._make = make
+        self._seed = seed
+
+    def _sampler(
+        self, study: optuna.Study, trial: FrozenTrial, name: str = ""
+    ) -> optuna.samplers.BaseSampler:
+        entropy = [self._seed, position(study, trial), zlib.crc32(name.encode())]
+        return self._make(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._sampler(study, trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        sampler = self._sampler(study, trial)
+        sampler.infer_relative_search_space(study, trial)  # TPE splits the space into its groups here
+        return sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        sampler = self._sampler(study, trial, param_name)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._sampler(study, trial).after_trial(study, trial, state, values)
+
+
+class EnumeratedSampler(optuna.samplers.BaseSampler):
+    """The candidates of a list, one a trial, each once; the study stops after the last.
+
+    (Optuna's own GridSampler knows no conditional space.)
+
+    Args:
+        candidates: parameters of the trials, in order.
+    """
+
+    def __init__(self, candidates: Sequence[dict[str, Any]]) -> None:
+        self.candidates = list(candidates)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        place = position(study, trial)
+        if place >= len(self.candidates):
+            raise ValueError(
+                f"sampler: the grid has {len(self.candidates)} candidates and all have been tried; "
+                "use more grid points or another sampler"
+            )
+        return self.candidates[place][param_name]
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        if position(study, trial) + 1 >= len(self.candidates):
+            study.stop()
+
+
+def position(study: optuna.Study, trial: FrozenTrial) -> int:
+    """A trial's place in the study when interrupted trials and their retries count as one."""
+    first = trial.user_attrs.get(RETRY_OF, trial.number)
+    earlier = study.get_trials(deepcopy=False)[:first]
+    return sum(RETRY_OF not in t.user_attrs for t in earlier)
+
+
+def is_final(trial: FrozenTrial) -> bool:
+    """Whether a trial need not be run (again): it has a value, was pruned, or failed by its own fault."""
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
+        trial.state == TrialState.FAIL and FAILURE in trial.user_attrs
+    )
+
+
+def make_sampler(
+    name: str, space: SearchSpace, seed: int, grid_points: int = 4
+) -> optuna.samplers.BaseSampler:
+    """A sampler whose draws depend on seed, position and history alone.
+
+    Args:
+        name: "tpe" (grouped, since the space is conditional), "random", "grid" (every combination of
+            `grid_points` values per hyperparameter, each once) or "gp" (a space of one kind only).
+        space: what is searched.
+        seed: of the study.
+        grid_points: of "grid", per hyperparameter.
+
+    Raises:
+        ValueError: for an unknown name, or "gp" on a space of several kinds.
+    """
+    if name == "tpe":
+        return SeededSampler(_grouped_tpe, seed)
+    if name == "random":
+        return SeededSampler(lambda s: optuna.samplers.RandomSampler(seed=s), seed)
+    if name == "grid":
+        return EnumeratedSampler(space.grid(grid_points))
+    if name == "gp":
+        if len(space.kinds) > 1:
+            raise ValueError(
+                f"sampler: 'gp' needs a space of one kind of augmentation, got {', '.join(space.kinds)}; "
+                "use 'tpe'"
+            )
+        return SeededSampler(lambda s: optuna.samplers.GPSampler(seed=s), seed)
+    raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {name!r}")
+
+
+def _grouped_tpe(seed: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        # `group` is marked experimental since Optuna 2.8; it is the way TPE knows conditional spaces.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(group=True, seed=seed)
+
+
+def make_pruner(name: str, training: Training) -> optuna.pruners.BasePruner:
+    """A pruner of Optuna's by name.
+
+    Args:
+        name: "none", "asha" (successive halving with the first evaluation as first rung) or "median".
+        training: whose evaluation steps are the rungs.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name == "none":
+        return optuna.pruners.NopPruner()
+    if name == "asha":
+        first = training.evaluation_steps[0]
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
+    if name == "median":
+        return optuna.pruners.MedianPruner()
+    raise ValueError(f"pruner: expected one of {', '.join(PRUNERS)}, got {name!r}")

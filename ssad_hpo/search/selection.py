@@ -1,0 +1,110 @@
+"""Choosing among the trials of a study, by a criterion alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.detector import Detector
+from ssad_hpo.search.kept import Kept, load_scores, open_kept
+from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS
+from ssad_hpo.task import Augmentation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial that ran its whole budget, and may be chosen.
+
+    Attributes:
+        number: of the trial.
+        augmentation: kind and hyperparameters of its f_aug.
+        criteria: every criterion (lower is better) and the unclamped "separability".
+        budget: its training steps.
+        address: where its scores, embeddings and detector are.
+    """
+
+    number: int
+    augmentation: Augmentation
+    criteria: dict[str, float]
+    budget: int
+    address: str
+
+    def scores(self) -> np.ndarray:
+        """(N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous."""
+        return load_scores(self.address)
+
+    def kept(self, device: str | torch.device = "cpu") -> Kept:
+        """Scores, embeddings and, if it was kept, the detector."""
+        return open_kept(self.address, device)
+
+    def detector(self, device: str | torch.device = "cpu") -> Detector:
+        """The trained detector.
+
+        Raises:
+            FileNotFoundError: if it was not among those kept; the message gives the remedy.
+        """
+        detector = self.kept(device).detector
+        if detector is None:
+            raise FileNotFoundError(
+                f"trial {self.number}: its detector was not among the best and was not kept; "
+                "search again with a larger keep"
+            )
+        return detector
+
+
+def candidates(study: optuna.Study, artifacts: Path | None = None) -> list[Candidate]:
+    """The trials that may be chosen: those that ran their whole budget, the largest one in the study.
+
+    A pruned trial never competes, whatever its value: it was judged on a smaller budget.
+
+    Args:
+        study: run with an `Objective`.
+        artifacts: where the artifacts folder is now, if it was moved since.
+    """
+    finished = [
+        t for t in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]) if BUDGET in t.user_attrs
+    ]
+    whole = max((t.user_attrs[BUDGET] for t in finished), default=0)
+    return [_candidate(t, artifacts) for t in finished if t.user_attrs[BUDGET] == whole]
+
+
+def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None = None) -> Candidate:
+    """Choose a candidate without labels: the lowest criterion; of equal ones the earliest trial.
+
+    Args:
+        study: run with an `Objective` on any criterion.
+        criterion: a key of `ssad_hpo.CRITERIA`.
+        artifacts: where the artifacts folder is now, if it was moved since.
+
+    Raises:
+        ValueError: for an unknown criterion, or a study without a trial that ran its whole budget.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
+    choices = candidates(study, artifacts)
+    if not choices:
+        states = Counter(t.state.name.lower() for t in study.get_trials(deepcopy=False))
+        found = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
+        raise ValueError(f"study: no trial ran its whole budget, so there is nothing to select ({found})")
+    return min(choices, key=lambda candidate: (candidate.criteria[criterion], candidate.number))
+
+
+def _candidate(trial: FrozenTrial, artifacts: Path | None) -> Candidate:
+    attributes = trial.user_attrs
+    address = attributes[ARTIFACTS]
+    if artifacts is not None:
+        address = str(artifacts / Path(address).name)
+    return Candidate(
+        number=trial.number,
+        augmentation=Augmentation(trial.params["augmentation"], attributes[HYPERPARAMETERS]),
+        criteria={name: attributes[name] for name in (*CRITERIA, "separability")},
+        budget=attributes[BUDGET],
+        address=address,
+    )
