@@ -1,0 +1,5 @@
+"""The command line of ssad_hpo; `main` is the entry point of `ssad-hpo`."""
+
+from ssad_hpo.cli.commands import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,297 @@
+"""The commands: each parses, calls `ssad_hpo.experiment`, prints."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ssad_hpo.cli.display import Display, announce, command, run_name, say, show, warn
+
+if TYPE_CHECKING:
+    from ssad_hpo.task import SearchSpace
+
+app = typer.Typer(
+    name="ssad-hpo",
+    help="Tune self-supervised anomaly detection without labels.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _help_without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+_HARD_TASK = "gravel/cutpaste"
+
+Trials = Annotated[int, typer.Option("--trials", "-n", help="Candidates to train.")]
+Seed = Annotated[int, typer.Option(help="Of the sampler and of every training.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads for training; all by default.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Run folder: a path, or a name below runs/.")]
+TrackingUri = Annotated[
+    str, typer.Option(help="MLflow's address; 'default' is MLFLOW_TRACKING_URI or sqlite:///mlflow.db.")
+]
+NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Write nothing to MLflow.")]
+
+
+@app.command(epilog="Example: `ssad-hpo demo --seed 3`")
+def demo(
+    hard: Annotated[
+        bool, typer.Option("--hard", help="A task on which every candidate does badly, instead.")
+    ] = False,
+    trials: Trials = 16,
+    seed: Annotated[int, typer.Option(help="Of the images, the sampler and every training.")] = 0,
+    threads: Threads = None,
+    run: RunName = None,
+    tracking_uri: TrackingUri = "default",
+    no_tracking: NoTracking = False,
+) -> None:
+    """Search on an embedded texture with known anomalies, then compare the choice with the truth.
+
+    The task, grey patches on gravel, is one that is known to be clear; `--hard` takes pasted patches,
+    which look like gravel themselves.
+    """
+    from ssad_hpo.data import Source, builtin
+    from ssad_hpo.experiment import TASK, run_study
+
+    name = _HARD_TASK if hard else TASK
+    source = builtin(name)
+    source = Source(source.loader, {**source.arguments, "seed": seed})
+    kind = name.partition("/")[2]
+    with _kept_on_interrupt():
+        result = run_study(
+            source,
+            space=kind,
+            n_trials=trials,
+            seed=seed,
+            run=run,
+            threads=threads,
+            listeners=[Display(trials)],
+            announce=announce,
+            tracking_uri=None if no_tracking else tracking_uri,
+        )
+    show(result)
+
+
+@app.command(
+    epilog="Examples: `ssad-hpo search mvtec --category cable -a cutout -a cutpaste` · "
+    "`ssad-hpo search --train good/ --unlabeled stream/` · `ssad-hpo search grass/cutdiff` · "
+    "`ssad-hpo search --resume NAME`"
+)
+def search(
+    path: Annotated[
+        str | None,
+        typer.Argument(help="A folder in the layout of MVTec AD, or a built-in name: gravel/cutavg."),
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="Of a folder that has several.")] = None,
+    anomaly: Annotated[
+        str | None, typer.Option(help="Only test/good and test/ANOMALY: a benchmark pair.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="A folder of normal images; goes with --unlabeled.")
+    ] = None,
+    unlabeled: Annotated[Path | None, typer.Option(help="A folder with the unlabelled mixture.")] = None,
+    image_size: Annotated[int, typer.Option(help="Pixels, of images from folders.")] = 64,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so.")
+    ] = False,
+    augmentation: Annotated[
+        list[str] | None,
+        typer.Option("--augmentation", "-a", help="A kind of f_aug to search; may be repeated. cutavg."),
+    ] = None,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option("--range", help="cutavg.patch_area=0.01:0.1 or cutavg.patch_aspect=1; repeatable."),
+    ] = None,
+    criterion: Annotated[str, typer.Option(help="What chooses, without labels; lower is better.")] = "dsv",
+    trials: Annotated[
+        int | None, typer.Option("--trials", "-n", help="Candidates to train; 16 by default.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, random, grid or gp (one kind only).")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="none, asha or median.")] = "none",
+    grid_points: Annotated[int, typer.Option(help="Values per hyperparameter of the grid.")] = 4,
+    encoder: Annotated[str, typer.Option(help="small, or a torchvision classifier: resnet18.")] = "small",
+    width: Annotated[int, typer.Option(help="Of the small encoder.")] = 16,
+    steps: Annotated[int | None, typer.Option(help="Training steps of a candidate.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Normal images a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of SGD, annealed to 0.")] = 0.03,
+    score: Annotated[str, typer.Option(help="density or classifier.")] = "density",
+    contamination: Annotated[
+        float | None, typer.Option(help="The share of anomalies that you believe in, if you do.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    seed: Seed = 0,
+    keep: Annotated[int, typer.Option(help="Best detectors to keep.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = None,
+    run: RunName = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna's database URL; a journal file by default.")
+    ] = None,
+    tracking_uri: TrackingUri = "default",
+    no_tracking: NoTracking = False,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run; of all else only --trials counts.")
+    ] = None,
+) -> None:
+    """Train detectors with different augmentations and choose one, without labels."""
+    from ssad_hpo.data import Source
+    from ssad_hpo.experiment import find_source, open_run, resume_study, run_study
+    from ssad_hpo.task import Training
+
+    if resume is not None:
+        if path is not None or train is not None:
+            raise typer.BadParameter("--resume takes its images from the run; leave PATH and --train out")
+        total = trials or open_run(resume).settings.n_trials
+        with _kept_on_interrupt():
+            result = resume_study(resume, n_trials=trials, listeners=[Display(total)], announce=announce)
+        show(result)
+        return
+    if (train is None) != (unlabeled is None):
+        raise typer.BadParameter("--train and --unlabeled go together")
+    if (path is None) == (train is None):
+        raise typer.BadParameter("give PATH, or --train and --unlabeled, or --resume")
+    total = 16 if trials is None else trials
+    if path is None:
+        arguments = {"train": str(train), "unlabeled": str(unlabeled), "image_size": image_size}
+        source = Source("folders", {**arguments, "skip_unreadable": skip_unreadable})
+    else:
+        source = find_source(
+            path, category=category, anomaly=anomaly, image_size=image_size, skip_unreadable=skip_unreadable
+        )
+    training = Training(
+        encoder=encoder,
+        width=width,
+        steps=Training.steps if steps is None else steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        score=score,  # type: ignore[arg-type]
+        contamination=contamination,
+        precision=precision,  # type: ignore[arg-type]
+        seed=seed,
+    )
+    with _kept_on_interrupt():
+        result = run_study(
+            source,
+            criterion=criterion,
+            space=_space(augmentation or ["cutavg"], ranges or []),
+            training=training,
+            n_trials=total,
+            sampler=sampler,
+            pruner=pruner,
+            grid_points=grid_points,
+            seed=seed,
+            keep=keep,
+            run=run,
+            storage=storage,
+            device=device,
+            threads=threads,
+            listeners=[Display(total)],
+            announce=announce,
+            tracking_uri=None if no_tracking else tracking_uri,
+        )
+    show(result)
+
+
+@app.command(epilog="Example: `ssad-hpo evaluate gravel-cutavg-20261123-101500-1f3a`")
+def evaluate(run: Annotated[str, typer.Argument(help="A run folder, or its name below runs/.")]) -> None:
+    """Compare a study's choice with the truth, where there is one, and write it to MLflow."""
+    from ssad_hpo.experiment import evaluate_run
+
+    show(evaluate_run(run))
+
+
+@app.command(epilog="Example: `ssad-hpo sync gravel-cutavg-20261123-101500-1f3a`")
+def sync(run: Annotated[str, typer.Argument(help="A run folder, or its name below runs/.")]) -> None:
+    """Deliver to MLflow what it could not take while the study ran."""
+    from ssad_hpo.experiment import sync_run
+
+    result = sync_run(run)
+    say(f"{result.delivered} records delivered, {result.remaining} remain")
+    for reason in result.refused:
+        warn(f"MLflow refused: {reason}")
+    if result.error:
+        warn(result.error)
+    if result.remaining or result.refused:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `ssad-hpo score NAME new/ > scores.csv`")
+def score(
+    place: Annotated[
+        str, typer.Argument(metavar="RUN-or-DETECTOR", help="A run, or the folder of a detector.")
+    ],
+    paths: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    out: Annotated[Path | None, typer.Option(help="A CSV file; standard output by default.")] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Score new images with a run's chosen detector: a CSV of path and score, higher is more anomalous."""
+    import csv
+
+    from ssad_hpo.experiment import load_detector, score_images
+
+    rows = list(score_images(load_detector(place, device), paths, skip_unreadable=skip_unreadable))
+    with out.open("w", newline="") if out else _stdout() as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "score"])
+        writer.writerows((str(path), repr(value)) for path, value in rows)
+    if out:
+        say(f"{len(rows)} scores in {out}")
+
+
+def main() -> None:
+    """The entry point: wrong usage and bad input end with one sentence and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:
+        warn(error.format_message() if hasattr(error, "format_message") else str(error))
+        sys.exit(2)
+    except (ValueError, FileNotFoundError) as error:
+        warn(str(error))
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def _kept_on_interrupt() -> Iterator[None]:
+    """On Ctrl-C in a study, say how to go on."""
+    from ssad_hpo.experiment import StudyInterrupted
+
+    try:
+        yield
+    except StudyInterrupted as stopped:
+        name = run_name(stopped.run)
+        warn(f"stopped; all that is done is kept. Go on with: {command()} search --resume {name}")
+        raise typer.Exit(130) from None
+
+
+def _space(kinds: list[str], ranges: list[str]) -> SearchSpace:
+    from ssad_hpo.task import DEFAULT_RANGES, Range, SearchSpace
+
+    space: dict[str, dict[str, float | Range]] = {kind: {} for kind in kinds}
+    for given in ranges:
+        name, _, value = given.partition("=")
+        kind, _, hyperparameter = name.partition(".")
+        if kind not in space:
+            raise typer.BadParameter(f"--range {given}: {kind!r} is not searched; add -a {kind}")
+        try:
+            low, _, high = value.partition(":")
+            log = DEFAULT_RANGES.get(kind, {}).get(hyperparameter, Range(0, 1)).log
+            space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
+        except ValueError as error:
+            raise typer.BadParameter(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from error
+    return SearchSpace(space)
+
+
+def _stdout() -> Any:
+    return contextlib.nullcontext(sys.stdout)

@@ -1,0 +1,170 @@
+"""What the command line shows: a study as it runs, its result, sentences."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ssad_hpo.experiment import Run, StudyResult
+    from ssad_hpo.task import Status
+
+
+class Display:
+    """A recorder that shows a study as it runs: a line per finished trial, a bar below them."""
+
+    def __init__(self, n_trials: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line a trial of its own stands here
+        self.n_trials = n_trials
+        self.done = 0
+        self.best = float("inf")
+        self.progress: Any = None
+
+    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self.progress is None:
+            columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+            self.progress = Progress(
+                TextColumn("trials"), *columns, TextColumn("{task.description}"), console=console()
+            )
+            self.progress.start()
+            self.bar = self.progress.add_task("", total=self.n_trials)
+        self.params, self.criterion, self.begun = params, tags["criterion"], time.monotonic()
+        self.value = float("nan")
+
+    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.value = metrics[self.criterion]
+        self.progress.update(
+            self.bar, description=f"trial {trial}, step {step}: {self.criterion} {self.value:.3f}"
+        )
+
+    def trial_ended(
+        self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
+    ) -> None:
+        if self.progress is None:  # a trial that an earlier process left
+            return
+        seconds = time.monotonic() - self.begun
+        value = f"{self.criterion} {self.value:7.3f}"
+        if status == "complete" and self.value < self.best:
+            self.best, value = self.value, f"[bold green]{value}[/bold green]"
+        text = "" if status == "complete" else f"  [yellow]{status}[/yellow] {reason or ''}"
+        self.progress.console.print(
+            f"trial {trial:>3}  {value}  {seconds:5.1f} s  {_hyperparameters(self.params)}{text}",
+            highlight=False,
+        )
+        self.done += status != "interrupted"
+        self.progress.update(self.bar, completed=self.done)
+        if self.done >= self.n_trials or status == "interrupted":
+            self.progress.stop()
+
+
+def announce(run: Run) -> None:
+    """The settings of a study that begins or goes on."""
+    settings, training = run.settings, run.settings.training
+    kinds, batch = ", ".join(settings.space.kinds), training.batch_size
+    say(
+        f"[bold]{settings.task_name}[/bold]: {settings.n_trials} candidates of {kinds}, "
+        f"the lowest {settings.criterion} is chosen, without labels\n"
+        f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
+        f"{training.precision}, {settings.device}, {settings.threads} threads; "
+        f"sampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}\n"
+        f"run folder {os.path.relpath(run.folder)}"
+    )
+
+
+def show(result: StudyResult) -> None:
+    """A study's candidates, the choice, the figures that judge it, and the next commands."""
+    from rich.table import Table
+
+    from ssad_hpo.search import FAILURE, candidates
+    from ssad_hpo.tracking import ui_command
+
+    settings, criterion = result.run.settings, result.run.settings.criterion
+    choices = sorted(candidates(result.study), key=lambda c: (c.criteria[criterion], c.number))
+    names = list(dict.fromkeys(name for c in choices for name in c.augmentation.hyperparameters))
+    table = Table(
+        title=f"{settings.task_name}: {settings.training.steps} steps a candidate, "
+        f"{settings.training.precision}, {settings.sampler}, seed {settings.seed}"
+    )
+    table.add_column("trial", justify="right")
+    table.add_column("f_aug")
+    for heading in (*names, criterion.upper() if criterion == "dsv" else criterion):
+        table.add_column(heading.replace("_", " "), justify="right")
+    if result.aucs is not None:
+        table.add_column("AUC", justify="right")
+    table.add_column("")
+    for candidate in choices:
+        values = candidate.augmentation.hyperparameters
+        row = [str(candidate.number), candidate.augmentation.kind]
+        row += [f"{values[name]:.4g}" if name in values else "" for name in names]
+        row.append(f"{candidate.criteria[criterion]:.4f}")
+        if result.aucs is not None:
+            row.append(f"{result.aucs[candidate.number]:.3f}")
+        chosen = candidate.number == result.selected.number
+        table.add_row(*row, "selected" if chosen else "", style="bold green" if chosen else None)
+    console().print(table)
+    for trial in result.study.get_trials(deepcopy=False):
+        if FAILURE in trial.user_attrs:
+            say(f"trial {trial.number} failed: {trial.user_attrs[FAILURE]}")
+    others = len(result.study.get_trials(deepcopy=False)) - len(choices)
+    if others:
+        say(f"{others} more trials were pruned, failed or interrupted; they do not compete")
+    if (figures := result.evaluation) is not None:
+        say(
+            f"AUC selected [bold green]{figures.auc_selected:.3f}[/bold green] "
+            f"· random {figures.auc_random:.3f} · oracle {figures.auc_oracle:.3f} "
+            f"· worst {figures.auc_worst:.3f} · regret {figures.regret:.3f}"
+            + ("" if figures.spearman is None else f" · Spearman {figures.spearman:.2f}")
+        )
+    else:
+        say(f"chosen without labels: trial {result.selected.number}, {result.selected.augmentation}")
+    say("\nnext:")
+    name = run_name(result.run.folder)
+    if result.undelivered:
+        warn(f"MLflow did not take {result.undelivered} records yet")
+        say(f"  {command()} sync {name}")
+    elif settings.tracking_uri:
+        say(f"  {ui_command(settings.tracking_uri)}")
+    say(f"  {command()} score {name} IMAGES...")
+
+
+def _hyperparameters(params: Mapping[str, Any]) -> str:
+    values = ", ".join(f"{k}={v:.4g}" for k, v in params.items() if k != "augmentation")
+    return f"{params['augmentation']}({values})"
+
+
+def run_name(folder: Path) -> str:
+    """The shortest way to name a run on the command line from here."""
+    return folder.name if folder == Path("runs", folder.name).absolute() else str(folder)
+
+
+def command() -> str:
+    """How to call this program from here: by its name where that is on the PATH."""
+    found = shutil.which("ssad-hpo")
+    if found is None and Path(sys.argv[0]).name == "ssad-hpo":
+        return os.path.relpath(sys.argv[0])
+    return "ssad-hpo" if found else f"{sys.executable} -m ssad_hpo"
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def say(text: str) -> None:
+    console().print(text, highlight=False)
+
+
+def warn(text: str) -> None:
+    print(f"ssad-hpo: {text}", file=sys.stderr)

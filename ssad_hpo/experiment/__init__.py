@@ -1,0 +1,35 @@
+"""Whole studies: load, search, record, evaluate. What the command line and the studies call."""
+
+from ssad_hpo.experiment.judging import StudyResult, open_result
+from ssad_hpo.experiment.ready import TASK, ready_objective
+from ssad_hpo.experiment.run_folder import Run, RunError, Settings, open_run
+from ssad_hpo.experiment.scoring import load_detector, score_images
+from ssad_hpo.experiment.study import (
+    StudyInterrupted,
+    evaluate_run,
+    find_source,
+    load_task,
+    resume_study,
+    run_study,
+    sync_run,
+)
+
+__all__ = [
+    "TASK",
+    "Run",
+    "RunError",
+    "Settings",
+    "StudyInterrupted",
+    "StudyResult",
+    "evaluate_run",
+    "find_source",
+    "load_detector",
+    "load_task",
+    "open_result",
+    "open_run",
+    "ready_objective",
+    "resume_study",
+    "run_study",
+    "score_images",
+    "sync_run",
+]

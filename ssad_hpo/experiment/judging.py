@@ -1,0 +1,81 @@
+"""The result of a study: the choice, and its comparison with the ground truth where there is one.
+
+Selecting comes first and sees no label; only then is the ground truth read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from ssad_hpo import data, tracking
+from ssad_hpo.evaluate import StudyEvaluation, auc, evaluate_candidates
+from ssad_hpo.experiment.run_folder import Run, locked, open_run
+from ssad_hpo.search import Candidate, candidates, open_journal, select
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What came out of a study.
+
+    Attributes:
+        run: its folder and settings.
+        study: Optuna's study.
+        selected: the candidate with the lowest criterion; chosen without labels.
+        aucs: AUC of every candidate by trial number; None where there is no ground truth.
+        evaluation: selected, oracle, random and worst AUC; None where there is no ground truth.
+        undelivered: records that did not reach MLflow yet; `sync_run` delivers them.
+    """
+
+    run: Run
+    study: optuna.Study
+    selected: Candidate
+    aucs: dict[int, float] | None
+    evaluation: StudyEvaluation | None
+    undelivered: int
+
+
+def open_result(run: str | Path) -> StudyResult:
+    """The result of a study as its folder has it; nothing is trained, nothing recorded.
+
+    Raises:
+        RunError: if there is no such run. ValueError: if it has no candidate yet.
+    """
+    opened = open_run(run)
+    with locked(opened.folder):
+        return judge(opened, _study_of(opened))
+
+
+def judge(run: Run, study: optuna.Study) -> StudyResult:
+    """Select by the criterion; then read the ground truth, if there is any, and compare."""
+    criterion = run.settings.criterion
+    selected = select(study, criterion, run.artifacts)
+    labels = data.read_labels(run.settings.source) if run.settings.source else None
+    if labels is None or len(set(labels.tolist())) < 2:
+        return StudyResult(run, study, selected, None, None, 0)
+    choices = candidates(study, run.artifacts)
+    aucs = {c.number: auc(labels, c.scores()) for c in choices}
+    values = {c.number: c.criteria[criterion] for c in choices}
+    return StudyResult(run, study, selected, aucs, evaluate_candidates(aucs, values, selected.number), 0)
+
+
+def record_result(recorder: tracking.NullRecorder, result: StudyResult) -> None:
+    criterion = result.run.settings.criterion
+    recorder.study_metrics(
+        {
+            "selected_trial": result.selected.number,
+            f"{criterion}_selected": result.selected.criteria[criterion],
+        }
+    )
+    if result.aucs is not None and result.evaluation is not None:
+        for number, value in result.aucs.items():
+            recorder.trial_metrics(str(number), {"auc": value})
+        recorder.study_metrics(result.evaluation.metrics())
+
+
+def _study_of(run: Run) -> optuna.Study:
+    settings = run.settings
+    storage = settings.storage or open_journal(run.journal)
+    return optuna.load_study(study_name=settings.study_name, storage=storage)

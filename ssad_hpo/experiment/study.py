@@ -1,0 +1,336 @@
+"""A study from start to end: load, search, record; then, where ground truth exists, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssad_hpo import data, tracking
+from ssad_hpo.detector import resolve_precision
+from ssad_hpo.experiment.judging import StudyResult, judge, open_result, record_result
+from ssad_hpo.experiment.run_folder import (
+    Run,
+    RunError,
+    Settings,
+    choose_run_folder,
+    creation_facts,
+    locked,
+    new_study_name,
+    open_run,
+)
+from ssad_hpo.search import (
+    Objective,
+    make_pruner,
+    make_sampler,
+    open_journal,
+    open_study,
+    run_search,
+)
+from ssad_hpo.task import Recorder, SearchSpace, Status, Task, Training
+
+DEFAULT_TRACKING = "default"
+_EXPERIMENT = "ssad_hpo"
+
+
+class StudyInterrupted(KeyboardInterrupt):
+    """Ctrl-C in a study. All that is done is kept in `run`; `resume_study(run)` goes on."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(f"stopped; go on with resume_study({str(run)!r})")
+        self.run = run
+
+
+def find_source(
+    place: str | Path,
+    *,
+    category: str | None = None,
+    anomaly: str | None = None,
+    image_size: int = 64,
+    skip_unreadable: bool = False,
+) -> data.Source:
+    """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
+
+    Args:
+        place: a folder, or a built-in name; a folder of that name goes first.
+        category, anomaly, image_size, skip_unreadable: of a folder, see `ssad_hpo.data.load_folder`.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if Path(place).is_dir():
+        arguments = {"category": category, "anomaly": anomaly, "image_size": image_size}
+        return data.Source("folder", {"root": str(place), "skip_unreadable": skip_unreadable, **arguments})
+    if category is not None or anomaly is not None:
+        raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
+    try:
+        return data.builtin(str(place))
+    except ValueError as error:
+        raise ValueError(f"{place}: there is no such folder; as a built-in {error}") from error
+
+
+def run_study(
+    images: Task | data.Source | str | Path,
+    *,
+    criterion: str = "dsv",
+    space: SearchSpace | str | Sequence[str] | None = None,
+    training: Training | None = None,
+    n_trials: int = 16,
+    sampler: str = "tpe",
+    pruner: str = "none",
+    grid_points: int = 4,
+    seed: int = 0,
+    keep: int = 3,
+    run: str | Path | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = DEFAULT_TRACKING,
+    experiment: str = _EXPERIMENT,
+    device: str = "cpu",
+    threads: int | None = None,
+    listeners: Sequence[Recorder] = (),
+    announce: Callable[[Run], None] | None = None,
+) -> StudyResult:
+    """Search augmentation hyperparameters without labels, choose a detector, and judge the choice.
+
+    The ground truth, where it exists, is read after the search has ended.
+
+    Args:
+        images: a task, the address of one, a folder in the published layout of MVTec AD, or a built-in
+            name such as "gravel/cutavg".
+        criterion: what to minimise, a key of `ssad_hpo.CRITERIA`.
+        space: the augmentations to choose among; CutAvg over its default ranges if None.
+        training: settings of every training; by default those of `Training` with this `seed`.
+        n_trials: how many candidates to train.
+        sampler: "tpe", "random", "grid" or "gp".
+        pruner: "none", "asha" or "median".
+        grid_points: values per hyperparameter of the sampler "grid".
+        seed: of the sampler, and of the training unless that is given.
+        keep: how many of the best detectors to keep.
+        run: the run folder, a path or a name below runs/; one is made up if None.
+        storage: URL of a database for Optuna; by default a journal file in the run folder.
+        tracking_uri: of MLflow; by default MLFLOW_TRACKING_URI or sqlite:///mlflow.db; None for none.
+        experiment: of MLflow.
+        device: where to train, "cpu" or "cuda".
+        threads: of the processor for training; torch's own choice if None.
+        listeners: told of every trial as it happens, beside MLflow.
+        announce: told of the run, with all its settings, before the first trial.
+
+    Returns:
+        The `StudyResult`; its `evaluation` is None where there is no ground truth.
+
+    Raises:
+        ValueError: for a wrong argument (before anything is written), or a study in which no trial ran
+            its whole budget.
+        StudyInterrupted: on Ctrl-C, with all that is done kept; `resume_study` goes on.
+    """
+    if isinstance(images, str | Path):
+        images = find_source(images)
+    source = images if isinstance(images, data.Source) else None
+    task = data.load(images) if isinstance(images, data.Source) else images
+    if n_trials < 1:
+        raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
+    if tracking_uri == DEFAULT_TRACKING:
+        tracking_uri = tracking.default_tracking_uri()
+    elif tracking_uri is not None:
+        tracking_uri = tracking.absolute_uri(tracking_uri)
+    training = training or Training(seed=seed)
+    height, width = task.train.shape[2:]
+    folder = choose_run_folder(run, task.name)
+    settings = Settings(
+        study_name=new_study_name(folder),
+        source=source,
+        task_name=task.name,
+        content_hash=task.content_hash,
+        criterion=criterion,
+        space=space if isinstance(space, SearchSpace) else SearchSpace(space or "cutavg"),
+        training=replace(
+            training, precision=resolve_precision(training, torch.device(device), height * width)
+        ),
+        n_trials=n_trials,
+        sampler=sampler,
+        pruner=pruner,
+        grid_points=grid_points,
+        seed=seed,
+        keep=keep,
+        device=device,
+        threads=threads or torch.get_num_threads(),
+        storage=storage,
+        tracking_uri=tracking_uri,
+        experiment=experiment,
+        **creation_facts(),
+    )
+    made = Run(folder, settings)
+    objective = _objective(made, task)
+    make_sampler(sampler, objective.space, seed, grid_points)
+    make_pruner(pruner, training)
+    made.write()  # from here on there is something on disk; every argument has been checked before
+    return _search(made, objective, listeners, announce)
+
+
+def resume_study(
+    run: str | Path,
+    *,
+    task: Task | None = None,
+    n_trials: int | None = None,
+    listeners: Sequence[Recorder] = (),
+    announce: Callable[[Run], None] | None = None,
+) -> StudyResult:
+    """Go on with a study that was stopped, by whatever means, with the settings of its run folder.
+
+    Finished trials stay; those that were cut off are run again. The result is that of an uninterrupted
+    study.
+
+    Args:
+        run: the run folder, or its name below runs/.
+        task: the task, if the study was started on one in memory.
+        n_trials: another total number of trials.
+        listeners, announce: as in `run_study`.
+
+    Raises:
+        RunError: if there is no such run, another process works on it, or the images have changed.
+    """
+    opened = open_run(run)
+    task = load_task(opened, task)
+    if n_trials is not None:
+        if n_trials < 1:
+            raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
+        opened = Run(opened.folder, replace(opened.settings, n_trials=n_trials))
+        with locked(opened.folder):
+            opened.write()
+    return _search(opened, _objective(opened, task), listeners, announce)
+
+
+def load_task(run: Run, task: Task | None = None) -> Task:
+    """The task of a run, loaded again and recognised by its content.
+
+    Raises:
+        RunError: if it lived in memory and is not given, or its images have changed.
+    """
+    if task is None:
+        if run.settings.source is None:
+            raise RunError(f"{run.folder}: its images lived in memory; give the task again")
+        task = data.load(run.settings.source)
+    if task.content_hash != run.settings.content_hash:
+        raise RunError(
+            f"{run.folder}: the images of {run.settings.task_name} are not those that the study began with; "
+            "restore them or start a new study"
+        )
+    return task
+
+
+def evaluate_run(run: str | Path) -> StudyResult:
+    """Judge a study's choice by the ground truth, and write the figures to MLflow.
+
+    Raises:
+        RunError: if there is no such run. ValueError: if there is no candidate, or no ground truth.
+    """
+    result = open_result(run)
+    if result.evaluation is None:
+        raise ValueError(
+            f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; the chosen "
+            f"detector is that of trial {result.selected.number}"
+        )
+    with locked(result.run.folder), _recorder(result.run) as recorder:
+        record_result(recorder, result)
+    return replace(result, undelivered=_undelivered(result.run))
+
+
+def sync_run(run: str | Path) -> tracking.SyncResult:
+    """Deliver to MLflow what could not be delivered while the study ran.
+
+    Raises:
+        RunError: if there is no such run. ValueError: if it was made without tracking.
+    """
+    opened = open_run(run)
+    if opened.settings.tracking_uri is None:
+        raise ValueError(f"{opened.folder}: was made without tracking, so there is nothing to deliver")
+    return tracking.sync(opened.outbox, opened.settings.tracking_uri)
+
+
+def _objective(run: Run, task: Task) -> Objective:
+    settings = run.settings
+    return Objective(
+        task,
+        settings.criterion,
+        settings.space,
+        settings.training,
+        artifacts=run.artifacts,
+        keep=settings.keep,
+        device=settings.device,
+    )
+
+
+def _recorder(run: Run) -> tracking.NullRecorder:
+    settings = run.settings
+    if settings.tracking_uri is None:
+        return tracking.NullRecorder()
+    return tracking.MlflowRecorder(
+        run.outbox, settings.tracking_uri, settings.experiment, settings.study_name
+    )
+
+
+def _undelivered(run: Run) -> int:
+    return tracking.pending(run.outbox) if run.settings.tracking_uri else 0
+
+
+def _search(
+    run: Run,
+    objective: Objective,
+    listeners: Sequence[Recorder],
+    announce: Callable[[Run], None] | None,
+) -> StudyResult:
+    """Bring a run's study to its number of trials, then judge it; all of it told to MLflow."""
+    settings = run.settings
+    torch.set_num_threads(settings.threads)
+    with locked(run.folder), _recorder(run) as recorder:
+        if announce is not None:
+            announce(run)
+        objective.recorder = _Everyone([recorder, *listeners])
+        tags = {"task": settings.task_name, "criterion": settings.criterion, "sampler": settings.sampler}
+        recorder.study_started(settings.flat(), tags)
+        try:
+            study = open_study(
+                settings.storage or open_journal(run.journal),
+                settings.study_name,
+                objective,
+                sampler=settings.sampler,
+                pruner=settings.pruner,
+                seed=settings.seed,
+                grid_points=settings.grid_points,
+            )
+            run_search(study, objective, settings.n_trials)
+            # The search is over; only now may ground truth be read.
+            result = judge(run, study)
+        except KeyboardInterrupt:
+            recorder.study_ended("interrupted")
+            raise StudyInterrupted(run.folder) from None
+        except Exception as error:
+            recorder.study_ended("failed", str(error))
+            raise
+        record_result(recorder, result)
+        recorder.study_ended("complete")
+    return replace(result, undelivered=_undelivered(run))
+
+
+class _Everyone:
+    """A recorder that tells several others."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self.recorders = recorders
+
+    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        for recorder in self.recorders:
+            recorder.trial_started(trial, params, tags)
+
+    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
+        for recorder in self.recorders:
+            recorder.trial_progress(trial, step, metrics)
+
+    def trial_ended(
+        self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
+    ) -> None:
+        for recorder in self.recorders:
+            recorder.trial_ended(trial, status, metrics, reason)
