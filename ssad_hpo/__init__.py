@@ -40,6 +40,8 @@ _ROOMS = {
     "Objective": "search",
     "candidates": "search",
     "select": "search",
+    "Ranking": "search",
+    "select_detectors": "search",
     "StudyInterrupted": "experiment",
     "StudyResult": "experiment",
     "evaluate_run": "experiment",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssad_hpo.cli.display import Display, announce, command, run_name, say, show, warn
+from ssad_hpo.cli.display import Display, announce, command, run_name, say, show, show_ranking, warn
 
 if TYPE_CHECKING:
     from ssad_hpo.task import SearchSpace
@@ -222,6 +222,19 @@ def sync(run: Annotated[str, typer.Argument(help="A run folder, or its name belo
         warn(result.error)
     if result.remaining or result.refused:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `ssad-hpo select runs/NAME/artifacts/*/arrays.npz --by sel`")
+def select(
+    files: Annotated[
+        list[Path], typer.Argument(help="npz files: train, augmented, unlabeled embeddings and scores.")
+    ],
+    by: Annotated[str, typer.Option(help="A criterion, or mc, hits or sel.")] = "dsv",
+) -> None:
+    """Choose among detectors that were trained already, by any label-free selector."""
+    from ssad_hpo.search import select_detectors
+
+    show_ranking(select_detectors(files, by))
 
 
 @app.command(epilog="Example: `ssad-hpo score NAME new/ > scores.csv`")

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ssad_hpo.experiment import Run, StudyResult
+    from ssad_hpo.search import Ranking
     from ssad_hpo.task import Status
+
+
+# Headings of the table of ranks, which must fit into 80 columns.
+_SHORT = {"discordance": "dis", "smooth_alignment": "smooth", "soft_alignment": "soft"}
 
 
 class Display:
@@ -136,6 +141,35 @@ def show(result: StudyResult) -> None:
     elif settings.tracking_uri:
         say(f"  {ui_command(settings.tracking_uri)}")
     say(f"  {command()} score {name} IMAGES...")
+
+
+def show_ranking(ranking: Ranking) -> None:
+    """Every detector's value and rank by every selector; the chosen one marked."""
+    import numpy as np
+    from rich.table import Table
+
+    table = Table(title=f"rank by each selector, 1 is best; {ranking.selector} chooses")
+    table.add_column("detector")
+    for name in ranking.ranks:
+        table.add_column(_SHORT.get(name, name.upper()), justify="right")
+    names = _apart(ranking.paths)
+    for i in np.argsort(ranking.ranks[ranking.selector], kind="stable"):
+        row = [f"{ranks[i]:g}" for ranks in ranking.ranks.values()]
+        table.add_row(names[i], *row, style="bold green" if i == ranking.selected else None)
+    console().print(table)
+    value = ranking.values[ranking.selector][ranking.selected]
+    say(f"chosen by {ranking.selector} ({value:.4g}): {ranking.paths[ranking.selected]}")
+
+
+def _apart(paths: Sequence[Path]) -> list[str]:
+    """Paths without the leading and trailing parts that all of them share."""
+    parts = [path.parts for path in paths]
+    if len(set(parts)) < 2:
+        return [str(path) for path in paths]
+    first = next(i for i, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1)
+    ends = zip(*(reversed(p[first:]) for p in parts), strict=False)
+    last = next((i for i, same in enumerate(ends) if len(set(same)) > 1), 0)
+    return ["/".join(p[first : len(p) - last]) for p in parts]
 
 
 def _hyperparameters(params: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from ssad_hpo.search.kept import Kept, open_kept
 from ssad_hpo.search.objective import FAILURE, Evaluation, Objective, evaluations
+from ssad_hpo.search.offline import Ranking, select_detectors
 from ssad_hpo.search.running import open_journal, open_study, reconcile, remaining_trials, run_search
 from ssad_hpo.search.sampling import PRUNERS, SAMPLERS, is_final, make_pruner, make_sampler, position
 from ssad_hpo.search.selection import Candidate, candidates, select
@@ -14,6 +15,7 @@ __all__ = [
     "Evaluation",
     "Kept",
     "Objective",
+    "Ranking",
     "candidates",
     "evaluations",
     "is_final",
@@ -27,4 +29,5 @@ __all__ = [
     "remaining_trials",
     "run_search",
     "select",
+    "select_detectors",
 ]
