@@ -94,6 +94,8 @@ def read_labels(source: Source) -> np.ndarray | None:
 def _arguments(source: Source) -> dict[str, Any]:
     arguments = dict(source.arguments)
     if source.loader == "controlled" and "anomaly" in arguments:
+        if isinstance(arguments["anomaly"], str):
+            return arguments  # another texture's name
         ((kind, hyperparameters),) = SearchSpace.from_json(arguments["anomaly"]).kinds.items()
         arguments["anomaly"] = Augmentation(kind, hyperparameters)
     return arguments
@@ -101,7 +103,12 @@ def _arguments(source: Source) -> dict[str, Any]:
 
 def builtin_names() -> list[str]:
     """The built-in data sets. Beside these, TEXTURE/KIND/AREA gives anomalies of another size."""
-    textures = [f"{texture}/{kind}" for texture in testbed.TEXTURES for kind in _KINDS]
+    textures = [
+        f"{texture}/{other}"
+        for texture in testbed.TEXTURES
+        for other in (*_KINDS, *testbed.TEXTURES)
+        if other != texture
+    ]
     digits = [f"digits/{digit}" for digit in range(10)]
     return textures + digits + [f"{name}/rotated" for name in digits]
 
@@ -110,8 +117,9 @@ def builtin(name: str) -> Source:
     """The address of a built-in data set.
 
     "gravel/cutavg" is a texture (gravel, brick, grass) with anomalies of a kind (cutout, cutavg,
-    cutpaste, cutdiff) that cover 0.05 of an image; "gravel/cutavg/0.01" has smaller ones. "digits/4"
-    has fours as normal and other digits as anomalies; "digits/4/rotated" has turned fours.
+    cutpaste, cutdiff) that cover 0.05 of an image; "gravel/cutavg/0.01" has smaller ones; "gravel/brick"
+    has crops of brick as anomalies. "digits/4" has fours as normal and other digits as anomalies;
+    "digits/4/rotated" has turned fours.
 
     Raises:
         ValueError: listing what there is.
@@ -119,15 +127,17 @@ def builtin(name: str) -> Source:
     match name.split("/"):
         case ["digits", digit, *rest] if digit in tuple("0123456789") and rest in ([], ["rotated"]):
             return Source("semantic", {"normal": int(digit), "anomalies": rest[0] if rest else "others"})
+        case [texture, other] if {texture, other} <= set(testbed.TEXTURES) and texture != other:
+            return Source("controlled", {"texture": texture, "anomaly": other})
         case [texture, kind, *rest] if texture in testbed.TEXTURES and kind in _KINDS and len(rest) < 2:
             area = _area(rest[0]) if rest else testbed.DEFAULT_AREA
             if area is not None:
                 anomaly = Augmentation(kind, {"patch_area": area, "patch_aspect": testbed.ASPECT})
                 return Source("controlled", {"texture": texture, "anomaly": anomaly})
     raise ValueError(
-        f"data set: expected TEXTURE/KIND or TEXTURE/KIND/AREA (textures {', '.join(testbed.TEXTURES)}; "
-        f"kinds {', '.join(_KINDS)}; areas between 0 and 1), digits/DIGIT or digits/DIGIT/rotated, "
-        f"got {name!r}"
+        "data set: expected TEXTURE/KIND, TEXTURE/KIND/AREA or TEXTURE/TEXTURE (textures "
+        f"{', '.join(testbed.TEXTURES)}; kinds {', '.join(_KINDS)}; areas between 0 and 1), digits/DIGIT "
+        f"or digits/DIGIT/rotated, got {name!r}"
     )
 
 

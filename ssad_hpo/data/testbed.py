@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import resources
 from typing import Literal
 
@@ -21,7 +22,7 @@ _DEFAULT_ANOMALY = Augmentation("cutavg", {"patch_area": DEFAULT_AREA, "patch_as
 
 def controlled_task(
     texture: str = "gravel",
-    anomaly: Augmentation = _DEFAULT_ANOMALY,
+    anomaly: Augmentation | str = _DEFAULT_ANOMALY,
     *,
     image_size: int = 64,
     n_train: int = 256,
@@ -37,14 +38,16 @@ def controlled_task(
 
     Args:
         texture: gravel, brick or grass.
-        anomaly: f_gen; drawn anew for every anomalous image where it has ranges.
+        anomaly: f_gen; drawn anew for every anomalous image where it has ranges. Or another texture's
+            name: its crops are the anomalies.
         image_size: height and width of a crop, pixels, 1..212.
         n_train, n_unlabeled: numbers of images, at least 2 each.
         contamination: share of anomalies among the unlabeled images, 0..1, rounded to whole images.
         seed: of crops, of which images become anomalies, and of f_gen.
 
     Returns:
-        A task with 1 channel, named TEXTURE/KIND, with /AREA if it is not 0.05.
+        A task with 1 channel, named TEXTURE/KIND, with /AREA if it is not 0.05, or TEXTURE/OTHER.
+        `unlabeled` is ordered by the digests of its pixels.
 
     Raises:
         ValueError: for an unknown texture or a number out of its range.
@@ -54,7 +57,7 @@ def controlled_task(
 
 def controlled_labels(
     texture: str = "gravel",
-    anomaly: Augmentation = _DEFAULT_ANOMALY,
+    anomaly: Augmentation | str = _DEFAULT_ANOMALY,
     *,
     image_size: int = 64,
     n_train: int = 256,
@@ -68,7 +71,7 @@ def controlled_labels(
 
 def _controlled(
     texture: str,
-    anomaly: Augmentation,
+    anomaly: Augmentation | str,
     image_size: int,
     n_train: int,
     n_unlabeled: int,
@@ -90,15 +93,28 @@ def _controlled(
     unlabeled = _crops(photograph[:, _TRAIN_COLUMNS:], n_unlabeled, image_size, generator)
     n_anomalous = round(contamination * n_unlabeled)
     anomalous = torch.randperm(n_unlabeled, generator=generator)[:n_anomalous]
-    if n_anomalous:
+    if isinstance(anomaly, str):
+        other = _photograph(anomaly)[:, _TRAIN_COLUMNS:]
+        unlabeled[anomalous] = _crops(other, n_anomalous, image_size, generator)
+    elif n_anomalous:
         changed = augment(unlabeled[anomalous].float() / 255, anomaly, generator)
         unlabeled[anomalous] = (changed * 255).round().to(torch.uint8)
     labels = np.zeros(n_unlabeled, np.int8)
     labels[anomalous.numpy()] = 1
+    unlabeled, labels = _by_content(unlabeled, labels)
     return Task(_controlled_name(texture, anomaly), train, unlabeled), labels
 
 
-def _controlled_name(texture: str, anomaly: Augmentation) -> str:
+def _by_content(unlabeled: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Both in the order of the images' digests, as folders have it: a place says nothing of a label."""
+    digests = [hashlib.sha256(image.numpy().tobytes()).digest() for image in unlabeled]
+    order = sorted(range(len(digests)), key=lambda i: (digests[i], labels[i]))
+    return unlabeled[order], labels[order]
+
+
+def _controlled_name(texture: str, anomaly: Augmentation | str) -> str:
+    if isinstance(anomaly, str):
+        return f"{texture}/{anomaly}"
     area = anomaly.hyperparameters.get("patch_area", DEFAULT_AREA)
     if isinstance(area, Range):
         return f"{texture}/{anomaly.kind}/{area.low:g}-{area.high:g}"
@@ -212,7 +228,8 @@ def _semantic(
     unlabeled = torch.cat([normals[n_train:n_normal], changed])[order]
     labels = (order >= n_unlabeled - n_anomalous).numpy().astype(np.int8)
     name = f"digits/{normal}" + ("/rotated" if anomalies == "rotated" else "")
-    return Task(name, _enlarged(normals[:n_train], image_size), _enlarged(unlabeled, image_size)), labels
+    unlabeled, labels = _by_content(_enlarged(unlabeled, image_size), labels)
+    return Task(name, _enlarged(normals[:n_train], image_size), unlabeled), labels
 
 
 def _shuffled(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
