@@ -81,10 +81,12 @@ def apply(
         if name in hyperparameters
     }
     if kind == "rotation":
-        return _rotate(images, torch.where(sign < 0.5, -1.0, 1.0) * drawn["angle"])
-    width = (drawn["patch_area"] * drawn["patch_aspect"]).sqrt()
-    height = (drawn["patch_area"] / drawn["patch_aspect"]).sqrt()
-    return _PATCHES[kind](images, width, height, drawn.get("angle"), position, temperature)
+        changed = _rotate(images, torch.where(sign < 0.5, -1.0, 1.0) * drawn["angle"])
+    else:
+        width = (drawn["patch_area"] * drawn["patch_aspect"]).sqrt()
+        height = (drawn["patch_area"] / drawn["patch_aspect"]).sqrt()
+        changed = _PATCHES[kind](images, width, height, drawn.get("angle"), position, temperature)
+    return changed.clamp(0, 1)  # CutDiff goes below 0; means and interpolation go over by rounding
 
 
 def check_fits(augmentation: Augmentation, *, height: int, width: int) -> None:
@@ -160,14 +162,11 @@ def _ends(value: float | Range) -> tuple[float, ...]:
 
 def _widest_angles(angle: float | Range, w: float, h: float) -> list[float]:
     """The angles in radians at which the bounding box of a w x h patch may be widest or highest."""
-    ends = [math.radians(end) for end in _ends(angle)]
-    turns = [
-        base + sign * diagonal
-        for base in (-math.pi, 0.0, math.pi)
-        for sign in (-1, 1)
-        for diagonal in (math.atan2(h, w), math.atan2(w, h))
-    ]
-    return ends + [turn for turn in turns if ends[0] < turn < ends[-1]]
+    low, high = (math.radians(end) for end in (_ends(angle)[0], _ends(angle)[-1]))
+    diagonals = [sign * turn for sign in (-1, 1) for turn in (math.atan2(h, w), math.atan2(w, h))]
+    # A box repeats itself every half turn: the first such angle at or after the low end tells.
+    firsts = [low + (diagonal - low) % math.pi for diagonal in diagonals]
+    return [low, high, *(first for first in firsts if first < high)]
 
 
 class _Patch:
@@ -269,7 +268,7 @@ def _cutdiff(
     dx = (x / image_w - position[0][:, None, None]) / w[:, None, None]
     dy = (y / image_h - position[1][:, None, None]) / h[:, None, None]
     spot = torch.exp(-(dx.square() + dy.square()) / _CUTDIFF_SPREAD)
-    return (images - spot[:, None]).clamp(0, 1)
+    return images - spot[:, None]
 
 
 _PATCHES: dict[str, Callable[..., Tensor]] = {

@@ -69,7 +69,9 @@ class _TorchvisionEncoder(nn.Module):
         self.features = features
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images.expand(-1, 3, -1, -1))
+        output = self.model(images.expand(-1, 3, -1, -1))
+        # In training, classifiers with auxiliary outputs (GoogLeNet, Inception) give these as well.
+        return output if isinstance(output, Tensor) else output[0]
 
 
 class Network(nn.Module):

@@ -89,9 +89,13 @@ class Range:
 
     def at(self, fraction: float) -> float:
         """The point a fraction (0..1) of the way from low to high, on the log scale if `log`."""
+        if fraction in (0, 1):  # exactly, whatever rounding does in between
+            return float(self.high if fraction else self.low)
         if self.log:
-            return float(self.low * (self.high / self.low) ** fraction)
-        return self.low + (self.high - self.low) * fraction
+            point = self.low * (self.high / self.low) ** fraction
+        else:
+            point = self.low + (self.high - self.low) * fraction
+        return float(min(max(point, self.low), self.high))
 
 
 _AREA = Range(0.002, 0.3, log=True)
@@ -304,8 +308,9 @@ class Training:
             if getattr(self, name) not in choices.__args__:  # type: ignore[attr-defined]
                 known = ", ".join(choices.__args__)  # type: ignore[attr-defined]
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        steps = self.evaluation_steps
-        if self.evaluate_at[-1:] != (1.0,) or steps[0] < 1 or sorted(set(steps)) != list(steps):
+        ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(math.isfinite, self.evaluate_at))
+        steps = self.evaluation_steps if ends_well else ()
+        if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
             raise ValueError(
                 f"evaluate_at: expected rising fractions of the {self.steps} steps that end with 1, "
                 f"got {self.evaluate_at}"

@@ -93,7 +93,7 @@ class Detector:
         self._check_images(images)
         count, c = len(images), self.training.contamination
         if c is not None:
-            count = math.ceil(c / (1 - c) * count)
+            count = math.ceil(round(c / (1 - c) * count, 9))  # 0.9 / (1 - 0.9) is 9.000000000000002
             images = images[torch.arange(count) % len(images)]
         generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
         return self._embed(

@@ -48,9 +48,11 @@ def train(
         A `Checkpoint` after each of `training.evaluation_steps`; the last is the whole training.
 
     Raises:
-        ValueError: if a patch of the augmentation does not fit into the images.
+        ValueError: for images of another type, or a patch of the augmentation that does not fit.
         DetectorError: if the loss is not finite; it names the hyperparameters.
     """
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     device = torch.device(device)
     channels, height, width = images.shape[1:]
     check_fits(augmentation, height=height, width=width)

@@ -1,0 +1,22 @@
+"""Writes studies and trials to MLflow: a parent run per study, a child per trial.
+
+The only room that knows MLflow. `recorder` appends what it hears to a local file, so that no server can
+hold a study up or lose it; `outbox` is that file; `delivery` takes it to MLflow in a process of its own,
+as `runs` at a tracking `uri`.
+"""
+
+from ssad_hpo.tracking.outbox import pending
+from ssad_hpo.tracking.recorder import MlflowRecorder, NullRecorder, SyncResult, sync
+from ssad_hpo.tracking.uri import absolute_uri, default_tracking_uri, ui_command, without_password
+
+__all__ = [
+    "MlflowRecorder",
+    "NullRecorder",
+    "SyncResult",
+    "absolute_uri",
+    "default_tracking_uri",
+    "pending",
+    "sync",
+    "ui_command",
+    "without_password",
+]

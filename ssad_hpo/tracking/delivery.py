@@ -1,0 +1,184 @@
+"""Takes an outbox to MLflow; runs in the writer process.
+
+A delivery may be cut off anywhere and repeated, and nothing doubles: runs carry a unique tag and are
+found again by it, parameters and tags are set to the same values, and MLflow's databases keep one row for
+the same (run, metric, time, step, value).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssad_hpo.tracking.outbox import (
+    State,
+    load_state,
+    locked,
+    pending,
+    read_records,
+    read_settings,
+    save_state,
+)
+from ssad_hpo.tracking.recorder import SyncResult
+from ssad_hpo.tracking.runs import KEY, send
+from ssad_hpo.tracking.uri import sqlite_file, sqlite_uri, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+POLL, LONGEST_PAUSE = 1.0, 60.0  # seconds between looks at the outbox, doubled with every failure
+CHUNK = 1000  # records between two writes of the state
+PAGE = 1000  # runs in one answer of a search
+
+
+def main() -> None:
+    """The writer process: MODE OUTBOX PARENT, the tracking URI in the environment.
+
+    "once" delivers; "follow" delivers whenever the outbox has grown, until standard input says to close
+    (then once more) or ends, because the study's process is gone. Prints a SyncResult as JSON.
+    """
+    mode, outbox, parent = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    tracking_uri = os.environ["MLFLOW_TRACKING_URI"]
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def orphaned() -> bool:
+        return os.getppid() != parent
+
+    if mode == "once":
+        result = deliver(outbox, tracking_uri, retry_refused=True, wait=30.0, stop=orphaned)
+    else:
+        os.nice(10)  # the study goes first
+        result = _follow(outbox, tracking_uri, orphaned)
+    with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it
+        os.write(sys.stdout.fileno(), json.dumps(asdict(result)).encode())
+
+
+def _follow(outbox: Path, tracking_uri: str, orphaned: Callable[[], bool]) -> SyncResult:
+    result, seen, pause, told = SyncResult(0, 0), -1, POLL, None
+    closing = False
+    while not closing:
+        closing = bool(select.select([sys.stdin], [], [], pause)[0])
+        if orphaned() or (closing and not sys.stdin.readline()):
+            break
+        size = outbox.stat().st_size
+        if size == seen and result.error is None:
+            continue
+        before, result = result, deliver(outbox, tracking_uri, stop=orphaned)
+        result = SyncResult(
+            before.delivered + result.delivered, result.remaining, result.refused, result.error
+        )
+        seen, pause = size, POLL if result.error is None else min(2 * pause, LONGEST_PAUSE)
+        if result.error != told:
+            log.warning("%s", result.error or "delivering again")
+            told = result.error
+    return result
+
+
+def deliver(
+    outbox: Path,
+    tracking_uri: str,
+    retry_refused: bool = False,
+    wait: float = 0.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> SyncResult:
+    """Deliver all that the outbox holds, up to the first failure of the server.
+
+    Waits `wait` seconds for another process that is delivering; asks between runs whether to `stop`.
+    What is wrong is told by the result's `error`; what is delivered stays so.
+    """
+    delivered, state, error = 0, None, None
+    try:
+        with locked(outbox.with_suffix(".lock"), wait):
+            state = load_state(outbox, without_password(tracking_uri))
+            client = _connect(tracking_uri)
+            state = _found_runs(client, outbox, state)
+            again = [refusal["record"] for refusal in state.refused] if retry_refused else []
+            while True:
+                lines = list(itertools.islice(read_records(outbox, state.offset), CHUNK))
+                records = [record for _, record in lines if record is not None]
+                refused = send(client, outbox, state, again + records, stop)
+                state.refused = state.refused[len(again) :] + refused
+                state.offset = lines[-1][0] if lines else state.offset
+                save_state(outbox, state)
+                delivered, again = delivered + len(records), []
+                if len(lines) < CHUNK:
+                    break
+    except Exception as problem:  # a server can fail in any way, and none may end the writer
+        error = f"{type(problem).__name__}: {problem}"
+    reasons = tuple(refusal["reason"] for refusal in state.refused) if state else ()
+    return SyncResult(delivered, pending(outbox), reasons, error)
+
+
+def _connect(tracking_uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    database = sqlite_file(tracking_uri)
+    if database is None:
+        return MlflowClient(tracking_uri)
+    with locked(database.with_name(f".{database.name}.lock"), wait=60.0):
+        if not database.exists():
+            # MLflow builds its tables in some 50 steps; two processes at once, or a kill between two
+            # steps, would leave a database that it refuses for good. So it is built aside.
+            draft = database.with_name(f".{database.name}.new")
+            draft.unlink(missing_ok=True)
+            MlflowClient(sqlite_uri(draft))
+            os.replace(draft, database)
+        return MlflowClient(tracking_uri)
+
+
+def _found_runs(client: MlflowClient, outbox: Path, state: State) -> State:
+    """The state with the experiment, and all runs that MLflow already has of this study."""
+    from mlflow.exceptions import MlflowException
+
+    if "" in state.runs:
+        try:
+            client.get_run(state.runs[""])
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            state = State(state.study, state.tracking_uri)  # a new database at the old address
+    if state.experiment_id is None:
+        state.experiment_id = _experiment_id(client, read_settings(outbox)["experiment"])
+    token = None
+    while state.unsure:
+        page = client.search_runs(
+            [state.experiment_id],
+            f"tags.`{KEY}` LIKE '{state.study}/%'",
+            max_results=PAGE,
+            order_by=["start_time DESC"],  # of doubles (copies of an outbox) the first run is kept
+            page_token=token,
+        )
+        state.runs |= {run.data.tags[KEY].partition("/")[2]: run.info.run_id for run in page}
+        token = page.token
+        state.unsure = bool(token)
+    return state
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return _experiment_id(client, name)  # another study has just created it
+    if experiment.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"experiment {name!r} is deleted in MLflow: choose another name, or restore it with "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`"
+        )
+    return str(experiment.experiment_id)

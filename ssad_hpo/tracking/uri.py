@@ -1,0 +1,64 @@
+"""Where MLflow keeps its runs: tracking URIs, and the command that shows them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+def default_tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI where it is set, else `mlflow.db` in the working directory; absolute."""
+    return absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+
+
+def absolute_uri(tracking_uri: str) -> str:
+    """The tracking URI, an SQLite file's path made absolute.
+
+    Raises:
+        ValueError: for a folder (MLflow 3.17 refuses file stores) and for a database in memory.
+    """
+    scheme = urlsplit(tracking_uri).scheme
+    if scheme == "file" or (not scheme and tracking_uri != "databricks"):
+        raise ValueError(
+            "tracking_uri: expected sqlite:///FILE, a database's URL or a server's http(s) address, got "
+            f"{tracking_uri!r}: MLflow no longer writes to folders, use sqlite:///mlflow.db instead "
+            "(`mlflow migrate-filestore` takes old runs along)"
+        )
+    if scheme != "sqlite":
+        return tracking_uri
+    path, mark, options = tracking_uri.removeprefix("sqlite:///").partition("?")
+    if path in ("", ":memory:", tracking_uri):
+        raise ValueError(f"tracking_uri: expected sqlite:///FILE, got {tracking_uri!r}")
+    return f"{sqlite_uri(Path(unquote(path)).absolute())}{mark}{options}"
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The database file of an absolute SQLite URI; None for anything else."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(tracking_uri.removeprefix("sqlite:///").partition("?")[0]))
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of an absolute path, quoted as little as SQLAlchemy (from 2.1 on) needs to read it back."""
+    path = str(database).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+    return f"sqlite:///{path}"
+
+
+def without_password(tracking_uri: str) -> str:
+    """The tracking URI as it may be written down."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", tracking_uri)
+
+
+def ui_command(tracking_uri: str) -> str:
+    """The shell command that opens MLflow's pages on a tracking URI."""
+    tracking_uri = absolute_uri(tracking_uri)
+    if tracking_uri.startswith(("http://", "https://")):
+        return f"python -m webbrowser {shlex.quote(tracking_uri)}"
+    mlflow = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
+    return f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {shlex.quote(tracking_uri)}"
