@@ -288,8 +288,8 @@ def _search(
     with locked(run.folder), _recorder(run) as recorder:
         if announce is not None:
             announce(run)
-        objective.recorder = _Everyone([recorder, *listeners])
         tags = {"task": settings.task_name, "criterion": settings.criterion, "sampler": settings.sampler}
+        objective.recorder = _Everyone([recorder, *listeners], tags)
         recorder.study_started(settings.flat(), tags)
         try:
             study = open_study(
@@ -316,14 +316,15 @@ def _search(
 
 
 class _Everyone:
-    """A recorder that tells several others."""
+    """A recorder that tells several others, with the study's own tags on every trial."""
 
-    def __init__(self, recorders: Sequence[Recorder]) -> None:
+    def __init__(self, recorders: Sequence[Recorder], tags: Mapping[str, str]) -> None:
         self.recorders = recorders
+        self.tags = tags
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         for recorder in self.recorders:
-            recorder.trial_started(trial, params, tags)
+            recorder.trial_started(trial, params, {**self.tags, **tags})
 
     def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
         for recorder in self.recorders:
