@@ -135,6 +135,8 @@ def show(result: StudyResult) -> None:
         say(f"chosen without labels: trial {result.selected.number}, {result.selected.augmentation}")
     say("\nnext:")
     name = run_name(result.run.folder)
+    if result.lost:
+        warn(f"{result.lost} records for MLflow could not be kept; is the disk full?")
     if result.undelivered:
         warn(f"MLflow did not take {result.undelivered} records yet")
         say(f"  {command()} sync {name}")

@@ -27,6 +27,7 @@ class StudyResult:
         aucs: AUC of every candidate by trial number; None where there is no ground truth.
         evaluation: selected, oracle, random and worst AUC; None where there is no ground truth.
         undelivered: records that did not reach MLflow yet; `sync_run` delivers them.
+        lost: records that could not even be kept for it, as on a full disk.
     """
 
     run: Run
@@ -34,7 +35,8 @@ class StudyResult:
     selected: Candidate
     aucs: dict[int, float] | None
     evaluation: StudyEvaluation | None
-    undelivered: int
+    undelivered: int = 0
+    lost: int = 0
 
 
 def open_result(run: str | Path) -> StudyResult:
@@ -54,11 +56,11 @@ def judge(run: Run, study: optuna.Study) -> StudyResult:
     selected = select(study, criterion, run.artifacts)
     labels = data.read_labels(run.settings.source) if run.settings.source else None
     if labels is None or len(set(labels.tolist())) < 2:
-        return StudyResult(run, study, selected, None, None, 0)
+        return StudyResult(run, study, selected, None, None)
     choices = candidates(study, run.artifacts)
     aucs = {c.number: auc(labels, c.scores()) for c in choices}
     values = {c.number: c.criteria[criterion] for c in choices}
-    return StudyResult(run, study, selected, aucs, evaluate_candidates(aucs, values, selected.number), 0)
+    return StudyResult(run, study, selected, aucs, evaluate_candidates(aucs, values, selected.number))
 
 
 def record_result(recorder: tracking.NullRecorder, result: StudyResult) -> None:

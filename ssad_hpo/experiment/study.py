@@ -235,7 +235,7 @@ def evaluate_run(run: str | Path) -> StudyResult:
         )
     with locked(result.run.folder), _recorder(result.run) as recorder:
         record_result(recorder, result)
-    return replace(result, undelivered=_undelivered(result.run))
+    return replace(result, undelivered=_undelivered(result.run), lost=recorder.lost)
 
 
 def sync_run(run: str | Path) -> tracking.SyncResult:
@@ -312,7 +312,7 @@ def _search(
             raise
         record_result(recorder, result)
         recorder.study_ended("complete")
-    return replace(result, undelivered=_undelivered(run))
+    return replace(result, undelivered=_undelivered(run), lost=recorder.lost)
 
 
 class _Everyone:

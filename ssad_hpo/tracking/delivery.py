@@ -65,8 +65,8 @@ def main() -> None:
 
 
 def _follow(outbox: Path, tracking_uri: str, orphaned: Callable[[], bool]) -> SyncResult:
-    result, seen, pause, told = SyncResult(0, 0), -1, POLL, None
-    closing = False
+    result, pause, told, closing = SyncResult(0, 0), POLL, None, False
+    seen = -1 if pending(outbox) else outbox.stat().st_size  # no record, no MLflow
     while not closing:
         closing = bool(select.select([sys.stdin], [], [], pause)[0])
         if orphaned() or (closing and not sys.stdin.readline()):

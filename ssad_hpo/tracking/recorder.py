@@ -52,6 +52,7 @@ class NullRecorder:
     """A `task.Recorder` that keeps nothing. Its methods say what a record holds."""
 
     def __init__(self) -> None:
+        self.lost = 0
         self._reported: dict[str, tuple[int, dict[str, float | str]]] = {}
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -132,7 +133,6 @@ class MlflowRecorder(NullRecorder):
     def __init__(self, outbox: Path, tracking_uri: str, experiment: str, study_name: str) -> None:
         super().__init__()
         self.outbox, self.tracking_uri = Path(outbox).absolute(), absolute_uri(tracking_uri)
-        self.lost = 0
         self.result: SyncResult | None = None
         self._writer: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -170,10 +170,11 @@ class MlflowRecorder(NullRecorder):
         if self._writer is not None and self._owner == os.getpid():
             self.result = _end_writer(self._writer, timeout)
             self._writer = None
-            for problem in (self.result.error, *self.result.refused) if self.result else ():
+            stopped = f"the writer did not finish in {timeout:g} s, see {self.outbox.with_suffix('.log')}"
+            for problem in (self.result.error, *self.result.refused) if self.result else (stopped,):
                 if problem:
                     log.warning("MLflow: %s", problem)
-        return pending(self.outbox)
+        return pending(self.outbox) if self.outbox.exists() else 0
 
 
 def sync(outbox: Path, tracking_uri: str | None = None) -> SyncResult:
