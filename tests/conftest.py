@@ -1,0 +1,118 @@
+"""What several test files share: a workplace of its own for each test, folders of images, a listener."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory; one thread here and in subprocesses; nothing of the user's is read."""
+    import optuna
+
+    threads, verbosity = torch.get_num_threads(), optuna.logging.get_verbosity()
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for name in ("MLFLOW_TRACKING_URI", "SSAD_HPO_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSAD_HPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    place = tmp_path / "workplace"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    yield place
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables and no run in it; making one takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_category(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a category in MVTec AD's layout: woven cloth, png and jpg, of several sizes.
+
+    `make_category(place)` fills `place` with train/good (14 images), test/good (7), test/scratch (4),
+    test/stain (4) and a mask in ground_truth/; `grey=True` makes it of grey images.
+    """
+    counts = {"train/good": 14, "test/good": 7, "test/scratch": 4, "test/stain": 4}
+
+    def cloth(number: int, grey: bool) -> Image.Image:
+        width, height = 30 + number % 3 * 6, 30 + number % 2 * 9
+        rng = np.random.default_rng(number)
+        threads = 110 + 50 * np.sin(np.arange(height)[:, None] * 0.9) * np.cos(np.arange(width) * 0.9)
+        pixels = threads[:, :, None] + rng.normal(0, 12, (height, width, 3)) + rng.normal(0, 8, 3)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        return image.convert("L") if grey else image
+
+    def draw(grey: bool) -> Path:
+        root = tmp_path_factory.mktemp("cloth") / "cloth"
+        number = 0
+        for folder, count in counts.items():
+            (root / folder).mkdir(parents=True)
+            for i in range(count):
+                image, number = cloth(number, grey), number + 1
+                if folder == "test/scratch":
+                    white = 250 if grey else (250, 250, 240)
+                    ImageDraw.Draw(image).line((3 + i, 4, 22, 14 + 3 * i), white, 2)
+                elif folder == "test/stain":
+                    spot = Image.new("L", image.size, 0)
+                    ImageDraw.Draw(spot).ellipse((5 + i, 8, 18 + i, 20), 255)
+                    dark = Image.new(image.mode, image.size, 30 if grey else (60, 30, 20))
+                    image = Image.composite(dark, image, spot.filter(ImageFilter.GaussianBlur(1)))
+                image.save(root / folder / f"{i:03}.{'jpg' if number % 3 == 0 else 'png'}")
+        (root / "ground_truth" / "scratch").mkdir(parents=True)
+        Image.new("L", (30, 30)).save(root / "ground_truth" / "scratch" / "000_mask.png")
+        return root
+
+    drawn: dict[bool, Path] = {}
+
+    def make(place: Path, grey: bool = False) -> Path:
+        if grey not in drawn:
+            drawn[grey] = draw(grey)
+        shutil.copytree(drawn[grey], place)
+        return place
+
+    return make
+
+
+class Listener:
+    """A recorder that keeps all that it hears, in order: (event, trial, ...)."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        self.heard.append(("started", trial, dict(params), dict(tags)))
+
+    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.heard.append(("progress", trial, step, dict(metrics)))
+
+    def trial_ended(
+        self, trial: str, status: str, metrics: Mapping[str, float], reason: str | None = None
+    ) -> None:
+        self.heard.append(("ended", trial, status, dict(metrics), reason))
+
+    def of(self, event: str) -> list[tuple[Any, ...]]:
+        """What follows the event's name, for each time that it was heard."""
+        return [rest for name, *rest in self.heard if name == event]
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()

@@ -1,0 +1,474 @@
+"""Detectors: trained to the last bit alike, they learn, embed, score, survive the disk and fail by name."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
+
+from ssad_hpo.augment import augment, jitter
+from ssad_hpo.criteria import DegenerateError, evaluate_all
+from ssad_hpo.detector import Checkpoint, Detector, Embeddings, resolve_precision, train
+from ssad_hpo.encoder import build_network
+from ssad_hpo.task import Augmentation, DetectorError, Range, Training
+
+CUTOUT = Augmentation("cutout", {"patch_area": Range(0.05, 0.2, log=True), "patch_aspect": 1.0})
+LONG = Training(width=8, steps=80, batch_size=16, evaluate_at=(0.25, 0.5, 1.0), precision="float32")
+SHORT = Training(width=4, steps=4, batch_size=4, evaluate_at=(1.0,), precision="float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small networks on shared cores are fastest so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def textures(n, channels=1, size=32, seed=0):
+    """uint8 images of a smooth, bright grain."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, channels, size // 4, size // 4, generator=generator)
+    grain = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    fine = torch.rand(n, channels, size, size, generator=generator)
+    return (255 * (0.3 + 0.5 * grain + 0.2 * fine)).byte()
+
+
+def augmented_textures(images, seed):
+    out = augment(images / 255, CUTOUT, torch.Generator().manual_seed(seed))
+    return (255 * out).round().byte()
+
+
+def trained(images, training=SHORT, augmentation=CUTOUT):
+    """The last checkpoint's detector, with its density."""
+    *_, last = train(images, augmentation, training)
+    last.detector.fit_density(last.detector.embed(images))
+    return last.detector
+
+
+def with_training(detector, **settings):
+    """The same network and density, judged under other settings."""
+    return replace(detector, training=replace(detector.training, **settings))
+
+
+def weights(detector):
+    return {name: tensor.clone() for name, tensor in detector.network.state_dict().items()}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A training that has had the time to learn: images, checkpoints (step, loss, weights), detector."""
+    images = textures(60)
+    seen = []
+    for checkpoint in train(images, CUTOUT, LONG):
+        assert isinstance(checkpoint, Checkpoint)
+        seen.append((checkpoint.step, checkpoint.loss, weights(checkpoint.detector)))
+    checkpoint.detector.fit_density(checkpoint.detector.embed(images))
+    return images, seen, checkpoint.detector
+
+
+# Training
+
+
+def test_a_training_learns_to_tell_augmented_images_apart(learnt):
+    _, seen, detector = learnt
+    losses = [loss for _, loss, _ in seen]
+    assert losses[-1] < losses[0] and losses[-1] < 0.1  # ln 2 = 0.69 is a guess
+    normal = textures(80, seed=1)
+    anomalies = augmented_textures(textures(80, seed=2), seed=3)
+    truth = [0] * 80 + [1] * 80
+    for score in ("density", "classifier"):
+        judge = with_training(detector, score=score)
+        scores = torch.cat([judge.score(normal), judge.score(anomalies)])
+        assert roc_auc_score(truth, scores) > 0.99, score  # untrained: 0.92, 0.55
+
+
+def slow_training(images, augmentation, training):
+    """METHOD's training step by step, with SGD written out; the state of the network at the end."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        network = build_network("small", channels=1, image_size=images.shape[2:], width=training.width)
+    generator = torch.Generator().manual_seed(training.seed)
+    order = []
+    while len(order) < training.steps * training.batch_size:
+        order += torch.randperm(len(images), generator=generator).tolist()
+    velocity = {name: torch.zeros_like(weight) for name, weight in network.named_parameters()}
+    for step in range(training.steps):
+        batch = images[order[step * training.batch_size : (step + 1) * training.batch_size]] / 255
+        normal = jitter(batch, training.jitter, generator)
+        logits = network(torch.cat([normal, augment(normal, augmentation, generator)]))
+        chosen = logits.log_softmax(1)
+        (-(chosen[: len(batch), 0].mean() + chosen[len(batch) :, 1].mean()) / 2).backward()
+        rate = training.learning_rate * (1 + math.cos(math.pi * step / training.steps)) / 2
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                slope = weight.grad + training.weight_decay * weight
+                velocity[name] = training.momentum * velocity[name] + slope
+                weight -= rate * velocity[name]
+                weight.grad = None
+    return network.state_dict()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"batch_size": 6, "seed": 3}, {"weight_decay": 0.1, "momentum": 0.5, "jitter": 0.4, "steps": 3}],
+    ids=str,
+)
+def test_a_training_does_what_the_method_says_step_by_step(settings):
+    images, training = textures(10), replace(SHORT, **settings)
+    expected = slow_training(images, CUTOUT, training)
+    torch.testing.assert_close(weights(trained(images, training)), dict(expected), atol=1e-4, rtol=1e-3)
+
+
+def test_checkpoints_come_at_the_chosen_steps_of_one_training(learnt):
+    _, seen, detector = learnt
+    assert [step for step, _, _ in seen] == [20, 40, 80]
+    assert not torch.equal(seen[0][2]["head.0.weight"], seen[1][2]["head.0.weight"])
+    assert_same_bits(seen[-1][2], weights(detector))
+
+
+def test_what_is_done_at_a_checkpoint_does_not_change_the_training(learnt):
+    images, seen, _ = learnt
+    run = train(images, CUTOUT, LONG)
+    first = next(run)
+    assert not any(module.training for module in first.detector.network.modules())
+    first.detector.fit_density(first.detector.embed_task(images, images).train)
+    first.detector.score(images)
+    torch.rand(3)
+    assert_same_bits(weights(next(run).detector), seen[1][2])
+    # Nor does it matter how often the training stops: a single checkpoint sees the same weights.
+    once = replace(LONG, evaluate_at=(1.0,))
+    *_, last = train(images, CUTOUT, once)
+    assert_same_bits(weights(last.detector), seen[2][2])
+    assert last.loss == pytest.approx((20 * seen[0][1] + 20 * seen[1][1] + 40 * seen[2][1]) / 80, rel=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["small", "mobilenet_v3_small"])  # the second has dropout
+def test_the_same_seed_gives_the_same_bits_and_leaves_global_generators_alone(encoder):
+    images = textures(10)
+    training = replace(SHORT, encoder=encoder)
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        detector = trained(images, training)
+        results.append({**weights(detector), "scores": detector.score(images)})
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
+    assert_same_bits(*results)
+
+
+def test_different_seeds_give_different_detectors():
+    images = textures(10)
+    seeds = [trained(images, replace(SHORT, seed=seed)).score(images) for seed in (0, 1)]
+    assert not torch.allclose(*seeds)
+
+
+def test_the_hyperparameters_change_the_detector():
+    images = textures(10)
+    areas = [Augmentation("cutout", {"patch_area": area, "patch_aspect": 1.0}) for area in (0.05, 0.2)]
+    one, other = (trained(images, SHORT, augmentation).score(images) for augmentation in areas)
+    assert not torch.allclose(one, other)
+
+
+def test_a_training_may_be_left_at_any_checkpoint():
+    images = textures(10)
+    before = torch.get_rng_state()
+    run = train(images, CUTOUT, replace(SHORT, evaluate_at=(0.5, 1.0)))
+    checkpoint = next(run)
+    run.close()
+    assert checkpoint.step == 2
+    assert torch.equal(torch.get_rng_state(), before)
+    checkpoint.detector.fit_density(checkpoint.detector.embed(images))
+    assert checkpoint.detector.score(images).isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["cutavg", "cutpaste", "cutdiff", "rotation"])
+def test_every_form_of_images_precision_and_augmentation_trains(channels, precision, kind):
+    images = textures(6, channels, 16)  # fewer than a batch
+    training = replace(SHORT, batch_size=8, precision=precision)
+    detector = trained(images, training, Augmentation(kind))
+    embeddings = detector.embed(images)
+    assert detector.training.precision == precision
+    assert embeddings.shape == (6, 32) and embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(6))
+    assert detector.score(images).shape == (6,) and detector.score(images).isfinite().all()
+
+
+def test_bfloat16_computes_with_fewer_digits():
+    images = textures(6)
+    single, half = (trained(images, replace(SHORT, precision=p)) for p in ("float32", "bfloat16"))
+    difference = (single.embed(images) - half.embed(images)).abs().max()
+    assert 1e-4 < difference < 0.3
+
+
+def test_images_that_do_not_fit_the_augmentation_are_an_error_before_training():
+    too_large = Augmentation("cutout", {"patch_area": 0.9, "patch_aspect": 3.0})
+    with pytest.raises(ValueError, match=r"^cutout: .* does not fit"):
+        next(train(textures(4), too_large, SHORT))
+
+
+def test_training_rejects_images_that_are_not_uint8():
+    with pytest.raises(ValueError, match=r"^images: expected uint8 .*, got torch.float32"):
+        next(train(textures(4) / 255, CUTOUT, SHORT))
+
+
+# Failures
+
+
+def test_a_training_that_diverges_is_an_error_that_names_the_hyperparameters():
+    absurd = replace(SHORT, steps=10, learning_rate=1e30)
+    with pytest.raises(DetectorError, match=r"^diverged: .*cutout\(patch_area=0.05..0.2, patch_aspect=1\)"):
+        trained(textures(8), absurd)
+
+
+def test_embeddings_that_are_not_finite_are_an_error_that_names_the_hyperparameters():
+    detector = trained(textures(8))
+    with torch.no_grad():
+        next(detector.network.encoder.parameters()).fill_(float("nan"))
+    with pytest.raises(DetectorError, match=r"^diverged: .*not finite.*cutout\(patch_area=0.05..0.2"):
+        detector.embed(textures(8))
+
+
+def test_an_augmentation_that_blackens_every_image_collapses_and_is_found_out():
+    images = textures(12)
+    blackening = Augmentation("cutdiff", {"patch_area": 1e6, "patch_aspect": 1.0})
+    embeddings = trained(images, SHORT, blackening).embed_task(images, textures(12, seed=1))
+    assert len(embeddings.train.unique(dim=0)) == 12
+    with pytest.raises(DegenerateError, match=r"^augmented: expected rows that differ, got 12 identical"):
+        evaluate_all(embeddings.train, embeddings.augmented, embeddings.unlabeled)
+
+
+def test_train_embeddings_without_spread_have_no_density():
+    detector = trained(textures(8))
+    with pytest.raises(DetectorError, match=r"^collapsed: .*cutout\(patch_area=0.05..0.2"):
+        detector.fit_density(torch.full((10, 32), 32**-0.5))
+
+
+# Embeddings
+
+
+def test_embeddings_are_unit_rows_that_do_not_depend_on_their_batch(learnt):
+    images, _, detector = learnt
+    many = images.repeat(6, 1, 1, 1)[:300]  # more than are embedded at once
+    embeddings = detector.embed(many)
+    assert embeddings.shape == (300, 64) and embeddings.dtype == torch.float32 and not embeddings.is_cuda
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(300))
+    alone = torch.cat([detector.embed(image[None]) for image in images[:5]])
+    torch.testing.assert_close(alone, embeddings[:5], atol=1e-5, rtol=0)
+    torch.testing.assert_close(embeddings[60:300], embeddings[:60].repeat(4, 1), atol=1e-5, rtol=0)
+    assert len(embeddings[:60].unique(dim=0)) == 60
+
+
+def test_judging_changes_nothing_in_the_detector(learnt):
+    images, _, detector = learnt
+    before = weights(detector)
+    detector.embed_task(images, textures(20, seed=4))
+    detector.score(images)
+    assert_same_bits(weights(detector), before)
+
+
+def test_the_embeddings_of_a_task_are_those_of_its_three_sets(learnt):
+    images, _, detector = learnt
+    unlabeled = textures(20, seed=4)
+    embeddings = detector.embed_task(images, unlabeled)
+    assert isinstance(embeddings, Embeddings)
+    assert torch.equal(embeddings.train, detector.embed(images))
+    assert torch.equal(embeddings.unlabeled, detector.embed(unlabeled))
+    assert torch.equal(embeddings.augmented, detector.embed_augmented(images))
+    assert not any(rows.requires_grad for rows in vars(embeddings).values())
+
+
+def test_augmented_embeddings_are_the_same_at_every_evaluation_and_not_those_of_train(learnt):
+    images, _, detector = learnt
+    first = detector.embed_augmented(images)
+    torch.rand(5)
+    assert torch.equal(detector.embed_augmented(images), first)
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(len(images)))
+    assert (first - detector.embed(images)).norm(dim=1).median() > 0.1
+    other_seed = with_training(detector, seed=1)
+    assert not torch.allclose(other_seed.embed_augmented(images), first)
+
+
+@pytest.mark.parametrize(
+    ("contamination", "n", "count"),
+    [(None, 20, 20), (0.5, 20, 20), (0.2, 20, 5), (0.1, 20, 3), (0.6, 10, 15), (0.9, 3, 27), (0.05, 57, 3)],
+)
+def test_contamination_says_how_many_augmented_images_there_are(contamination, n, count):
+    training = replace(SHORT, contamination=contamination)
+    assert trained(textures(6), training).embed_augmented(textures(n)).shape == (count, 32)
+
+
+# Scores
+
+
+def test_density_scores_are_mahalanobis_distances_under_the_ledoit_wolf_covariance(learnt):
+    images, _, detector = learnt
+    reference = LedoitWolf().fit(detector.embed(images).double().numpy())
+    embeddings = detector.embed(textures(20, seed=5))
+    inverse = np.linalg.inv(reference.covariance_)
+    expected = [mahalanobis(z, reference.location_, inverse) for z in embeddings.double().numpy()]
+    scores = detector.density_score(embeddings)
+    assert scores.dtype == torch.float64 and scores.shape == (20,)
+    assert scores.tolist() == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(detector.score(textures(20, seed=5)), scores)
+
+
+def test_classifier_scores_are_the_probabilities_of_augmented(learnt):
+    images, _, detector = learnt
+    judge = with_training(detector, score="classifier")
+    scores = judge.score(images)
+    with torch.no_grad():
+        logits = detector.network(images / 255).double()
+    expected = [math.exp(b) / (math.exp(a) + math.exp(b)) for a, b in logits.tolist()]
+    assert scores.dtype == torch.float64 and scores.min() >= 0 and scores.max() <= 1
+    assert scores.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_detector_without_a_density_says_how_it_gets_one(tmp_path):
+    *_, last = train(textures(6), CUTOUT, SHORT)
+    with pytest.raises(ValueError, match="no density yet; call fit_density"):
+        last.detector.score(textures(6))
+    with pytest.raises(ValueError, match="no density yet; call fit_density"):
+        last.detector.save(tmp_path / "detector")
+
+
+@pytest.mark.parametrize(
+    ("broken", "came"),
+    [
+        (textures(3) / 255, r"torch.float32 \(3, 1, 32, 32\)"),
+        (textures(3, channels=3), r"torch.uint8 \(3, 3, 32, 32\)"),
+        (textures(3, size=16), r"torch.uint8 \(3, 1, 16, 16\)"),
+        (textures(3)[0], r"torch.uint8 \(1, 32, 32\)"),
+    ],
+    ids=["float", "colour", "small", "single"],
+)
+@pytest.mark.parametrize("score", ["density", "classifier"])
+def test_images_of_another_type_or_shape_are_rejected_by_both(learnt, broken, came, score):
+    detector = with_training(learnt[2], score=score)
+    for use in (detector.embed, detector.embed_augmented, detector.score):
+        with pytest.raises(ValueError, match=rf"^images: expected uint8 \(N, 1, 32, 32\), got {came}$"):
+            use(broken)
+
+
+# On disk
+
+SCORE_ELSEWHERE = """
+import sys, numpy as np, torch
+from pathlib import Path
+from ssad_hpo.detector import Detector
+torch.set_num_threads(1)
+images = torch.from_numpy(np.load(sys.argv[1]))
+for folder in sys.argv[2:]:
+    before = torch.get_rng_state()
+    detector = Detector.load(Path(folder))
+    assert torch.equal(torch.get_rng_state(), before)
+    print(*(score.hex() for score in detector.score(images).tolist()))
+"""
+
+
+def test_a_saved_detector_gives_the_same_bits_in_another_process(learnt, tmp_path):
+    density = learnt[2]
+    classifier = with_training(density, score="classifier")
+    images = textures(20, seed=6)
+    np.save(tmp_path / "images.npy", images.numpy())
+    folders = []
+    for name, detector in (("density", density), ("classifier", classifier)):
+        folders.append(tmp_path / "detectors" / name)
+        detector.save(folders[-1])
+    command = [sys.executable, "-c", SCORE_ELSEWHERE, tmp_path / "images.npy", *folders]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [[float.fromhex(score) for score in line.split()] for line in done.stdout.splitlines()]
+    assert lines == [density.score(images).tolist(), classifier.score(images).tolist()]
+
+
+def test_a_loaded_detector_is_the_saved_one(learnt, tmp_path):
+    images, _, detector = learnt
+    detector.save(tmp_path)
+    loaded = Detector.load(tmp_path)
+    assert (loaded.augmentation, loaded.training) == (detector.augmentation, detector.training)
+    assert loaded.image_shape == (1, 32, 32)
+    assert_same_bits(weights(loaded), weights(detector))
+    assert torch.equal(loaded.embed_augmented(images), detector.embed_augmented(images))
+    assert not any(module.training for module in loaded.network.modules())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_detector_of_a_torchvision_encoder_and_of_colour_images_survives_the_disk(tmp_path, precision):
+    images = textures(6, channels=3)
+    training = replace(SHORT, steps=2, encoder="mobilenet_v3_small", precision=precision)
+    detector = trained(images, training)
+    detector.save(tmp_path)
+    assert torch.equal(Detector.load(tmp_path).score(images), detector.score(images))
+
+
+def test_a_detector_on_disk_is_json_and_safetensors_without_pickle(learnt, tmp_path):
+    learnt[2].save(tmp_path)
+    learnt[2].save(tmp_path)  # over itself
+    files = {path.name: path.read_bytes() for path in tmp_path.rglob("*")}
+    assert files.keys() == {"detector.json", "detector.safetensors"}
+    assert json.loads(files["detector.json"])["training"]["steps"] == 80
+    # A safetensors file is the length of its header, the header as JSON, and bare numbers.
+    tensors = files["detector.safetensors"]
+    header = json.loads(tensors[8 : 8 + int.from_bytes(tensors[:8], "little")])
+    assert {"density.mean", "density.whitening"} < header.keys()
+
+
+def test_a_folder_without_a_detector_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=rf"{folder}: holds no detector"):
+            Detector.load(folder)
+
+
+def test_a_detector_of_a_newer_format_is_rejected(learnt, tmp_path):
+    learnt[2].save(tmp_path)
+    settings = json.loads((tmp_path / "detector.json").read_text())
+    (tmp_path / "detector.json").write_text(json.dumps(settings | {"format": 2}))
+    with pytest.raises(ValueError, match=rf"{tmp_path}: written by a newer version"):
+        Detector.load(tmp_path)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("capable", [True, False])
+def test_auto_precision_on_a_cpu_is_chosen_by_its_capability_and_the_image_size_alone(monkeypatch, capable):
+    # Both kinds of machine cannot be had at once.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})
+    for settings in (Training(), Training(encoder="resnet18", width=64, steps=9000, batch_size=64, seed=7)):
+        chosen = {
+            size: resolve_precision(settings, torch.device("cpu"), size**2) for size in (32, 63, 64, 256)
+        }
+        large = "bfloat16" if capable else "float32"
+        assert chosen == {32: "float32", 63: "float32", 64: large, 256: large}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pixels", [32 * 32, 256 * 256])
+def test_a_given_precision_is_kept(precision, pixels):
+    assert resolve_precision(Training(precision=precision), torch.device("cpu"), pixels) == precision
+
+
+def test_a_detector_keeps_the_precision_that_auto_stood_for():
+    training = replace(SHORT, precision="auto")
+    assert trained(textures(6), training).training.precision == "float32"  # 32 x 32 pixels are few
