@@ -122,14 +122,15 @@ class Objective:
         started = time.monotonic()
         augmentation = self.space.suggest(trial)
         trial.set_user_attr(HYPERPARAMETERS, augmentation.hyperparameters)
-        self._tell_start(trial, augmentation)
         try:
+            self._tell_start(trial, augmentation)
             for evaluation in evaluations(self.task, augmentation, self.training, self.device):
                 trial.report(evaluation.criteria[self.criterion], evaluation.step)
                 self._tell_progress(trial, evaluation)
                 if evaluation.step < self.training.steps and trial.should_prune():
                     raise optuna.TrialPruned(f"stopped at step {evaluation.step}")
             self._keep(trial, evaluation, time.monotonic() - started)
+            self._tell_end(trial, "complete", evaluation.criteria)
         except optuna.TrialPruned:
             self._tell_end(trial, "pruned")
             raise
@@ -142,7 +143,6 @@ class Objective:
             self._tell_end(trial, "interrupted", reason=repr(error))
             trial.set_user_attr(INTERRUPTED, repr(error))
             raise
-        self._tell_end(trial, "complete", evaluation.criteria)
         return evaluation.criteria[self.criterion]
 
     def _keep(self, trial: optuna.Trial, evaluation: Evaluation, seconds: float) -> None:

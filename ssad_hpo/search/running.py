@@ -11,8 +11,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from ssad_hpo.search.kept import FolderStore
-from ssad_hpo.search.objective import INTERRUPTED, RETRY_OF, Objective
-from ssad_hpo.search.sampling import is_final, make_pruner, make_sampler, position
+from ssad_hpo.search.objective import FAILURE, INTERRUPTED, RETRY_OF, Objective
+from ssad_hpo.search.sampling import EnumeratedSampler, is_final, make_pruner, make_sampler, position
+from ssad_hpo.task import Status
 
 
 def open_journal(path: Path) -> JournalStorage:
@@ -35,7 +36,7 @@ def _cut_torn_line(path: Path) -> None:
         last = content[:whole].rstrip(b"\n").rpartition(b"\n")[2]
         try:
             json.loads(last or b"{}")
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or (zeros, after a loss of power) no text at all
             whole -= len(last) + 1
         journal.truncate(whole)
 
@@ -79,16 +80,22 @@ def reconcile(study: optuna.Study, objective: Objective) -> None:
     """
     storage = study._storage  # the only way to give a finished trial an attribute
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, "its process ended")
+        # A failure of the trial's own may have been noted just before its process ended.
+        status: Status = "failed" if FAILURE in trial.user_attrs else "interrupted"
+        reason = trial.user_attrs.get(FAILURE, "its process ended")
+        if status == "interrupted":
+            storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, reason)
         study.tell(trial.number, state=TrialState.FAIL)
         if objective.recorder is not None:
-            objective.recorder.trial_ended(str(trial.number), "interrupted", {}, "its process ended")
-        if isinstance(objective.store, FolderStore):
-            objective.store.discard(trial.number)
+            objective.recorder.trial_ended(str(trial.number), status, {}, reason)
     trials = study.get_trials(deepcopy=False)
     taken = {position(study, t) for t in trials if is_final(t) or t.state == TrialState.WAITING}
     for trial in trials:
-        if trial.state != TrialState.FAIL or position(study, trial) in taken:
+        if trial.state != TrialState.FAIL or is_final(trial):
+            continue
+        if isinstance(objective.store, FolderStore):
+            objective.store.discard(trial.number)
+        if position(study, trial) in taken:
             continue
         taken.add(position(study, trial))
         first = trial.user_attrs.get(RETRY_OF, trial.number)
@@ -111,6 +118,8 @@ def run_search(study: optuna.Study, objective: Objective, n_trials: int) -> None
     if n_trials < 1:
         raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
     reconcile(study, objective)
+    if isinstance(study.sampler, EnumeratedSampler):
+        n_trials = min(n_trials, len(study.sampler.candidates))
     remaining = remaining_trials(study, n_trials)
     if remaining:
         study.optimize(objective, n_trials=remaining)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -106,6 +106,32 @@ class EnumeratedSampler(optuna.samplers.BaseSampler):
             study.stop()
 
 
+class CountedOncePruner(optuna.pruners.SuccessiveHalvingPruner):
+    """Successive halving that does not see interrupted trials.
+
+    Each is repeated, and would otherwise compete twice with the same value.
+    """
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return super().prune(cast(optuna.Study, _WithoutInterrupted(study)), trial)
+
+
+class _WithoutInterrupted:
+    """A study as its pruner may see it."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy, states)
+        return [trial for trial in trials if trial.state != TrialState.FAIL or is_final(trial)]
+
+
 def position(study: optuna.Study, trial: FrozenTrial) -> int:
     """A trial's place in the study when interrupted trials and their retries count as one."""
     first = trial.user_attrs.get(RETRY_OF, trial.number)
@@ -172,7 +198,7 @@ def make_pruner(name: str, training: Training) -> optuna.pruners.BasePruner:
         return optuna.pruners.NopPruner()
     if name == "asha":
         first = training.evaluation_steps[0]
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
+        return CountedOncePruner(min_resource=first, reduction_factor=2)
     if name == "median":
         return optuna.pruners.MedianPruner()
     raise ValueError(f"pruner: expected one of {', '.join(PRUNERS)}, got {name!r}")

@@ -1,0 +1,603 @@
+"""Interruption: real SIGKILL and SIGINT of real processes, then `resume_study`.
+
+Processes come from a fork server that has imported everything, so that a kill costs milliseconds. They
+kill themselves at an exact moment, between two system calls (see `die_at`), or are killed from outside.
+Each study is compared with one that nobody disturbed, to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from PIL import Image
+
+from ssad_hpo import controlled_task
+from ssad_hpo.experiment import (
+    Run,
+    RunError,
+    StudyInterrupted,
+    StudyResult,
+    evaluate_run,
+    find_source,
+    open_result,
+    open_run,
+    resume_study,
+    run_study,
+    sync_run,
+)
+from ssad_hpo.search import FAILURE, is_final, open_journal, open_kept, position
+from ssad_hpo.search.objective import ARTIFACTS, INTERRUPTED, RETRY_OF
+from ssad_hpo.task import SearchSpace, Task, Training
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    # Also what these import late: an optimizer torch._dynamo, for instance, which takes two seconds.
+    ["pytest", "torch._dynamo", "sklearn.covariance", "safetensors.torch", "skimage", "ssad_hpo.experiment"]
+)
+
+TRAINING = Training(steps=4, batch_size=4, width=2)
+TWO_KINDS = SearchSpace({"cutout": {}, "cutpaste": {"patch_aspect": 1.0}})
+# A spot so large that it blackens every image: the augmented embeddings are all one point.
+COLLAPSING = SearchSpace({"cutavg": {}, "cutdiff": {"patch_area": 1e6}})
+STUDIES: dict[str, dict[str, Any]] = {
+    "random": {"n_trials": 4, "sampler": "random", "space": TWO_KINDS, "keep": 1},
+    "tpe": {"n_trials": 13, "sampler": "tpe", "space": TWO_KINDS},
+    "gp": {"n_trials": 12, "sampler": "gp", "space": SearchSpace("cutavg")},
+    "grid": {"n_trials": 9, "sampler": "grid", "space": SearchSpace("cutavg"), "grid_points": 2},
+    "asha": {"n_trials": 8, "sampler": "random", "pruner": "asha", "space": TWO_KINDS},
+    "failing": {"n_trials": 6, "sampler": "random", "space": COLLAPSING},
+}
+# A moment to die at: ("write", n) before the n-th write to the journal, ("written", n) after it with the
+# journal's lock still held, ("publish", n) before the n-th trial's artifacts get their name, ("text", t)
+# when the journal has come to contain t.
+Moment = tuple[str, int | str]
+
+
+def task_of_the_studies() -> Task:
+    return controlled_task(image_size=16, n_train=20, n_unlabeled=14)
+
+
+def start(study: str, folder: Path, **others: Any) -> StudyResult:
+    settings = {"training": TRAINING, "tracking_uri": None, **STUDIES[study], **others}
+    return run_study(task_of_the_studies(), run=folder, **settings)
+
+
+def resume(folder: Path, **others: Any) -> StudyResult:
+    return resume_study(folder, task=task_of_the_studies(), **others)
+
+
+def die_at(moment: Moment, folder: Path) -> None:
+    """Have this process killed at a moment; Python tells of every open and rename beforehand."""
+    kind, when = moment
+    journal, artifacts = str(folder / "journal.log"), str(folder / "artifacts")
+    seen: Counter[str] = Counter()
+
+    def kill(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and arguments[0] == journal and arguments[1] == "a":
+            seen["write"] += 1
+        elif event == "os.rename" and arguments[0] == journal + ".lock":
+            seen["written"] += 1
+            if kind == "text" and str(when) in Path(journal).read_text():
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif event == "os.rename" and str(arguments[0]).startswith(artifacts):
+            seen["publish"] += Path(arguments[0]).is_dir()
+        else:
+            return
+        if seen[kind] == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+
+
+def work(study: str, folder: Path, moment: Moment | None, again: bool, others: dict[str, Any]) -> None:
+    """What a process of its own does: start or resume a study, and die at a moment."""
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if moment is not None:
+        die_at(moment, folder)
+    if again:
+        resume(folder)
+    else:
+        start(study, folder, **others)
+
+
+def in_a_process(study: str, folder: Path, again: bool = False, **others: Any) -> None:
+    process = PROCESSES.Process(target=work, args=(study, folder, None, again, others))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def killed(study: str, folder: Path, moment: Moment, again: bool = False, **others: Any) -> None:
+    process = PROCESSES.Process(target=work, args=(study, folder, moment, again, others))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, f"{moment}: the study ended before that"
+
+
+Undisturbed = Callable[[str], StudyResult]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The same study, run in one go."""
+    results: dict[str, StudyResult] = {}
+
+    def run(study: str) -> StudyResult:
+        if study not in results:
+            results[study] = start(study, tmp_path_factory.mktemp("undisturbed") / study)
+        return results[study]
+
+    return run
+
+
+def facts(trial: FrozenTrial) -> dict[str, Any]:
+    """All of a trial that must not depend on interruptions: the time, the place and the number may."""
+    changing = ("seconds", ARTIFACTS, RETRY_OF, INTERRUPTED)
+    return {
+        "state": trial.state.name,
+        "params": trial.params,
+        "values": trial.values,
+        "intermediate": trial.intermediate_values,
+        **{name: value for name, value in trial.user_attrs.items() if name not in changing},
+    }
+
+
+def final_trials(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """The trials that count, by position; there is one for each."""
+    finals = [trial for trial in study.get_trials(deepcopy=False) if is_final(trial)]
+    places = Counter(position(study, trial) for trial in finals)
+    assert max(places.values(), default=1) == 1, f"run twice: {places}"
+    return {position(study, trial): trial for trial in finals}
+
+
+def finished_so_far(folder: Path, tmp_path: Path) -> dict[int, tuple[dict[str, Any], Any]]:
+    """What a killed study's journal has of finished trials, read from a copy of it."""
+    journal = folder / "journal.log"
+    if not journal.exists() or b"study_name" not in journal.read_bytes():
+        return {}
+    copy = tmp_path / "copy.log"
+    shutil.copy(journal, copy)
+    study = optuna.load_study(study_name=None, storage=open_journal(copy))
+    return {t.number: (facts(t), t.datetime_complete) for t in study.trials if is_final(t)}
+
+
+def check_equal(result: StudyResult, expected: StudyResult) -> None:
+    """A study is the undisturbed one, position by position, in all that it drew, found and kept."""
+    trials = result.study.get_trials(deepcopy=False)
+    assert not [t.number for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    mine, theirs = final_trials(result.study), final_trials(expected.study)
+    assert sorted(mine) == sorted(theirs) == list(range(len(theirs)))
+    for place, trial in mine.items():
+        assert facts(trial) == facts(theirs[place]), f"position {place}"
+        if trial.state == TrialState.COMPLETE:
+            check_same_artifacts(trial, theirs[place])
+    complete = {f"trial-{t.number:05d}" for t in trials if t.state == TrialState.COMPLETE}
+    assert {path.name for path in result.run.artifacts.glob("*")} == complete
+    places = [position(s, s.trials[r.selected.number]) for r in (result, expected) for s in (r.study,)]
+    assert places[0] == places[1]
+    assert result.selected.criteria == expected.selected.criteria
+    assert not list(result.run.folder.glob("*.lock*"))
+
+
+def check_same_artifacts(a: FrozenTrial, b: FrozenTrial) -> None:
+    mine, theirs = (open_kept(trial.user_attrs[ARTIFACTS]) for trial in (a, b))
+    assert np.array_equal(mine.scores, theirs.scores)
+    for name in ("train", "augmented", "unlabeled"):
+        assert torch.equal(getattr(mine.embeddings, name), getattr(theirs.embeddings, name))
+    assert (mine.detector is None) == (theirs.detector is None)
+
+
+def check_survives(folder: Path, tmp_path: Path, expected: StudyResult) -> StudyResult:
+    """Resume a killed study: what was finished stays as it was, the rest is as if nothing had been."""
+    before = finished_so_far(folder, tmp_path)
+    result = resume(folder)
+    after = {t.number: (facts(t), t.datetime_complete) for t in result.study.trials if is_final(t)}
+    assert {number: after[number] for number in before} == before
+    check_equal(result, expected)
+    return result
+
+
+# kill -9
+
+
+def writes_of(result: StudyResult) -> int:
+    return len(result.run.journal.read_text().splitlines()) + 1  # the first write makes the file
+
+
+@pytest.mark.parametrize("kind", ["write", "written"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.04, 0.07, 0.24, 0.41, 0.52, 0.83, 1.0])
+def test_a_study_killed_at_any_write_of_its_journal_ends_like_an_undisturbed_one(
+    kind: str, share: float, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed("random")
+    # Making the file is a write without a lock.
+    last = writes_of(expected) if kind == "write" else writes_of(expected) - 1
+    killed("random", tmp_path / "run", (kind, max(1, round(share * last))))
+    assert (kind == "written" or share > 0) == os.path.lexists(tmp_path / "run" / "journal.log.lock")
+    check_survives(tmp_path / "run", tmp_path, expected)
+
+
+@pytest.mark.parametrize("place", [10, 12])
+def test_tpe_goes_on_from_its_history_as_if_it_had_not_been_killed(
+    place: int, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed("tpe")
+    killed("tpe", tmp_path / "run", ("publish", place + 1))
+    check_survives(tmp_path / "run", tmp_path, expected)
+
+
+def test_a_gaussian_process_goes_on_from_its_history_as_if_it_had_not_been_killed(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed("gp")
+    killed("gp", tmp_path / "run", ("publish", 11))
+    check_survives(tmp_path / "run", tmp_path, expected)
+
+
+def test_successive_halving_counts_a_trial_once_that_was_killed_after_its_first_rung(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed("asha")
+    states = Counter(trial.state.name for trial in expected.study.trials)
+    assert states["PRUNED"] >= 2 and states["COMPLETE"] >= 2
+    rungs = [n for n, line in enumerate(expected.run.journal.read_text().splitlines()) if "_rung_0" in line]
+    assert len(rungs) == 8
+    for trial in (1, 3, 5, 7):
+        folder = tmp_path / f"killed in trial {trial}"
+        killed("asha", folder, ("written", rungs[trial] + 1))
+        check_survives(folder, tmp_path, expected)
+
+
+def test_a_grid_goes_on_where_it_was_killed(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    expected = undisturbed("grid")
+    assert len(expected.study.trials) == 4
+    killed("grid", tmp_path / "run", ("publish", 3))
+    check_survives(tmp_path / "run", tmp_path, expected)
+
+
+def test_a_grid_that_was_killed_after_its_last_candidate_is_complete(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed("grid")
+    killed("grid", tmp_path / "run", ("written", writes_of(expected) - 1))
+    check_survives(tmp_path / "run", tmp_path, expected)
+
+
+def test_artifacts_that_a_kill_cut_off_are_cleared_away(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    killed("random", tmp_path / "run", ("publish", 3))
+    artifacts = tmp_path / "run" / "artifacts"
+    assert sorted(path.name for path in artifacts.glob("*2*")) == ["trial-00002.partial"]
+    check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+    assert not list(artifacts.glob("*.partial"))
+
+
+def test_a_study_killed_twice_ends_like_an_undisturbed_one(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    killed("random", tmp_path / "run", ("publish", 2))
+    killed("random", tmp_path / "run", ("publish", 2), again=True)
+    before = finished_so_far(tmp_path / "run", tmp_path)
+    assert sorted(before) == [0, 2]  # trial 1 was cut off, trial 2 repeated it, trial 3 was cut off
+    result = check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+    assert [trial.state.name for trial in result.study.trials] == [
+        *("COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE")
+    ]
+
+
+def test_a_retry_that_is_killed_in_its_turn_is_tried_again(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    killed("random", tmp_path / "run", ("publish", 2))
+    killed("random", tmp_path / "run", ("publish", 1), again=True)
+    killed("random", tmp_path / "run", ("publish", 1), again=True)
+    result = check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+    retries = [t.number for t in result.study.trials if t.user_attrs.get(RETRY_OF) == 1]
+    assert retries == [2, 3, 4]
+
+
+def test_a_study_killed_while_a_retry_waits_runs_it_once(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    killed("random", tmp_path / "run", ("publish", 3))
+    killed("random", tmp_path / "run", ("text", RETRY_OF), again=True)
+    copy = tmp_path / "looked at.log"
+    shutil.copy(tmp_path / "run" / "journal.log", copy)
+    study = optuna.load_study(study_name=None, storage=open_journal(copy))
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "WAITING"]
+    result = check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+    assert len(result.study.trials) == 5
+
+
+def test_a_trial_that_failed_by_its_own_fault_is_not_repeated(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed("failing")
+    states = Counter(trial.state.name for trial in expected.study.trials)
+    assert states["FAIL"] >= 2 and states["COMPLETE"] >= 2
+    killed("failing", tmp_path / "run", ("write", writes_of(expected) - 8))
+    result = check_survives(tmp_path / "run", tmp_path, expected)
+    own = Counter(t.user_attrs[FAILURE] for t in result.study.trials if FAILURE in t.user_attrs)
+    assert own == Counter(t.user_attrs[FAILURE] for t in expected.study.trials if FAILURE in t.user_attrs)
+
+
+def test_a_failure_whose_reason_was_written_when_the_kill_came_stays_a_failure(
+    tmp_path: Path, undisturbed: Undisturbed, listener: Any
+) -> None:
+    killed("failing", tmp_path / "run", ("text", f'"{FAILURE}"'))
+    result = resume(tmp_path / "run", listeners=[listener])
+    check_equal(result, undisturbed("failing"))
+    number, status, _, reason = listener.of("ended")[0]
+    assert status == "failed"
+    assert reason == result.study.trials[int(number)].user_attrs[FAILURE]
+
+
+def test_a_study_in_a_database_survives_a_kill(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    storage = f"sqlite:///{tmp_path}/optuna.db"
+    killed("random", tmp_path / "run", ("publish", 3), storage=storage)
+    result = resume(tmp_path / "run")
+    check_equal(result, undisturbed("random"))
+    assert not result.run.journal.exists()
+
+
+def test_a_search_from_the_command_line_is_killed_and_resumed(
+    tmp_path: Path, make_category: Callable[..., Path]
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    search = start_search(images, "killed")
+    wait_for_artifacts(Path("runs", "killed", "artifacts", "trial-00001"), search)
+    search.kill()
+    assert search.wait() == -signal.SIGKILL
+    before = finished_so_far(Path("runs", "killed"), tmp_path)
+    assert 1 <= len(before) < 10
+    result = resume_study("killed")
+    check_equal(result, undisturbed_search(images))
+    assert result.evaluation is not None
+
+
+def start_search(images: Path, run: str) -> subprocess.Popen[str]:
+    options = (
+        "--trials 10 -a cutout -a cutavg --steps 40 --width 4 --batch-size 8 --image-size 32 "
+        "--no-tracking --threads 1"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "ssad_hpo", "search", str(images), "--run", run, *options.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore SIGINT, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def undisturbed_search(images: Path) -> StudyResult:
+    """What `start_search` would come to, in this process."""
+    return run_study(
+        find_source(images, image_size=32),
+        space=["cutout", "cutavg"],
+        training=Training(steps=40, width=4, batch_size=8),
+        n_trials=10,
+        tracking_uri=None,
+    )
+
+
+def wait_for_artifacts(folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not folder.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{folder} did not appear"
+        time.sleep(0.002)
+
+
+def test_after_a_kill_nothing_is_left_running_in_mlflow(tmp_path: Path, empty_mlflow: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path / 'mlflow.db')}"
+    killed("random", tmp_path / "run", ("publish", 3), tracking_uri=uri)
+    result = resume(tmp_path / "run")
+    # The killed process's writer may still hold the outbox; then `sync` waits for it.
+    assert sync_run(tmp_path / "run").remaining == 0
+    runs = {run.info.run_name: run for run in MlflowClient(uri).search_runs(["1"])}
+    statuses = {name: run.info.status for name, run in runs.items()}
+    assert statuses.pop(result.run.settings.study_name) == "FINISHED"
+    assert statuses == {
+        **dict.fromkeys(["trial 0", "trial 1", "trial 3", "trial 4"], "FINISHED"),
+        "trial 2": "KILLED",
+    }
+    assert runs["trial 2"].data.tags["reason"] == "its process ended"
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_on_the_command_line_exits_with_130_and_names_the_next_command(
+    tmp_path: Path, make_category: Callable[..., Path]
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    search = start_search(images, "stopped")
+    wait_for_artifacts(Path("runs", "stopped", "artifacts", "trial-00001"), search)
+    search.send_signal(signal.SIGINT)
+    _, said = search.communicate()
+    assert search.returncode == 130, said
+    assert re.fullmatch(r"ssad-hpo: stopped; .* search --resume stopped\n", said)
+    check_equal(resume_study("stopped"), undisturbed_search(images))
+
+
+class _Interrupts:
+    """A recorder at whose chosen event Ctrl-C is pressed."""
+
+    def __init__(self, event: str, trial: str) -> None:
+        self.event, self.trial = event, trial
+
+    def _at(self, event: str, trial: str) -> None:
+        if (event, trial) == (self.event, self.trial):
+            signal.raise_signal(signal.SIGINT)
+
+    def trial_started(self, trial: str, params: Any, tags: Any) -> None:
+        self._at("started", trial)
+
+    def trial_progress(self, trial: str, step: int, metrics: Any) -> None:
+        self._at("progress", trial)
+
+    def trial_ended(self, trial: str, status: Any, metrics: Any, reason: str | None = None) -> None:
+        if status == "complete":
+            self._at("ended", trial)
+
+
+@pytest.mark.parametrize("event", ["started", "progress", "ended"])
+def test_ctrl_c_at_any_event_of_a_trial_keeps_what_is_done_and_resumes_alike(
+    event: str, tmp_path: Path, undisturbed: Undisturbed, listener: Any
+) -> None:
+    with pytest.raises(StudyInterrupted, match="resume_study") as stopped:
+        start("random", tmp_path / "run", listeners=[_Interrupts(event, "2"), listener])
+    assert stopped.value.run == tmp_path / "run"
+    assert len(finished_so_far(tmp_path / "run", tmp_path)) == 2
+    assert listener.of("ended")[-1][:2] == ["2", "interrupted"]
+    result = check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+    assert [t.user_attrs.get(RETRY_OF) for t in result.study.trials] == [None, None, None, 2, None]
+
+
+def test_an_error_in_a_trial_that_is_no_fault_of_the_detector_ends_the_study_and_can_be_resumed(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    class _Full(_Interrupts):
+        def _at(self, event: str, trial: str) -> None:
+            if (event, trial) == ("progress", "1"):
+                raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        start("random", tmp_path / "run", listeners=[_Full("", "")])
+    check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+
+
+# What a dead process leaves behind
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b'{"op_code":6,"worker_id":"a, "tri', b'{"op_code":6,"wor\n', b"\0\0\0\0\0\n", b"{"],
+    ids=["torn", "torn, with its newline", "zeros", "one character"],
+)
+def test_a_torn_last_line_of_the_journal_is_cut(
+    tail: bytes, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    killed("random", tmp_path / "run", ("publish", 2))
+    with (tmp_path / "run" / "journal.log").open("ab") as journal:
+        journal.write(tail)
+    check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+
+
+def test_a_journal_of_which_only_half_a_line_was_written_starts_anew(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    killed("random", tmp_path / "run", ("write", 2))
+    (tmp_path / "run" / "journal.log").write_bytes(b'{"op_code":0,"worker_id":"1c5')
+    check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+
+
+def test_lock_files_of_a_dead_journal_owner_block_nobody(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    folder = tmp_path / "run"
+    killed("random", folder, ("written", 30))
+    assert (folder / "journal.log.lock").is_symlink()
+    (folder / "journal.log.lock0a1b.rename").symlink_to(folder / "journal.log")  # killed while releasing
+    check_survives(folder, tmp_path, undisturbed("random"))
+
+
+def hold(folder: Path, connection: Connection) -> None:
+    """Own a run folder until told to go on."""
+    torch.set_num_threads(1)
+
+    def wait(run: Run) -> None:
+        connection.send(os.getpid())
+        connection.recv()
+
+    start("random", folder, announce=wait)
+
+
+def test_a_run_that_another_process_works_on_is_refused_until_that_is_killed(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    here, there = PROCESSES.Pipe()
+    owner = PROCESSES.Process(target=hold, args=(tmp_path / "run", there))
+    owner.start()
+    pid = here.recv()
+    for use in (resume, open_result, evaluate_run, lambda run: resume(run, n_trials=7)):
+        with pytest.raises(RunError, match=rf"in use by process {pid} on .*; wait for it or stop it first"):
+            use(tmp_path / "run")
+    assert open_run(tmp_path / "run").settings.n_trials == 4
+    owner.kill()
+    owner.join()
+    check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
+
+
+# Resuming on purpose
+
+
+def test_images_that_have_changed_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    killed("random", tmp_path / "run", ("publish", 2))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    task = task_of_the_studies()
+    task.unlabeled[3, 0, 5, 5] += 1
+    with pytest.raises(RunError, match="not those that the study began with"):
+        resume_study(tmp_path / "run", task=task, n_trials=9)
+    with pytest.raises(RunError, match="lived in memory; give the task again"):
+        resume_study(tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_folder_in_which_an_image_has_changed_is_refused(
+    tmp_path: Path, make_category: Callable[..., Path]
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    run_study(find_source(images, image_size=16), training=TRAINING, n_trials=1, run="r", tracking_uri=None)
+    changed = images / "train" / "good" / "000.png"
+    Image.open(changed).transpose(Image.Transpose.ROTATE_180).save(changed)
+    with pytest.raises(RunError, match="images of cloth are not those that the study began with"):
+        resume_study("r", n_trials=2)
+
+
+def test_more_trials_extend_a_finished_study(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    start("random", tmp_path / "run", n_trials=2)
+    result = resume(tmp_path / "run", n_trials=4)
+    check_equal(result, undisturbed("random"))
+    assert len(result.study.trials) == 4
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["n_trials"] == 4
+    with pytest.raises(ValueError, match="n_trials: expected at least 1, got 0"):
+        resume(tmp_path / "run", n_trials=0)
+
+
+def test_resuming_a_finished_study_runs_nothing(tmp_path: Path, listener: Any) -> None:
+    first = start("random", tmp_path / "run")
+    trials = first.study.trials
+    again = resume(tmp_path / "run", listeners=[listener])
+    assert listener.heard == []
+    assert again.study.trials == trials
+    assert again.selected == first.selected
+
+
+@pytest.mark.parametrize("study", ["tpe", "failing"])
+def test_two_processes_with_the_same_seed_come_to_the_same_study(
+    study: str, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    in_a_process(study, tmp_path / "run")
+    check_equal(resume(tmp_path / "run"), undisturbed(study))
+
+
+def test_another_seed_comes_to_another_study(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    other = final_trials(start("random", tmp_path / "run", seed=1).study)
+    for place, trial in final_trials(undisturbed("random").study).items():
+        assert trial.params != other[place].params
