@@ -46,6 +46,7 @@ _ROOMS = {
     "StudyResult": "experiment",
     "evaluate_run": "experiment",
     "load_detector": "experiment",
+    "report_run": "experiment",
     "resume_study": "experiment",
     "run_study": "experiment",
     "score_images": "experiment",

@@ -209,6 +209,16 @@ def evaluate(run: Annotated[str, typer.Argument(help="A run folder, or its name 
     show(evaluate_run(run))
 
 
+@app.command(epilog="Example: `ssad-hpo report gravel-cutavg-20261123-101500-1f3a`")
+def report(run: Annotated[str, typer.Argument(help="A run folder, or its name below runs/.")]) -> None:
+    """Write a page with the choice, its figures and images into the run folder, and to MLflow."""
+    import os
+
+    from ssad_hpo.experiment import report_run
+
+    say(f"report in {os.path.relpath(report_run(run))}")
+
+
 @app.command(epilog="Example: `ssad-hpo sync gravel-cutavg-20261123-101500-1f3a`")
 def sync(run: Annotated[str, typer.Argument(help="A run folder, or its name below runs/.")]) -> None:
     """Deliver to MLflow what it could not take while the study ran."""

@@ -142,6 +142,7 @@ def show(result: StudyResult) -> None:
         say(f"  {command()} sync {name}")
     elif settings.tracking_uri:
         say(f"  {ui_command(settings.tracking_uri)}")
+    say(f"  {command()} report {name}")
     say(f"  {command()} score {name} IMAGES...")
 
 

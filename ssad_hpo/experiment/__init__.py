@@ -1,14 +1,14 @@
-"""Whole studies: load, search, record, evaluate. What the command line and the studies call."""
+"""Whole studies: load, search, record, evaluate, report. What the command line and the studies call."""
 
-from ssad_hpo.experiment.judging import StudyResult, open_result
+from ssad_hpo.experiment.judging import StudyResult, load_task, open_result
 from ssad_hpo.experiment.ready import TASK, ready_objective
+from ssad_hpo.experiment.reporting import report_run
 from ssad_hpo.experiment.run_folder import Run, RunError, Settings, open_run
 from ssad_hpo.experiment.scoring import load_detector, score_images
 from ssad_hpo.experiment.study import (
     StudyInterrupted,
     evaluate_run,
     find_source,
-    load_task,
     resume_study,
     run_study,
     sync_run,
@@ -28,6 +28,7 @@ __all__ = [
     "open_result",
     "open_run",
     "ready_objective",
+    "report_run",
     "resume_study",
     "run_study",
     "score_images",

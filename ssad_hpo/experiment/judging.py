@@ -12,8 +12,9 @@ import optuna
 
 from ssad_hpo import data, tracking
 from ssad_hpo.evaluate import StudyEvaluation, auc, evaluate_candidates
-from ssad_hpo.experiment.run_folder import Run, locked, open_run
+from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
 from ssad_hpo.search import Candidate, candidates, open_journal, select
+from ssad_hpo.task import Task
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,41 @@ class StudyResult:
     lost: int = 0
 
 
+def load_task(run: Run, task: Task | None = None) -> Task:
+    """The task of a run, loaded again and recognised by its content.
+
+    Raises:
+        RunError: if it lived in memory and is not given, or its images have changed.
+    """
+    if task is None:
+        if run.settings.source is None:
+            raise RunError(f"{run.folder}: its images lived in memory; give the task again")
+        task = data.load(run.settings.source)
+    if task.content_hash != run.settings.content_hash:
+        raise RunError(
+            f"{run.folder}: the images of {run.settings.task_name} are not those that the study began with; "
+            "restore them or start a new study"
+        )
+    return task
+
+
+def chosen(run: str | Path) -> Candidate:
+    """The candidate that a run has chosen; reads neither images nor ground truth.
+
+    Raises:
+        RunError: if there is no such run. ValueError: if it has no candidate yet.
+    """
+    opened = open_run(run)
+    with locked(opened.folder):
+        return select(_study_of(opened), opened.settings.criterion, opened.artifacts)
+
+
 def open_result(run: str | Path) -> StudyResult:
     """The result of a study as its folder has it; nothing is trained, nothing recorded.
 
     Raises:
-        RunError: if there is no such run. ValueError: if it has no candidate yet.
+        RunError: if there is no such run, or its images have changed. ValueError: if it has no
+            candidate yet.
     """
     opened = open_run(run)
     with locked(opened.folder):
@@ -54,7 +85,10 @@ def judge(run: Run, study: optuna.Study) -> StudyResult:
     """Select by the criterion; then read the ground truth, if there is any, and compare."""
     criterion = run.settings.criterion
     selected = select(study, criterion, run.artifacts)
-    labels = data.read_labels(run.settings.source) if run.settings.source else None
+    if run.settings.source is None:
+        return StudyResult(run, study, selected, None, None)
+    load_task(run)  # the ground truth of other images than those that were scored would mislead silently
+    labels = data.read_labels(run.settings.source)
     if labels is None or len(set(labels.tolist())) < 2:
         return StudyResult(run, study, selected, None, None)
     choices = candidates(study, run.artifacts)

@@ -9,8 +9,7 @@ import numpy as np
 
 from ssad_hpo import data
 from ssad_hpo.detector import Detector
-from ssad_hpo.experiment.judging import open_result
-from ssad_hpo.experiment.run_folder import open_run
+from ssad_hpo.experiment.judging import chosen
 
 _BLOCK = 1024  # images decoded and scored at a time, so that memory stays flat
 
@@ -23,8 +22,7 @@ def load_detector(place: str | Path, device: str = "cpu") -> Detector:
     """
     if (Path(place) / "detector.json").is_file():
         return Detector.load(Path(place), device)
-    open_run(place)  # its error says which runs there are
-    return open_result(place).selected.detector(device)
+    return chosen(place).detector(device)
 
 
 def score_images(

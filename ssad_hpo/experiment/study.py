@@ -11,10 +11,9 @@ import torch
 
 from ssad_hpo import data, tracking
 from ssad_hpo.detector import resolve_precision
-from ssad_hpo.experiment.judging import StudyResult, judge, open_result, record_result
+from ssad_hpo.experiment.judging import StudyResult, judge, load_task, open_result, record_result
 from ssad_hpo.experiment.run_folder import (
     Run,
-    RunError,
     Settings,
     choose_run_folder,
     creation_facts,
@@ -203,24 +202,6 @@ def resume_study(
     return _search(opened, _objective(opened, task), listeners, announce)
 
 
-def load_task(run: Run, task: Task | None = None) -> Task:
-    """The task of a run, loaded again and recognised by its content.
-
-    Raises:
-        RunError: if it lived in memory and is not given, or its images have changed.
-    """
-    if task is None:
-        if run.settings.source is None:
-            raise RunError(f"{run.folder}: its images lived in memory; give the task again")
-        task = data.load(run.settings.source)
-    if task.content_hash != run.settings.content_hash:
-        raise RunError(
-            f"{run.folder}: the images of {run.settings.task_name} are not those that the study began with; "
-            "restore them or start a new study"
-        )
-    return task
-
-
 def evaluate_run(run: str | Path) -> StudyResult:
     """Judge a study's choice by the ground truth, and write the figures to MLflow.
 
@@ -233,7 +214,7 @@ def evaluate_run(run: str | Path) -> StudyResult:
             f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; the chosen "
             f"detector is that of trial {result.selected.number}"
         )
-    with locked(result.run.folder), _recorder(result.run) as recorder:
+    with locked(result.run.folder), open_recorder(result.run) as recorder:
         record_result(recorder, result)
     return replace(result, undelivered=_undelivered(result.run), lost=recorder.lost)
 
@@ -263,7 +244,8 @@ def _objective(run: Run, task: Task) -> Objective:
     )
 
 
-def _recorder(run: Run) -> tracking.NullRecorder:
+def open_recorder(run: Run) -> tracking.NullRecorder:
+    """What writes a run to MLflow; with tracking off, what writes nothing."""
     settings = run.settings
     if settings.tracking_uri is None:
         return tracking.NullRecorder()
@@ -285,7 +267,7 @@ def _search(
     """Bring a run's study to its number of trials, then judge it; all of it told to MLflow."""
     settings = run.settings
     torch.set_num_threads(settings.threads)
-    with locked(run.folder), _recorder(run) as recorder:
+    with locked(run.folder), open_recorder(run) as recorder:
         if announce is not None:
             announce(run)
         tags = {"task": settings.task_name, "criterion": settings.criterion, "sampler": settings.sampler}

@@ -1,4 +1,4 @@
-"""Figures. The only room that may import matplotlib, and only where it is used."""
+"""Speed of the detector pipelines, as a figure."""
 
 from __future__ import annotations
 

@@ -1,0 +1,217 @@
+"""The report of a study: gathers what it shows, has it drawn, hands it to MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from ssad_hpo import data
+from ssad_hpo.augment import augment
+from ssad_hpo.experiment.judging import StudyResult, load_task, open_result
+from ssad_hpo.experiment.run_folder import Run, locked, open_run
+from ssad_hpo.experiment.study import open_recorder
+from ssad_hpo.report import EmbeddingSets, Findings, ImageRow, Trial, write_report
+from ssad_hpo.search import FAILURE, Candidate, Kept, candidates
+from ssad_hpo.search.objective import HYPERPARAMETERS, INTERRUPTED, RETRY_OF
+from ssad_hpo.task import Augmentation, Range, Status, Task
+
+REPORT = "report"  # the folder, in the run's and among MLflow's artifacts
+_IMAGES = 8  # in a row
+
+
+def report_run(run: str | Path, *, task: Task | None = None) -> Path:
+    """Write a study's report into its run folder, and hand its files to MLflow.
+
+    The page needs nothing beside itself; its pictures lie beside it as PNG files. What needs ground
+    truth is left out where there is none; so are the images of a task that lives in memory, unless it
+    is given. A report that is there already is replaced.
+
+    Args:
+        run: the run folder, or its name below runs/.
+        task: the task, if the study was started on one in memory.
+
+    Returns:
+        The page, RUN/report/index.html.
+
+    Raises:
+        RunError: if there is no such run, another process works on it, or its images have changed.
+        ValueError: if it has no candidate yet.
+    """
+    opened = open_run(run)
+    at_hand = task is not None or opened.settings.source is not None
+    shown = load_task(opened, task) if at_hand else None
+    findings = _gather(open_result(run), shown)
+    with locked(opened.folder), open_recorder(opened) as recorder:
+        page = write_report(findings, opened.folder / REPORT)
+        for file in sorted(page.parent.iterdir()):
+            recorder.artifact(file, REPORT)
+    return page
+
+
+def _gather(result: StudyResult, task: Task | None) -> Findings:
+    run, selected = result.run, result.selected
+    source, criterion = run.settings.source, run.settings.criterion
+    anomalous, remarks = None, []
+    if result.aucs is not None and source is not None:
+        # The choice was made by `open_result`, without this.
+        anomalous = np.asarray(data.read_labels(source)) == 1
+    competing = {c.number: c for c in candidates(result.study, run.artifacts)}
+    worst = max(competing.values(), key=lambda c: (c.criteria[criterion], c.number))
+    kept = selected.kept()
+    scores = _scores(selected, kept, task)
+    if "train" not in scores:
+        remarks.append("The scores of train and augmented images are missing: they need what is not at hand.")
+    if task is None:
+        remarks.append("The images lived in memory when the study was made, and are not shown.")
+    return Findings(
+        task=run.settings.task_name,
+        criterion=criterion,
+        space=run.settings.space,
+        trials=_trials(result, competing),
+        selected=selected.number,
+        settings=_settings(run, task),
+        scores=scores,
+        best=_sets(selected.number, kept),
+        worst=_sets(worst.number, worst.kept()) if len(competing) > 1 else None,
+        images=() if task is None else _images(task, selected, scores["unlabeled"], anomalous),
+        anomalous=anomalous,
+        figures={} if result.evaluation is None else result.evaluation.metrics(),
+        remarks=tuple(remarks),
+    )
+
+
+def _trials(result: StudyResult, competing: Mapping[int, Candidate]) -> tuple[Trial, ...]:
+    settings, aucs = result.run.settings, result.aucs or {}
+    study = result.study.get_trials(deepcopy=False)
+    again = {t.user_attrs[RETRY_OF]: t.number for t in study if RETRY_OF in t.user_attrs}
+    trials = []
+    for trial in study:
+        if trial.state == TrialState.WAITING:
+            continue
+        number, status = trial.number, _status(trial)
+        reason = None
+        if status == "pruned":
+            reason = f"stopped at step {trial.last_step} of {settings.training.steps}"
+        elif status == "failed":
+            reason = trial.user_attrs[FAILURE]
+        elif status == "interrupted":
+            reason = trial.user_attrs.get(INTERRUPTED, "its process ended")
+            first = trial.user_attrs.get(RETRY_OF, number)
+            if again.get(first, number) > number:
+                reason += f"; run again as trial {again[first]}"
+        drawn = trial.user_attrs.get(HYPERPARAMETERS)
+        trials.append(
+            Trial(
+                number=number,
+                status=status,
+                augmentation=None if drawn is None else Augmentation(trial.params["augmentation"], drawn),
+                value=competing[number].criteria[settings.criterion] if number in competing else None,
+                curve=dict(sorted(trial.intermediate_values.items())),
+                auc=aucs.get(number),
+                reason=reason,
+            )
+        )
+    return tuple(trials)
+
+
+def _status(trial: FrozenTrial) -> Status:
+    if trial.state == TrialState.COMPLETE:
+        return "complete"
+    if trial.state == TrialState.PRUNED:
+        return "pruned"
+    return "failed" if FAILURE in trial.user_attrs else "interrupted"
+
+
+def _sets(number: int, kept: Kept) -> EmbeddingSets:
+    sets = kept.embeddings
+    return EmbeddingSets(number, sets.train.numpy(), sets.augmented.numpy(), sets.unlabeled.numpy())
+
+
+def _scores(selected: Candidate, kept: Kept, task: Task | None) -> dict[str, NDArray[np.floating]]:
+    """Scores by set; the unlabelled images' alone where the rest would need a detector or images gone."""
+    unlabeled, detector = {"unlabeled": kept.scores}, kept.detector
+    if detector is None:
+        return unlabeled
+    if detector.training.score == "density":
+        train = detector.density_score(kept.embeddings.train)
+        augmented = detector.density_score(kept.embeddings.augmented)
+    elif task is not None:
+        train = detector.score(task.train)
+        augmented = detector.score(_augmented(task.train, selected))
+    else:
+        return unlabeled
+    return {"train": train.numpy(), "augmented": augmented.numpy(), **unlabeled}
+
+
+def _augmented(images: torch.Tensor, selected: Candidate) -> torch.Tensor:
+    """Augmented copies under the selected hyperparameters, uint8; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    copies = [augment(block / 255, selected.augmentation, generator) for block in images.split(256)]
+    return torch.cat(copies).mul(255).round().to(torch.uint8)
+
+
+def _images(
+    task: Task, selected: Candidate, scores: NDArray[np.floating], anomalous: NDArray[np.bool_] | None
+) -> tuple[ImageRow, ...]:
+    normal = task.train[:_IMAGES]
+    kind = selected.augmentation.kind
+    rows = [
+        ImageRow("normal", "Normal, from train", normal.numpy()),
+        ImageRow("augmented", f"Augmented, as trial {selected.number} ({kind}) does",
+                 _augmented(normal, selected).numpy()),
+    ]  # fmt: skip
+    ranking, count = np.argsort(-scores, kind="stable"), min(_IMAGES, len(scores) // 2)
+    for name, places in (("highest", ranking[:count]), ("lowest", ranking[::-1][:count])):
+        truth = None if anomalous is None else anomalous[places]
+        images = task.unlabeled[torch.from_numpy(places.copy())].numpy()
+        rows.append(ImageRow(name, f"Unlabeled, {name} scores", images, scores[places], truth))
+    return tuple(rows)
+
+
+def _settings(run: Run, task: Task | None) -> dict[str, str]:
+    """What the study was run with, as texts by heading."""
+    settings, training = run.settings, run.settings.training
+    texts = {"task": settings.task_name}
+    if task is not None:
+        channels, height, width = task.train.shape[1:]
+        texts["images"] = (
+            f"{len(task.train)} train, {len(task.unlabeled)} unlabeled, {width} × {height} pixels, "
+            + ("grey" if channels == 1 else "colour")
+        )
+    if settings.source is not None:
+        texts["source"] = f"{settings.source.loader}: " + ", ".join(
+            f"{name} {value if isinstance(value, str) else json.dumps(value)}"
+            for name, value in settings.source.arguments.items()
+            if value is not None
+        )
+    for kind, hyperparameters in settings.space.kinds.items():
+        texts[f"space of {kind}"] = ", ".join(
+            f"{name} {value.low:g} to {value.high:g}{' (log)' if value.log else ''}"
+            if isinstance(value, Range)
+            else f"{name} {value:g}"
+            for name, value in hyperparameters.items()
+        )
+    width_of = f", width {training.width}" if training.encoder == "small" else ""
+    contamination = training.contamination
+    return {
+        **texts,
+        "search": f"{settings.n_trials} trials, sampler {settings.sampler}, pruner {settings.pruner}, "
+        f"seed {settings.seed}",
+        "encoder": training.encoder + width_of,
+        "training": f"{training.steps} steps of {training.batch_size} + {training.batch_size} images, "
+        f"learning rate {training.learning_rate:g}, momentum {training.momentum:g}, weight decay "
+        f"{training.weight_decay:g}, jitter {training.jitter:g}, seed {training.seed}",
+        "evaluated at": "steps " + ", ".join(map(str, training.evaluation_steps)),
+        "anomaly score": training.score,
+        "contamination": "not assumed" if contamination is None else f"{contamination:g}",
+        "machine": f"{settings.device}, {settings.threads} threads, {training.precision}",
+        "study": f"{settings.study_name}, begun {settings.created}",
+        "run folder": str(run.folder),
+        "versions": ", ".join(f"{name} {version}" for name, version in settings.versions.items()),
+    }

@@ -1,0 +1,138 @@
+"""What a report shows, as frozen dataclasses; whoever gathers it needs no matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssad_hpo.task import Augmentation, SearchSpace, Status
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a study.
+
+    Attributes:
+        number: of the trial.
+        status: only "complete" ones are candidates, which compete.
+        augmentation: its static f_aug; None where the trial ended before it was drawn.
+        value: the criterion after the whole budget, lower is better; None unless complete.
+        curve: the criterion by training step, at each evaluation that took place.
+        auc: 0..1, higher is better; None without ground truth, or unless complete.
+        reason: why it was pruned, failed or interrupted.
+    """
+
+    number: int
+    status: Status
+    augmentation: Augmentation | None
+    value: float | None = None
+    curve: Mapping[int, float] = field(default_factory=dict)
+    auc: float | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.status == "complete") != (self.value is not None):
+            raise ValueError(f"value: expected one of a complete trial alone, got {self}")
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingSets:
+    """The embeddings that a trial was judged by.
+
+    Attributes:
+        trial: its number.
+        train, augmented, unlabeled: (N, D) each, D >= 2.
+    """
+
+    trial: int
+    train: NDArray[np.floating]
+    augmented: NDArray[np.floating]
+    unlabeled: NDArray[np.floating]
+
+    def __post_init__(self) -> None:
+        for name in ("train", "augmented", "unlabeled"):
+            rows = getattr(self, name)
+            if (
+                rows.ndim != 2
+                or 0 in rows.shape
+                or rows.shape[1:] != self.train.shape[1:]
+                or rows.shape[1] < 2
+            ):
+                raise ValueError(f"{name}: expected (N, D) with N >= 1, the same D >= 2, got {rows.shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRow:
+    """A few images to look at.
+
+    Attributes:
+        name: of the picture's file.
+        title: what they are.
+        images: (N, C, H, W) uint8, C 1 or 3.
+        scores: (N,) anomaly scores, higher is more anomalous; None where they have none.
+        anomalous: (N,) whether each is an anomaly; None without ground truth.
+    """
+
+    name: str
+    title: str
+    images: NDArray[np.uint8]
+    scores: NDArray[np.floating] | None = None
+    anomalous: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that a report shows of a study.
+
+    Attributes:
+        task: name of the task.
+        criterion: the key of the criterion that chose.
+        space: what was searched.
+        trials: every trial, in any order; the selected one is complete.
+        selected: number of the chosen trial.
+        settings: what the study was run with, as texts by heading.
+        scores: anomaly scores of the selected detector by set: "train", "augmented", "unlabeled"; the
+            last is there always.
+        best: embeddings of the selected trial. worst: of the candidate with the highest criterion; None
+            if there is one candidate only.
+        images: rows of images to look at; empty where the images are not at hand.
+        anomalous: (N_test,) whether each unlabelled image is an anomaly; None without ground truth.
+        figures: "auc_selected", "auc_oracle", "auc_random", "auc_worst", "regret" and, where defined,
+            "spearman"; empty without ground truth.
+        remarks: sentences about what is not shown, and why.
+
+    Raises:
+        ValueError: if the selected trial is not among the complete ones.
+    """
+
+    task: str
+    criterion: str
+    space: SearchSpace
+    trials: tuple[Trial, ...]
+    selected: int
+    settings: Mapping[str, str]
+    scores: Mapping[str, NDArray[np.floating]]
+    best: EmbeddingSets
+    worst: EmbeddingSets | None = None
+    images: tuple[ImageRow, ...] = ()
+    anomalous: NDArray[np.bool_] | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.selected not in {t.number for t in self.trials if t.status == "complete"}:
+            raise ValueError(f"selected: expected a complete trial, got {self.selected}")
+
+    @property
+    def choice(self) -> Trial:
+        """The selected trial."""
+        return next(t for t in self.trials if t.number == self.selected)
+
+    @property
+    def oracle(self) -> Trial | None:
+        """The candidate with the best AUC, of equal ones the earliest; None without ground truth."""
+        judged = [t for t in self.trials if t.auc is not None]
+        return min(judged, key=lambda t: (-(t.auc or 0.0), t.number), default=None)

@@ -1,0 +1,193 @@
+"""The report: a page that needs nothing beside itself, and the pictures in it as files."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+from ssad_hpo.report.detectors import embedding_figure, images_figure, scores_figure
+from ssad_hpo.report.findings import Findings
+from ssad_hpo.report.style import name_of
+from ssad_hpo.report.tables import candidates_table, figures_list, settings_list
+from ssad_hpo.report.trials import auc_figure, hyperparameters_figure, learning_curves_figure, searched
+from ssad_hpo.task import Range
+
+PAGE = "index.html"
+
+
+class _Picture(NamedTuple):
+    """A picture's file, and what it shows for those who cannot see it."""
+
+    path: Path
+    alt: str
+
+
+class _Section(NamedTuple):
+    """Pictures with a heading and a paragraph that says how to read them."""
+
+    heading: str
+    text: str
+    pictures: list[_Picture]
+
+
+def write_report(findings: Findings, folder: Path) -> Path:
+    """Write the page and its pictures into a folder, which is replaced as a whole.
+
+    Args:
+        findings: what to show.
+        folder: where; what was there is gone afterwards.
+
+    Returns:
+        The page, FOLDER/index.html.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    sections = "\n".join(map(_section, _sections(findings, partial)))
+    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=escape(findings.task),
+        choice=_choice(findings),
+        figures=figures_list(findings),
+        remarks="".join(f"<p class='remark'>{escape(remark)}</p>" for remark in findings.remarks),
+        sections=sections,
+        candidates=candidates_table(findings),
+        settings=settings_list(findings.settings),
+    )
+    (partial / PAGE).write_text(page, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder / PAGE
+
+
+def _choice(findings: Findings) -> str:
+    """What was chosen, by what, among how many: the paragraph below the title."""
+    choice, criterion = findings.choice, name_of(findings.criterion)
+    assert choice.augmentation is not None
+    values = [
+        f"{name_of(name)} {value:.4g}{'°' if name == 'angle' else ''}"
+        for name, value in choice.augmentation.hyperparameters.items()
+        if not isinstance(value, Range)
+    ]
+    candidates = sum(t.status == "complete" for t in findings.trials)
+    among = "the only candidate" if candidates == 1 else f"the lowest of {candidates} candidates"
+    return (
+        f"<p class='choice'><strong>Trial {choice.number}: {name_of(choice.augmentation.kind)}</strong> with "
+        f"{escape(', '.join(values))}.</p>"
+        f"<p>Chosen without labels, by {escape(criterion)}: {choice.value:.4g}, {among}.</p>"
+    )
+
+
+def _sections(findings: Findings, folder: Path) -> Iterator[_Section]:
+    """Draw every picture into the folder, section by section."""
+    if findings.images:
+        yield _images(findings, folder)
+    yield _scores(findings, folder)
+    yield _criterion(findings, folder)
+    yield _hyperparameters(findings, folder)
+    yield _embeddings(findings, folder)
+
+
+def _images(findings: Findings, folder: Path) -> _Section:
+    text = "Each augmented image is made of the normal one in the same place. Numbers are anomaly scores"
+    if findings.anomalous is not None:
+        text += "; frames tell the truth: solid round an anomaly, dotted round a normal image"
+    pictures = []
+    for row in findings.images:
+        path = folder / f"images-{row.name}.png"
+        images_figure(row, path)
+        pictures.append(_Picture(path, row.title))
+    return _Section("Images", text + ".", pictures)
+
+
+def _scores(findings: Findings, folder: Path) -> _Section:
+    text = (
+        "Anomaly scores of the selected detector. Anomalies should lie to the right. Train images are those "
+        "that it was fitted to, so unlabeled ones may lie somewhat to the right of them without being "
+        "anomalous."
+    )
+    path = folder / "scores.png"
+    scores_figure(findings.scores, f"Scores of trial {findings.selected}", path)
+    pictures = [_Picture(path, "Histograms of the anomaly scores: " + ", ".join(findings.scores))]
+    if findings.anomalous is not None:
+        unlabeled, title = findings.scores["unlabeled"], f"Unlabeled, by truth: AUC {findings.choice.auc:.3f}"
+        by_truth = {
+            "unlabeled, normal": unlabeled[~findings.anomalous],
+            "unlabeled, anomalous": unlabeled[findings.anomalous],
+        }
+        path = folder / "scores-truth.png"
+        scores_figure(by_truth, title, path)
+        pictures.append(_Picture(path, f"Histograms of the anomaly scores. {title}"))
+    return _Section("Scores", text, pictures)
+
+
+def _criterion(findings: Findings, folder: Path) -> _Section:
+    trials, name = findings.trials, name_of(findings.criterion)
+    heading, pictures = f"{name} in the course of the trainings", []
+    text = f"{name} at each evaluation. Pruned trials end early and do not compete."
+    if findings.anomalous is not None:
+        heading = f"{name}, truth and training"
+        text = (
+            "Where the criterion knows the good detectors, points fall from left to right; the leftmost one "
+            f"is selected. Beside it, {text}"
+        )
+        path = folder / "auc.png"
+        auc_figure(trials, findings.selected, findings.criterion, path)
+        pictures.append(_Picture(path, f"{name} against AUC, a point per candidate"))
+    path = folder / "learning-curves.png"
+    learning_curves_figure(trials, findings.selected, findings.criterion, path)
+    pictures.append(_Picture(path, f"{name} over training steps, a line per trial"))
+    return _Section(heading, text, pictures)
+
+
+def _hyperparameters(findings: Findings, folder: Path) -> _Section:
+    space, name = findings.space, name_of(findings.criterion)
+    text = "Every trial at its hyperparameters; dark is a low, good value, in all pictures the same."
+    fixed = [name_of(kind) for kind in space.kinds if not searched(space, kind)]
+    if fixed:
+        text += f" Nothing was searched of {', '.join(fixed)}."
+    pictures = []
+    for kind in space.kinds:
+        for names in searched(space, kind):
+            file = "-".join(["tried", kind, *(n for n in names if n)]).replace("_", "-")
+            path = folder / f"{file}.png"
+            hyperparameters_figure(
+                findings.trials, space, kind, names, findings.selected, findings.criterion, path
+            )
+            shown = " and ".join(name_of(n) for n in names if n)
+            pictures.append(_Picture(path, f"{name_of(kind)}: {shown} of every trial, coloured by {name}"))
+    return _Section("Hyperparameters tried", text, pictures)
+
+
+def _embeddings(findings: Findings, folder: Path) -> _Section:
+    text = (
+        "Embeddings in their first two principal components, fitted to all sets of a trial together. Where "
+        "f_aug imitates the anomalies, augmented and anomalous images lie together, apart from the rest."
+    )
+    pictures = []
+    for rank, sets in (("best", findings.best), ("worst", findings.worst)):
+        if sets is not None:
+            value = next(t.value for t in findings.trials if t.number == sets.trial)
+            title = f"Trial {sets.trial}, the {rank} {name_of(findings.criterion)} ({value:.3g})"
+            path = folder / f"embeddings-{rank}.png"
+            embedding_figure(sets, title, path, findings.anomalous)
+            pictures.append(_Picture(path, f"Map of the embeddings: {title}"))
+    return _Section("Embeddings", text, pictures)
+
+
+def _section(section: _Section) -> str:
+    pictures = "".join(
+        f"<a href='{picture.path.name}'><img alt='{escape(picture.alt)}' src='data:image/png;base64,"
+        f"{base64.b64encode(picture.path.read_bytes()).decode()}'></a>"
+        for picture in section.pictures
+    )
+    return (
+        f"<section><h2>{escape(section.heading)}</h2><p>{escape(section.text)}</p>"
+        f"<div class='pictures'>{pictures}</div></section>"
+    )
