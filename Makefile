@@ -6,9 +6,11 @@ PYTHON ?= python3.11 python3.12 python3.13 python3
 
 BIN := .venv/bin
 NEEDS_SERVICES := services or slow
+# Tests run beside each other in processes of one thread: two threads that wait for each other lose more.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format install clean
+.PHONY: help demo test test-all bench lint format install clean
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,7 +19,7 @@ demo: install  ## a search on an embedded texture, without labels, then judged w
 	@$(BIN)/ssad-hpo demo
 
 test: lint  ## style, types and all tests that need no service
-	@$(BIN)/pytest -m "not ($(NEEDS_SERVICES))"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not ($(NEEDS_SERVICES))"
 
 # A test run that selects nothing is pytest's exit code 5; looked up beforehand, so that no failure of a
 # run is ever excused.
@@ -25,6 +27,12 @@ test-all: test  ## make test, then the slow tests and those that need services
 	@found=0; $(BIN)/pytest --collect-only -q -m "$(NEEDS_SERVICES)" >/dev/null 2>&1 || found=$$?; \
 	if [ $$found -eq 5 ]; then echo "make test-all: no test is slow or needs a service"; \
 	else $(BIN)/pytest -m "$(NEEDS_SERVICES)"; fi
+
+# The first run on a machine is kept in .benchmarks; minima, since what disturbs a run only adds to it.
+bench: install  ## time the hot functions; fails where one takes 1.5 times as long as in the first run here
+	@if ls .benchmarks/*/*_baseline.json >/dev/null 2>&1; \
+	then how="--benchmark-compare --benchmark-compare-fail=min:50%"; else how="--benchmark-save=baseline"; fi; \
+	$(BIN)/pytest tests/benchmarks/bench_hot.py $$how --benchmark-columns=min,median,stddev,rounds
 
 lint: install  ## ruff and mypy
 	@$(BIN)/ruff check .
