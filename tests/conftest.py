@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
+
+# Fresh processes in milliseconds: this server has imported all that a study needs, also what torch and
+# others import late (an optimizer imports torch._dynamo, which takes two seconds).
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["pytest", "torch._dynamo", "sklearn.covariance", "safetensors.torch", "skimage", "ssad_hpo.experiment"]
+)
 
 
 @pytest.fixture

@@ -444,7 +444,8 @@ def test_new_images_that_cannot_be_read_are_left_out_on_request(tmp_path):
     good = [save(tmp_path / f"{i}.png", colours(i)) for i in range(3)]
     break_image(tmp_path / "broken.png", "text")
     paths = [tmp_path / "broken.png", good[2], tmp_path / "missing.png", good[0], good[1]]
-    images, read = data.read_images(paths, SIZE, 3, skip_unreadable=True)
+    with pytest.warns(UserWarning, match="skipped 2 unreadable images: .*broken.png"):
+        images, read = data.read_images(paths, SIZE, 3, skip_unreadable=True)
     assert read == [good[2], good[0], good[1]]
     assert np.array_equal(images.numpy(), np.stack([pixels_of(path) for path in read]))
     with pytest.raises(data.DataError, match=r"missing\.png: cannot be read \(No such file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,30 +192,43 @@ def test_a_wrong_argument_is_named_before_anything_is_trained(
 # Anywhere
 
 
+def in_a_process(function: Callable[..., None], *arguments: Any) -> None:
+    """Run a function in a fresh process, which has to end well."""
+    process = multiprocessing.get_context("forkserver").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def optimize_pickled(place: Path, params: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    results = []
+    for objective in pickle.loads((place / "objectives.pickle").read_bytes()):
+        study = optuna.create_study()
+        for drawn in params:
+            study.enqueue_trial(drawn)
+        study.optimize(objective, n_trials=len(params))
+        chosen = select(study)
+        scores = chosen.detector().score(objective.task.unlabeled)
+        results.append(([trial.value for trial in study.trials], chosen.address, scores.numpy()))
+    (place / "results.pickle").write_bytes(pickle.dumps(results))
+
+
 def test_a_pickled_objective_works_in_another_process_and_gives_the_same(task: Task, workplace: Path) -> None:
     """The copy keeps the best in a memory of its own, or in the same folder."""
     here = Objective(task, space=KINDS, training=TRAINING)
     study = study_of(here, n_trials=2)
-    there = [here, Objective(task, space=KINDS, training=TRAINING, artifacts=workplace / "artifacts")]
+    artifacts = workplace / "artifacts"
+    there = [here, Objective(task, space=KINDS, training=TRAINING, artifacts=artifacts)]
     (workplace / "objectives.pickle").write_bytes(pickle.dumps(there))
-    params = [trial.params for trial in study.trials]
-    program = f"""
-import pickle, optuna
-for objective in pickle.load(open("objectives.pickle", "rb")):
-    study = optuna.create_study()
-    for params in {params!r}:
-        study.enqueue_trial(params)
-    study.optimize(objective, n_trials=2)
-    assert [t.value for t in study.trials] == {[trial.value for trial in study.trials]!r}
-    assert (study.best_trial.user_attrs["artifacts"][:7] == "memory:") == (objective.store is not None
-        and type(objective.store).__name__ == "MemoryStore")
-    from ssad_hpo import select
-    select(study).detector()
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
-    best = int(np.argmin([trial.value for trial in study.trials]))
-    kept = open_kept(str(trial_folder(workplace / "artifacts", best)))
-    assert np.array_equal(kept.scores, select(study).scores())
+    in_a_process(optimize_pickled, workplace, [trial.params for trial in study.trials])
+    in_memory, in_a_folder = pickle.loads((workplace / "results.pickle").read_bytes())
+    for values, _, scores in (in_memory, in_a_folder):
+        assert values == [trial.value for trial in study.trials]
+        assert np.array_equal(scores, select(study).scores())
+    assert in_memory[1].startswith("memory:")
+    assert in_a_folder[1] == str(trial_folder(artifacts, select(study).number))
+    assert np.array_equal(open_kept(in_a_folder[1]).scores, select(study).scores())
 
 
 def test_an_unpickled_objective_keeps_its_own_trials(objective: Objective) -> None:
@@ -530,17 +545,10 @@ def sampler_study(name: str, storage: Any = None) -> tuple[optuna.Study, Any]:
     return study, function
 
 
-CONTINUE = """
-import sys
-from pathlib import Path
-import optuna
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-sys.path.insert(0, {tests!r})
-from test_search import SAMPLERS, open_journal, sampler_study
-for name in SAMPLERS:
-    study, function = sampler_study(name, open_journal(Path(name)))
-    study.optimize(function, n_trials=3)
-"""
+def continue_sampling(place: Path) -> None:
+    for name in SAMPLERS:
+        study, function = sampler_study(name, open_journal(place / name))
+        study.optimize(function, n_trials=3)
 
 
 def test_every_sampler_goes_on_in_a_fresh_process_as_if_it_had_never_stopped(workplace: Path) -> None:
@@ -552,8 +560,7 @@ def test_every_sampler_goes_on_in_a_fresh_process_as_if_it_had_never_stopped(wor
         whole[name] = [trial.params for trial in study.trials]
         study, function = sampler_study(name, open_journal(workplace / name))
         study.optimize(function, n_trials=first)
-    program = CONTINUE.format(tests=str(Path(__file__).parent))
-    subprocess.run([sys.executable, "-c", program], check=True)
+    in_a_process(continue_sampling, workplace)
     for name in SAMPLERS:
         study, _ = sampler_study(name, open_journal(workplace / name))
         params = [trial.params for trial in study.trials]

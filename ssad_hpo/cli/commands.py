@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,7 +67,7 @@ def demo(
     source = builtin(name)
     source = Source(source.loader, {**source.arguments, "seed": seed})
     kind = name.partition("/")[2]
-    with _kept_on_interrupt():
+    with _kept_on_interrupt(), Display(trials) as display:
         result = run_study(
             source,
             space=kind,
@@ -74,7 +75,7 @@ def demo(
             seed=seed,
             run=run,
             threads=threads,
-            listeners=[Display(trials)],
+            listeners=[display],
             announce=announce,
             tracking_uri=None if no_tracking else tracking_uri,
         )
@@ -151,8 +152,8 @@ def search(
         if path is not None or train is not None:
             raise typer.BadParameter("--resume takes its images from the run; leave PATH and --train out")
         total = trials or open_run(resume).settings.n_trials
-        with _kept_on_interrupt():
-            result = resume_study(resume, n_trials=trials, listeners=[Display(total)], announce=announce)
+        with _kept_on_interrupt(), Display(total) as display:
+            result = resume_study(resume, n_trials=trials, listeners=[display], announce=announce)
         show(result)
         return
     if (train is None) != (unlabeled is None):
@@ -178,7 +179,7 @@ def search(
         precision=precision,  # type: ignore[arg-type]
         seed=seed,
     )
-    with _kept_on_interrupt():
+    with _kept_on_interrupt(), Display(total) as display:
         result = run_study(
             source,
             criterion=criterion,
@@ -194,7 +195,7 @@ def search(
             storage=storage,
             device=device,
             threads=threads,
-            listeners=[Display(total)],
+            listeners=[display],
             announce=announce,
             tracking_uri=None if no_tracking else tracking_uri,
         )
@@ -275,14 +276,30 @@ def score(
 
 def main() -> None:
     """The entry point: wrong usage and bad input end with one sentence and exit code 2."""
+    warnings.showwarning = _show_warning
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:
         warn(error.format_message() if hasattr(error, "format_message") else str(error))
         sys.exit(2)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         warn(str(error))
         sys.exit(2)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings are sentences for the user; those of libraries stay as they are."""
+    if "ssad_hpo" in Path(filename).parts:
+        warn(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 @contextlib.contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +36,13 @@ class Display:
         self.done = 0
         self.best = float("inf")
         self.progress: Any = None
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -62,15 +72,13 @@ class Display:
         value = f"{self.criterion} {self.value:7.3f}"
         if status == "complete" and self.value < self.best:
             self.best, value = self.value, f"[bold green]{value}[/bold green]"
-        text = "" if status == "complete" else f"  [yellow]{status}[/yellow] {reason or ''}"
+        text = "" if status == "complete" else f"  [yellow]{status}[/yellow] {escape(reason or '')}"
         self.progress.console.print(
             f"trial {trial:>3}  {value}  {seconds:5.1f} s  {_hyperparameters(self.params)}{text}",
             highlight=False,
         )
         self.done += status != "interrupted"
         self.progress.update(self.bar, completed=self.done)
-        if self.done >= self.n_trials or status == "interrupted":
-            self.progress.stop()
 
 
 def announce(run: Run) -> None:
@@ -78,12 +86,12 @@ def announce(run: Run) -> None:
     settings, training = run.settings, run.settings.training
     kinds, batch = ", ".join(settings.space.kinds), training.batch_size
     say(
-        f"[bold]{settings.task_name}[/bold]: {settings.n_trials} candidates of {kinds}, "
+        f"[bold]{escape(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
         f"the lowest {settings.criterion} is chosen, without labels\n"
         f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
         f"{training.precision}, {settings.device}, {settings.threads} threads; "
         f"sampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}\n"
-        f"run folder {os.path.relpath(run.folder)}"
+        f"run folder {escape(os.path.relpath(run.folder))}"
     )
 
 
@@ -98,7 +106,7 @@ def show(result: StudyResult) -> None:
     choices = sorted(candidates(result.study), key=lambda c: (c.criteria[criterion], c.number))
     names = list(dict.fromkeys(name for c in choices for name in c.augmentation.hyperparameters))
     table = Table(
-        title=f"{settings.task_name}: {settings.training.steps} steps a candidate, "
+        title=f"{escape(settings.task_name)}: {settings.training.steps} steps a candidate, "
         f"{settings.training.precision}, {settings.sampler}, seed {settings.seed}"
     )
     table.add_column("trial", justify="right")
@@ -120,7 +128,7 @@ def show(result: StudyResult) -> None:
     console().print(table)
     for trial in result.study.get_trials(deepcopy=False):
         if FAILURE in trial.user_attrs:
-            say(f"trial {trial.number} failed: {trial.user_attrs[FAILURE]}")
+            say(f"trial {trial.number} failed: {escape(trial.user_attrs[FAILURE])}")
     others = len(result.study.get_trials(deepcopy=False)) - len(choices)
     if others:
         say(f"{others} more trials were pruned, failed or interrupted; they do not compete")
@@ -134,16 +142,16 @@ def show(result: StudyResult) -> None:
     else:
         say(f"chosen without labels: trial {result.selected.number}, {result.selected.augmentation}")
     say("\nnext:")
-    name = run_name(result.run.folder)
+    name = escape(run_name(result.run.folder))
     if result.lost:
         warn(f"{result.lost} records for MLflow could not be kept; is the disk full?")
     if result.undelivered:
         warn(f"MLflow did not take {result.undelivered} records yet")
-        say(f"  {command()} sync {name}")
+        say(f"  {escape(command())} sync {name}")
     elif settings.tracking_uri:
-        say(f"  {ui_command(settings.tracking_uri)}")
-    say(f"  {command()} report {name}")
-    say(f"  {command()} score {name} IMAGES...")
+        say(f"  {escape(ui_command(settings.tracking_uri))}")
+    say(f"  {escape(command())} report {name}")
+    say(f"  {escape(command())} score {name} IMAGES...")
 
 
 def show_ranking(ranking: Ranking) -> None:
@@ -158,10 +166,10 @@ def show_ranking(ranking: Ranking) -> None:
     names = _apart(ranking.paths)
     for i in np.argsort(ranking.ranks[ranking.selector], kind="stable"):
         row = [f"{ranks[i]:g}" for ranks in ranking.ranks.values()]
-        table.add_row(names[i], *row, style="bold green" if i == ranking.selected else None)
+        table.add_row(escape(names[i]), *row, style="bold green" if i == ranking.selected else None)
     console().print(table)
     value = ranking.values[ranking.selector][ranking.selected]
-    say(f"chosen by {ranking.selector} ({value:.4g}): {ranking.paths[ranking.selected]}")
+    say(f"chosen by {ranking.selector} ({value:.4g}): {escape(str(ranking.paths[ranking.selected]))}")
 
 
 def _apart(paths: Sequence[Path]) -> list[str]:
@@ -181,8 +189,8 @@ def _hyperparameters(params: Mapping[str, Any]) -> str:
 
 
 def run_name(folder: Path) -> str:
-    """The shortest way to name a run on the command line from here."""
-    return folder.name if folder == Path("runs", folder.name).absolute() else str(folder)
+    """The shortest way to name a run on the command line from here, quoted for a shell."""
+    return shlex.quote(folder.name if folder == Path("runs", folder.name).absolute() else str(folder))
 
 
 def command() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,7 +91,7 @@ def read_images(
         paths: at least one file. The first frame counts, EXIF orientation is honoured.
         image_size: height and width of the result, pixels; images are squeezed to a square.
         channels: 1 (colour becomes luminance) or 3 (grey becomes three equal channels).
-        skip_unreadable: leave out files that cannot be read instead of raising.
+        skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
 
     Returns:
         (N, channels, image_size, image_size) uint8, and the N paths that were read.
@@ -110,6 +111,10 @@ def read_images(
     read = [i for i, reason in enumerate(reasons) if reason is None]
     if not read:
         raise DataError(f"paths: none of the {len(files)} files can be read; {files[0]}: {reasons[0]}")
+    if len(read) < len(files):
+        lost = [f"{files[i]} {reason}" for i, reason in enumerate(reasons) if reason is not None]
+        some = "; ".join(lost[:3]) + ("; ..." if len(lost) > 3 else "")
+        warnings.warn(f"skipped {len(lost)} unreadable images: {some}", stacklevel=2)
     for kept, i in enumerate(read):  # close the gaps in place: never a second copy of the result
         if kept != i:
             rows[kept] = rows[i]

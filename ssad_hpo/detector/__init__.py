@@ -4,8 +4,17 @@ A detector learns to tell normal images from augmented ones [DSV, section 2.1] a
 the Mahalanobis distance of its embedding to a Gaussian fitted to the train embeddings.
 """
 
-from ssad_hpo.detector.model import Detector, Embeddings
-from ssad_hpo.detector.numerics import resolve_precision
+from ssad_hpo.detector.model import Detector, Embeddings, Transform, untrained_network
+from ssad_hpo.detector.numerics import check_device, resolve_precision
 from ssad_hpo.detector.training import Checkpoint, train
 
-__all__ = ["Checkpoint", "Detector", "Embeddings", "resolve_precision", "train"]
+__all__ = [
+    "Checkpoint",
+    "Detector",
+    "Embeddings",
+    "Transform",
+    "check_device",
+    "resolve_precision",
+    "train",
+    "untrained_network",
+]

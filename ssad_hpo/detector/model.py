@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import augment
-from ssad_hpo.detector.numerics import autocast, seeded, to_float
+from ssad_hpo.detector.numerics import autocast, check_device, seeded, to_float
 from ssad_hpo.encoder import Network, build_network
 from ssad_hpo.task import Augmentation, DetectorError, Range, Training
 
@@ -38,6 +38,45 @@ class Embeddings:
     unlabeled: Tensor
 
 
+@dataclass(frozen=True)
+class Transform:
+    """An f_aug beyond the kinds of `Augmentation`: a function, and the name that stands for it.
+
+    Attributes:
+        name: what tables and errors call it.
+        function: (images, generator) -> images, both (N, C, H, W) float in [0, 1] on one device; all of
+            its randomness comes from the generator.
+    """
+
+    name: str
+    function: Callable[[Tensor, torch.Generator], Tensor]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def pseudo_anomalies(images: Tensor, f_aug: Augmentation | Transform, generator: torch.Generator) -> Tensor:
+    """Every image (N, C, H, W) of the batch changed by f_aug."""
+    if isinstance(f_aug, Transform):
+        return f_aug.function(images, generator)
+    return augment(images, f_aug, generator)
+
+
+def untrained_network(
+    training: Training, image_shape: tuple[int, int, int], device: torch.device | None = None
+) -> Network:
+    """The network that a training begins with, on the CPU; weights follow the training's seed.
+
+    Raises:
+        ValueError: for an encoder that is unknown, or cannot take such images.
+    """
+    channels, height, width = image_shape
+    with seeded(training.seed, device):
+        return build_network(
+            training.encoder, channels=channels, image_size=(height, width), width=training.width
+        )
+
+
 @dataclass
 class Detector:
     """A trained network with its density, and the settings that it was trained with.
@@ -51,7 +90,7 @@ class Detector:
     """
 
     network: Network
-    augmentation: Augmentation
+    augmentation: Augmentation | Transform
     training: Training
     image_shape: tuple[int, int, int]
     mean: Tensor | None = None
@@ -97,7 +136,7 @@ class Detector:
             images = images[torch.arange(count) % len(images)]
         generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
         return self._embed(
-            augment(to_float(block), self.augmentation, generator) for block in self._blocks(images)
+            pseudo_anomalies(to_float(block), self.augmentation, generator) for block in self._blocks(images)
         )
 
     def embed_task(self, train: Tensor, unlabeled: Tensor) -> Embeddings:
@@ -138,9 +177,18 @@ class Detector:
         return torch.cat(logits).softmax(1)[:, 1].double().cpu()
 
     def save(self, folder: Path) -> None:
-        """Write the detector into a folder as safetensors and JSON, whole or not at all."""
+        """Write the detector into a folder as safetensors and JSON, whole or not at all.
+
+        Raises:
+            ValueError: if it has no density yet, or was trained with a `Transform`.
+        """
         from safetensors.torch import save_file
 
+        if isinstance(self.augmentation, Transform):
+            raise ValueError(
+                f"detector: was trained with the function {self.augmentation}, which no file can hold; only "
+                "detectors of an Augmentation can be saved"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         if self.mean is None or self.whitening is None:
             raise ValueError("detector: it has no density yet; call fit_density before save")
@@ -171,10 +219,11 @@ class Detector:
 
         Raises:
             FileNotFoundError: if the folder holds no detector.
-            ValueError: if it was written by a newer version.
+            ValueError: if it was written by a newer version, or for a device that is not there.
         """
         from safetensors.torch import load_file
 
+        check_device(device)
         if not (folder / _SETTINGS_FILE).is_file():
             raise FileNotFoundError(f"{folder}: holds no detector (no {_SETTINGS_FILE})")
         settings = json.loads((folder / _SETTINGS_FILE).read_text())
@@ -187,10 +236,7 @@ class Detector:
         )
         training = Training(**settings["training"])
         channels, height, width = settings["image_shape"]
-        with seeded(training.seed):
-            network = build_network(
-                training.encoder, channels=channels, image_size=(height, width), width=training.width
-            )
+        network = untrained_network(training, (channels, height, width))
         tensors = load_file(folder / _WEIGHTS_FILE)
         mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
         network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})

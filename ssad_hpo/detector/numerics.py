@@ -32,6 +32,17 @@ def resolve_precision(training: Training, device: torch.device, pixels: int) -> 
     return "bfloat16" if capable and pixels >= _BFLOAT16_PIXELS else "float32"
 
 
+def check_device(device: str | torch.device) -> None:
+    """Raise ValueError, naming the device, if it is none that torch knows or none that is there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for names and missing hardware
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected 'cpu' or a GPU that is there, got {str(device)!r} ({reason})"
+        ) from error
+
+
 def autocast(device: torch.device, training: Training) -> torch.autocast:
     """The context in which the network runs at the training's (resolved) precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")

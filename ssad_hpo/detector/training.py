@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssad_hpo.augment import augment, check_fits, jitter
-from ssad_hpo.detector.model import Detector
+from ssad_hpo.augment import check_fits, jitter
+from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
 from ssad_hpo.detector.numerics import autocast, resolve_precision, seeded, to_float
-from ssad_hpo.encoder import build_network
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
 
@@ -34,13 +33,16 @@ class Checkpoint:
 
 
 def train(
-    images: Tensor, augmentation: Augmentation, training: Training, device: str | torch.device = "cpu"
+    images: Tensor,
+    augmentation: Augmentation | Transform,
+    training: Training,
+    device: str | torch.device = "cpu",
 ) -> Iterator[Checkpoint]:
     """Train a detector to tell `images` from `augment(images)`, and hand it out at the chosen steps.
 
     Args:
         images: (N, C, H, W) uint8, normal images.
-        augmentation: f_aug; ranges are drawn anew for every image.
+        augmentation: f_aug; ranges are drawn anew for every image. A `Transform` is any other function.
         training: settings; its seed decides initial weights, batches, jitter and augmentation.
         device: where to train.
 
@@ -55,12 +57,10 @@ def train(
         raise ValueError(f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     device = torch.device(device)
     channels, height, width = images.shape[1:]
-    check_fits(augmentation, height=height, width=width)
+    if isinstance(augmentation, Augmentation):
+        check_fits(augmentation, height=height, width=width)
     training = replace(training, precision=resolve_precision(training, device, height * width))
-    with seeded(training.seed, device):
-        network = build_network(
-            training.encoder, channels=channels, image_size=(height, width), width=training.width
-        )
+    network = untrained_network(training, (channels, height, width), device)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -82,7 +82,7 @@ def train(
         with seeded(training.seed + start, device):
             for step in range(start, end):
                 normal = jitter(to_float(images[batches[step]]), training.jitter, generator)
-                augmented = augment(normal, augmentation, generator)
+                augmented = pseudo_anomalies(normal, augmentation, generator)
                 with autocast(device, training):
                     logits = network(torch.cat([normal, augmented]))
                 loss = F.cross_entropy(logits.float(), targets)

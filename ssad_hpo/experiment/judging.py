@@ -111,7 +111,29 @@ def record_result(recorder: tracking.NullRecorder, result: StudyResult) -> None:
         recorder.study_metrics(result.evaluation.metrics())
 
 
+def open_storage(run: Run) -> optuna.storages.BaseStorage:
+    """Optuna's storage of a run: its journal, or the database that its settings name."""
+    return open_database(run.settings.storage) if run.settings.storage else open_journal(run.journal)
+
+
+def open_database(url: str) -> optuna.storages.BaseStorage:
+    """Optuna's storage at a database's URL.
+
+    Raises:
+        ValueError: if it is no such URL, its driver is missing, or it cannot be reached.
+    """
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # SQLAlchemy's, a driver's, or an ImportError: no two alike
+        reason = str(error).partition("\n")[0].replace(url, tracking.without_password(url))
+        raise ValueError(
+            f"storage: expected a database that can be opened, such as sqlite:///optuna.db, got "
+            f"{tracking.without_password(url)!r} ({reason})"
+        ) from error
+
+
 def _study_of(run: Run) -> optuna.Study:
-    settings = run.settings
-    storage = settings.storage or open_journal(run.journal)
-    return optuna.load_study(study_name=settings.study_name, storage=storage)
+    try:
+        return optuna.load_study(study_name=run.settings.study_name, storage=open_storage(run))
+    except KeyError as error:
+        raise RunError(f"{run.folder}: its study was stopped before its first trial; resume it") from error

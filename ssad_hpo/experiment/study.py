@@ -10,8 +10,16 @@ from typing import Any
 import torch
 
 from ssad_hpo import data, tracking
-from ssad_hpo.detector import resolve_precision
-from ssad_hpo.experiment.judging import StudyResult, judge, load_task, open_result, record_result
+from ssad_hpo.detector import check_device, resolve_precision
+from ssad_hpo.experiment.judging import (
+    StudyResult,
+    judge,
+    load_task,
+    open_database,
+    open_result,
+    open_storage,
+    record_result,
+)
 from ssad_hpo.experiment.run_folder import (
     Run,
     Settings,
@@ -25,7 +33,6 @@ from ssad_hpo.search import (
     Objective,
     make_pruner,
     make_sampler,
-    open_journal,
     open_study,
     run_search,
 )
@@ -131,6 +138,9 @@ def run_study(
     task = data.load(images) if isinstance(images, data.Source) else images
     if n_trials < 1:
         raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}")
+    check_device(device)
     if tracking_uri == DEFAULT_TRACKING:
         tracking_uri = tracking.default_tracking_uri()
     elif tracking_uri is not None:
@@ -165,6 +175,8 @@ def run_study(
     objective = _objective(made, task)
     make_sampler(sampler, objective.space, seed, grid_points)
     make_pruner(pruner, training)
+    if storage is not None:
+        open_database(storage)
     made.write()  # from here on there is something on disk; every argument has been checked before
     return _search(made, objective, listeners, announce)
 
@@ -275,7 +287,7 @@ def _search(
         recorder.study_started(settings.flat(), tags)
         try:
             study = open_study(
-                settings.storage or open_journal(run.journal),
+                open_storage(run),
                 settings.study_name,
                 objective,
                 sampler=settings.sampler,

@@ -14,7 +14,7 @@ import torch
 
 from ssad_hpo.augment import check_fits
 from ssad_hpo.criteria import CRITERIA, DegenerateError, evaluate_all
-from ssad_hpo.detector import Detector, Embeddings, train
+from ssad_hpo.detector import Detector, Embeddings, train, untrained_network
 from ssad_hpo.search.kept import FolderStore, MemoryStore, Store
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, SearchSpace, Status, Task, Training
 
@@ -87,7 +87,8 @@ class Objective:
         recorder: hears of every trial; see `task.Recorder`.
 
     Raises:
-        ValueError: for an unknown criterion, keep < 1, or a space with patches that do not fit.
+        ValueError: for an unknown criterion, keep < 1, a space with patches that do not fit, or an
+            encoder that cannot take the images.
     """
 
     def __init__(
@@ -107,12 +108,14 @@ class Objective:
         if keep < 1:
             raise ValueError(f"keep: expected at least 1 detector, got {keep}")
         self.space = space or SearchSpace("cutavg")
+        height, width = task.train.shape[2:]
         for kind, hyperparameters in self.space.kinds.items():
-            height, width = task.train.shape[2:]
             check_fits(Augmentation(kind, hyperparameters), height=height, width=width)
         self.task = task
         self.criterion = criterion
         self.training = training or Training()
+        channels = task.train.shape[1]
+        untrained_network(self.training, (channels, height, width))  # an encoder that cannot be, says so now
         self.keep = keep
         self.device = torch.device(device)
         self.recorder = recorder

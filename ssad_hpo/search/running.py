@@ -122,4 +122,16 @@ def run_search(study: optuna.Study, objective: Objective, n_trials: int) -> None
         n_trials = min(n_trials, len(study.sampler.candidates))
     remaining = remaining_trials(study, n_trials)
     if remaining:
-        study.optimize(objective, n_trials=remaining)
+        try:
+            study.optimize(objective, n_trials=remaining)
+        except Exception as error:
+            if _was_interrupted(error):
+                raise KeyboardInterrupt from error
+            raise
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: interrupted while it writes, Optuna raises others in its place."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ssad_hpo.tracking.outbox import (
     State,
@@ -115,9 +116,15 @@ def deliver(
                 if len(lines) < CHUNK:
                     break
     except Exception as problem:  # a server can fail in any way, and none may end the writer
-        error = f"{type(problem).__name__}: {problem}"
+        error = _without_secrets(f"{type(problem).__name__}: {problem}", tracking_uri)
     reasons = tuple(refusal["reason"] for refusal in state.refused) if state else ()
     return SyncResult(delivered, pending(outbox), reasons, error)
+
+
+def _without_secrets(text: str, tracking_uri: str) -> str:
+    """An error as it may be written down: without the password that the address holds."""
+    password = urlsplit(tracking_uri).password
+    return text.replace(password, "***") if password else text
 
 
 def _connect(tracking_uri: str) -> MlflowClient:

@@ -1,0 +1,270 @@
+"""Labels change nothing: whatever is done to the names and folders of the unlabelled images, every
+trial, criterion and choice stays the same to the last bit; only the figures that judge it may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssad_hpo import data
+from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.evaluate import auc
+from ssad_hpo.experiment import StudyResult, evaluate_run, find_source, open_run, run_study
+from ssad_hpo.search import Objective, candidates, open_journal, open_study, run_search, select
+from ssad_hpo.search.objective import ARTIFACTS
+from ssad_hpo.task import SearchSpace, Task, Training
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+IMAGE_SIZE = 16
+SETTINGS: dict[str, Any] = {
+    "space": SearchSpace({"cutavg": {}, "cutout": {}}),
+    "training": Training(steps=8, batch_size=8, width=4),
+    "n_trials": 12,  # TPE leans on the history from the 11th on
+    "pruner": "asha",
+    "tracking_uri": None,
+}
+
+
+def search(images: Path | data.Source, run: Path) -> StudyResult:
+    source = find_source(images, image_size=IMAGE_SIZE) if isinstance(images, Path) else images
+    return run_study(source, run=run, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def published(
+    tmp_path_factory: pytest.TempPathFactory, make_category: Callable[..., Path]
+) -> Callable[[], StudyResult]:
+    """The study of the folder as it was published; the others are compared with it."""
+    results: list[StudyResult] = []
+
+    def result() -> StudyResult:
+        if not results:
+            place = tmp_path_factory.mktemp("published")
+            results.append(search(make_category(place / "cloth"), place / "run"))
+        return results[0]
+
+    return result
+
+
+def observations(study: Any) -> list[dict[str, Any]]:
+    """All that a search saw and decided, trial by trial; addresses and durations are no part of it."""
+    seen = []
+    for trial in study.get_trials(deepcopy=False):
+        attributes = {k: v for k, v in trial.user_attrs.items() if k not in (ARTIFACTS, "seconds")}
+        reported = dict(trial.intermediate_values)
+        seen.append({"state": trial.state.name, "params": trial.params, "reported": reported, **attributes})
+    return seen
+
+
+def check_same_search(result: StudyResult, expected: StudyResult) -> None:
+    assert observations(result.study) == observations(expected.study)
+    for criterion in CRITERIA:
+        chosen = select(result.study, criterion), select(expected.study, criterion)
+        assert chosen[0].number == chosen[1].number
+    assert result.selected.number == expected.selected.number
+    assert result.selected.criteria == expected.selected.criteria
+    assert result.selected.augmentation == expected.selected.augmentation
+    for mine, theirs in zip(candidates(result.study), candidates(expected.study), strict=True):
+        assert mine.number == theirs.number
+        assert np.array_equal(mine.scores(), theirs.scores())
+
+
+def rename_the_defects(test: Path) -> None:
+    (test / "scratch").rename(test / "a hole")
+    (test / "stain").rename(test / "zzz")
+
+
+def rename_every_file(test: Path) -> None:
+    for number, path in enumerate(sorted(test.rglob("*.*"), reverse=True)):
+        path.rename(path.with_name(f"image {number * 7919 % 101:03}{path.suffix.upper()}"))
+
+
+def shuffle_between_the_defects(test: Path) -> None:
+    files = sorted((test / "scratch").iterdir()), sorted((test / "stain").iterdir())
+    for scratch, stain in zip(*(half[::2] for half in files), strict=True):
+        scratch.rename(test / "stain" / f"from scratch {scratch.name}")
+        stain.rename(test / "scratch" / f"from stain {stain.name}")
+
+
+def merge_the_defects(test: Path) -> None:
+    for path in (test / "stain").iterdir():
+        path.rename(test / "scratch" / f"stain {path.name}")
+    (test / "stain").rmdir()
+
+
+def nest_and_touch(test: Path) -> None:
+    (test / "stain" / "deeper" / "still").mkdir(parents=True)
+    for path in list((test / "stain").glob("*.*")):
+        path.rename(test / "stain" / "deeper" / "still" / path.name)
+    for number, path in enumerate(test.rglob("*.*")):
+        os.utime(path, (10**9 + number, 10**9 - number))
+
+
+def remove_the_masks(test: Path) -> None:
+    shutil.rmtree(test.parent / "ground_truth")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rename_the_defects,
+        rename_every_file,
+        shuffle_between_the_defects,
+        merge_the_defects,
+        nest_and_touch,
+        remove_the_masks,
+    ],
+)
+def test_names_and_folders_of_the_defects_change_nothing_at_all(
+    change: Callable[[Path], None],
+    tmp_path: Path,
+    make_category: Callable[..., Path],
+    published: Callable[[], StudyResult],
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    before = sorted(path.relative_to(images) for path in images.rglob("*"))
+    change(images / "test")
+    if change is not nest_and_touch:
+        assert sorted(path.relative_to(images) for path in images.rglob("*")) != before
+    result = search(images, tmp_path / "run")
+    check_same_search(result, published())
+    assert result.aucs == published().aucs and result.evaluation == published().evaluation
+
+
+def take_good_away(test: Path) -> None:
+    (test / "good").rename(test / "unknown")
+
+
+def put_all_into_one_folder(test: Path) -> None:
+    for path in [p for p in test.rglob("*.*") if p.is_file()]:
+        path.rename(test / f"{path.parent.name} {path.name}")
+    for folder in [p for p in test.iterdir() if p.is_dir()]:
+        folder.rmdir()
+
+
+@pytest.mark.parametrize("change", [take_good_away, put_all_into_one_folder])
+def test_without_ground_truth_the_search_is_the_same_and_nothing_is_judged(
+    change: Callable[[Path], None],
+    tmp_path: Path,
+    make_category: Callable[..., Path],
+    published: Callable[[], StudyResult],
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    change(images / "test")
+    result = search(images, tmp_path / "run")
+    check_same_search(result, published())
+    assert published().evaluation is not None
+    assert result.aucs is None and result.evaluation is None
+    with pytest.raises(ValueError, match="there is no ground truth, so nothing to evaluate"):
+        evaluate_run(tmp_path / "run")
+
+
+def test_a_plain_pair_of_folders_without_labels_gives_the_same_search(
+    tmp_path: Path, make_category: Callable[..., Path], published: Callable[[], StudyResult]
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    put_all_into_one_folder(images / "test")
+    pair = {"train": str(images / "train" / "good"), "unlabeled": str(images / "test")}
+    result = search(data.Source("folders", {**pair, "image_size": IMAGE_SIZE}), tmp_path / "run")
+    check_same_search(result, published())
+    assert result.aucs is None and result.evaluation is None
+
+
+def test_false_labels_change_the_figures_and_nothing_else(
+    tmp_path: Path, make_category: Callable[..., Path], published: Callable[[], StudyResult]
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    (images / "test" / "good").rename(images / "test" / "was good")
+    (images / "test" / "scratch").rename(images / "test" / "good")
+    result = search(images, tmp_path / "run")
+    check_same_search(result, published())
+    false = data.read_labels(find_source(images, image_size=IMAGE_SIZE))
+    assert false is not None and false.sum() == 7 + 4
+    assert result.aucs == {c.number: auc(false, c.scores()) for c in candidates(result.study)}
+    assert result.aucs != published().aucs
+
+
+def test_inverted_labels_invert_every_auc_and_nothing_else(
+    tmp_path: Path, make_category: Callable[..., Path]
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    merge_the_defects(images / "test")
+    right = search(images, tmp_path / "right")
+    (images / "test" / "good").rename(images / "test" / "other")
+    (images / "test" / "scratch").rename(images / "test" / "good")
+    inverted = search(images, tmp_path / "inverted")
+    check_same_search(inverted, right)
+    assert right.aucs is not None and inverted.aucs is not None
+    for number, value in right.aucs.items():
+        assert inverted.aucs[number] == pytest.approx(1 - value, abs=1e-12)
+
+
+def test_a_search_that_cannot_read_labels_is_the_same_up_to_its_selection(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_category: Callable[..., Path],
+    published: Callable[[], StudyResult],
+) -> None:
+    class NoLabelsError(Exception):
+        pass
+
+    def refuse(source: data.Source) -> None:
+        raise NoLabelsError
+
+    monkeypatch.setattr(data, "read_labels", refuse)
+    with pytest.raises(NoLabelsError):  # after the search: what follows finds all of it
+        search(make_category(tmp_path / "cloth"), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    study = open_study(open_journal(run.journal), run.settings.study_name, objective_of(published()))
+    assert observations(study) == observations(published().study)
+    assert select(study).number == published().selected.number
+    assert np.array_equal(select(study).scores(), published().selected.scores())
+
+
+def objective_of(result: StudyResult) -> Objective:
+    task = data.load(result.run.settings.source)
+    return Objective(task, space=SETTINGS["space"], training=result.run.settings.training)
+
+
+def test_labels_are_read_once_and_after_the_last_trial_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_category: Callable[..., Path], listener: Any
+) -> None:
+    read = data.read_labels
+
+    def tell(source: data.Source) -> Any:
+        listener.heard.append(("labels", source))
+        return read(source)
+
+    monkeypatch.setattr(data, "read_labels", tell)
+    source = find_source(make_category(tmp_path / "cloth"), image_size=IMAGE_SIZE)
+    result = run_study(source, run=tmp_path / "run", listeners=[listener], **SETTINGS)
+    assert result.evaluation is not None
+    events = [event for event, *_ in listener.heard]
+    assert events.count("labels") == 1 and events[-1] == "labels"
+    assert events.count("ended") == SETTINGS["n_trials"]
+
+
+def test_a_task_holds_images_only_and_the_objective_is_given_no_more(
+    tmp_path: Path, published: Callable[[], StudyResult]
+) -> None:
+    assert [field.name for field in dataclasses.fields(Task)] == ["name", "train", "unlabeled"]
+    task = data.load(published().run.settings.source)
+    assert vars(task).keys() == {"name", "train", "unlabeled"}
+    nameless = Task("", task.train, task.unlabeled)
+    objective = Objective(
+        nameless,
+        space=SETTINGS["space"],
+        training=published().run.settings.training,
+        artifacts=tmp_path / "artifacts",
+    )
+    study = open_study(open_journal(tmp_path / "journal"), "study", objective, pruner="asha")
+    run_search(study, objective, SETTINGS["n_trials"])
+    assert observations(study) == observations(published().study)
