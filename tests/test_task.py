@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import math
 
 import optuna
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ssad_hpo.task import DEFAULT_RANGES, Augmentation, Range, SearchSpace, Task, Training
@@ -122,6 +123,7 @@ def test_a_range_walks_evenly_or_on_the_log_scale():
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(1e-3, 10), st.floats(1e-3, 10), st.booleans(), st.floats(0, 1))
+@example(0.07, 0.11, True, math.nextafter(1, 0))  # 0.07 * (0.11 / 0.07) is above 0.11
 def test_a_range_never_leaves_its_ends(a, b, log, fraction):
     if a == b:
         return

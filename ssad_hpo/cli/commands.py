@@ -45,9 +45,7 @@ NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Write nothing t
 
 @app.command(epilog="Example: `ssad-hpo demo --seed 3`")
 def demo(
-    hard: Annotated[
-        bool, typer.Option("--hard", help="A task on which every candidate does badly, instead.")
-    ] = False,
+    hard: Annotated[bool, typer.Option("--hard", help="A harder task: pasted patches.")] = False,
     trials: Trials = 16,
     seed: Annotated[int, typer.Option(help="Of the images, the sampler and every training.")] = 0,
     threads: Threads = None,

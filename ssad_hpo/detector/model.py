@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,30 +38,6 @@ class Embeddings:
     unlabeled: Tensor
 
 
-@dataclass(frozen=True)
-class Transform:
-    """An f_aug beyond the kinds of `Augmentation`: a function, and the name that stands for it.
-
-    Attributes:
-        name: what tables and errors call it.
-        function: (images, generator) -> images, both (N, C, H, W) float in [0, 1] on one device; all of
-            its randomness comes from the generator.
-    """
-
-    name: str
-    function: Callable[[Tensor, torch.Generator], Tensor]
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def pseudo_anomalies(images: Tensor, f_aug: Augmentation | Transform, generator: torch.Generator) -> Tensor:
-    """Every image (N, C, H, W) of the batch changed by f_aug."""
-    if isinstance(f_aug, Transform):
-        return f_aug.function(images, generator)
-    return augment(images, f_aug, generator)
-
-
 def untrained_network(
     training: Training, image_shape: tuple[int, int, int], device: torch.device | None = None
 ) -> Network:
@@ -90,7 +66,7 @@ class Detector:
     """
 
     network: Network
-    augmentation: Augmentation | Transform
+    augmentation: Augmentation
     training: Training
     image_shape: tuple[int, int, int]
     mean: Tensor | None = None
@@ -136,7 +112,7 @@ class Detector:
             images = images[torch.arange(count) % len(images)]
         generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
         return self._embed(
-            pseudo_anomalies(to_float(block), self.augmentation, generator) for block in self._blocks(images)
+            augment(to_float(block), self.augmentation, generator) for block in self._blocks(images)
         )
 
     def embed_task(self, train: Tensor, unlabeled: Tensor) -> Embeddings:
@@ -180,15 +156,10 @@ class Detector:
         """Write the detector into a folder as safetensors and JSON, whole or not at all.
 
         Raises:
-            ValueError: if it has no density yet, or was trained with a `Transform`.
+            ValueError: if it has no density yet.
         """
         from safetensors.torch import save_file
 
-        if isinstance(self.augmentation, Transform):
-            raise ValueError(
-                f"detector: was trained with the function {self.augmentation}, which no file can hold; only "
-                "detectors of an Augmentation can be saved"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         if self.mean is None or self.whitening is None:
             raise ValueError("detector: it has no density yet; call fit_density before save")
