@@ -57,10 +57,10 @@ TWO_KINDS = SearchSpace({"cutout": {}, "cutpaste": {"patch_aspect": 1.0}})
 COLLAPSING = SearchSpace({"cutavg": {}, "cutdiff": {"patch_area": 1e6}})
 STUDIES: dict[str, dict[str, Any]] = {
     "random": {"n_trials": 4, "sampler": "random", "space": TWO_KINDS, "keep": 1},
-    "tpe": {"n_trials": 13, "sampler": "tpe", "space": TWO_KINDS},
-    "gp": {"n_trials": 12, "sampler": "gp", "space": SearchSpace("cutavg")},
+    "tpe": {"n_trials": 12, "sampler": "tpe", "space": TWO_KINDS},
+    "gp": {"n_trials": 11, "sampler": "gp", "space": SearchSpace("cutavg")},
     "grid": {"n_trials": 9, "sampler": "grid", "space": SearchSpace("cutavg"), "grid_points": 2},
-    "asha": {"n_trials": 8, "sampler": "random", "pruner": "asha", "space": TWO_KINDS},
+    "asha": {"n_trials": 6, "sampler": "random", "pruner": "asha", "space": TWO_KINDS},
     "failing": {"n_trials": 6, "sampler": "random", "space": COLLAPSING},
 }
 # A moment to die at: ("write", n) before the n-th write to the journal, ("written", n) after it with the
@@ -245,12 +245,11 @@ def test_a_study_killed_at_any_write_of_its_journal_ends_like_an_undisturbed_one
     check_survives(tmp_path / "run", tmp_path, expected)
 
 
-@pytest.mark.parametrize("place", [11])
 def test_tpe_goes_on_from_its_history_as_if_it_had_not_been_killed(
-    place: int, tmp_path: Path, undisturbed: Undisturbed
+    tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     expected = undisturbed("tpe")
-    killed("tpe", tmp_path / "run", ("publish", place + 1))
+    killed("tpe", tmp_path / "run", ("publish", 11))  # the first trial that the history decides
     check_survives(tmp_path / "run", tmp_path, expected)
 
 
@@ -269,8 +268,8 @@ def test_successive_halving_counts_a_trial_once_that_was_killed_after_its_first_
     states = Counter(trial.state.name for trial in expected.study.trials)
     assert states["PRUNED"] >= 2 and states["COMPLETE"] >= 2
     rungs = [n for n, line in enumerate(expected.run.journal.read_text().splitlines()) if "_rung_0" in line]
-    assert len(rungs) == 8
-    for trial in (0, 2, 5):  # to count 0 or 2 twice is known to change the others
+    assert len(rungs) == 6
+    for trial in (0, 2):  # to count either twice would change what becomes of the others
         folder = tmp_path / f"killed in trial {trial}"
         killed("asha", folder, ("written", rungs[trial] + 1))
         check_survives(folder, tmp_path, expected)
@@ -606,7 +605,7 @@ def test_resuming_a_finished_study_runs_nothing(tmp_path: Path, listener: Any) -
     assert again.selected == first.selected
 
 
-@pytest.mark.parametrize("study", ["tpe", "failing"])
+@pytest.mark.parametrize("study", ["random", "failing"])
 def test_two_processes_with_the_same_seed_come_to_the_same_study(
     study: str, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
