@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import multiprocessing
 import os
 import pty
 import re
@@ -12,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,28 +217,40 @@ def test_a_resumed_run_takes_its_settings_from_its_folder_and_more_trials_from_t
     assert re.search(r"^trial +5  ", said.out, re.MULTILINE)
 
 
+def on_a_terminal(name: str, *words: str) -> None:
+    """What a process of its own does: the program on a terminal."""
+    terminal = os.open(name, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(terminal, stream)
+    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
+    os.environ["TERM"], os.environ["COLUMNS"] = "xterm-256color", "120"
+    sys.argv = ["ssad-hpo", *words]
+    main()
+
+
+def all_that_is_shown(terminal: int) -> bytes:
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+        while read := os.read(terminal, 65536):
+            shown += read
+    return shown
+
+
 def test_a_resumed_search_gives_the_terminal_back_as_it_was(searched: Searched) -> None:
     """The bar hides the cursor; at the end it must be visible again."""
-    parent, child = pty.openpty()
-    resumed = subprocess.Popen(
-        [*PROGRAM, "search", "--resume", "first", "--trials", "5"],
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
-        stdin=child,
-        stdout=child,
-        stderr=child,
+    screen, keyboard = pty.openpty()
+    words = ("search", "--resume", "first", "--trials", "5")
+    resumed = multiprocessing.get_context("forkserver").Process(
+        target=on_a_terminal, args=(os.ttyname(keyboard), *words)
     )
-    os.close(child)
-    shown = b""
-    while True:
-        try:
-            read = os.read(parent, 65536)
-        except OSError:  # Linux's way to say that the other end is closed
-            break
-        if not read:
-            break
-        shown += read
-    os.close(parent)
-    assert resumed.wait() == 0
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(all_that_is_shown, screen)
+        resumed.start()
+        resumed.join()
+        os.close(keyboard)
+        shown = reading.result()
+    os.close(screen)
+    assert resumed.exitcode == 0
     assert b"trial   4" in shown
     assert b"\x1b[?25l" in shown
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")
@@ -309,8 +324,10 @@ def test_sync_delivers_what_a_dead_server_did_not_take(
 # score
 
 
-def test_scores_from_another_process_are_those_that_the_trial_had(searched: Searched) -> None:
-    said = process("score", "first", searched.images / "test")
+def test_a_detector_that_another_process_saved_gives_the_scores_that_its_trial_had(
+    searched: Searched, call: Callable[..., Ended]
+) -> None:
+    said = call("score", "first", searched.images / "test")
     assert (said.code, said.err) == (0, "")
     rows = list(csv.reader(said.out.splitlines()))
     assert rows[0] == ["path", "score"]
@@ -483,6 +500,7 @@ def test_wrong_usage_of_a_run_is_one_sentence_too(
 
 
 def test_wrong_usage_in_a_real_process_shows_no_traceback() -> None:
-    said = process("search", "nowhere")
+    said = process("search", "cloth", "--trials", "many")
     assert said.code == 2 and said.out == ""
-    assert len(said.err.splitlines()) == 1 and said.err.startswith("ssad-hpo: nowhere: ")
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith("ssad-hpo: ") and "--trials" in said.err

@@ -461,9 +461,6 @@ def test_a_dead_server_loses_nothing_and_another_gets_it_all(
     assert result.selected.criteria == untracked.selected.criteria
     # study: begin, selection, end; each trial: begin, three evaluations, end
     assert result.undelivered == 3 + 3 * 5
-    failed = sync_run("study")
-    assert failed.delivered == 0 and failed.remaining == result.undelivered and failed.error is not None
-
     shutil.copy(empty_mlflow, workplace / "mlflow.db")
     uri = f"sqlite:///{workplace}/mlflow.db"
     delivered = tracking.sync(result.run.outbox, uri)

@@ -115,6 +115,8 @@ def work(
     of: signal.Signals = signal.SIGKILL,
 ) -> None:
     """What a process of its own does: start or resume a study, and die at a moment. 130: StudyInterrupted."""
+    # A shell's background jobs ignore SIGINT, and so would their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if moment is not None:
