@@ -103,12 +103,13 @@ class Detector:
             images: (N, C, H, W) uint8, the train images.
 
         Returns:
-            (M, D) float32 on the CPU. M = N, or ceil(c / (1 - c) * N) with a `contamination` c.
+            (M, D) float32 on the CPU. M = N, or ceil(c / (1 - c) * N), at least 2, with a `contamination` c.
         """
         self._check_images(images)
         count, c = len(images), self.training.contamination
         if c is not None:
-            count = math.ceil(round(c / (1 - c) * count, 9))  # 0.9 / (1 - 0.9) is 9.000000000000002
+            # 0.9 / (1 - 0.9) is 9.000000000000002; and a criterion needs at least two rows
+            count = max(2, math.ceil(round(c / (1 - c) * count, 9)))
             images = images[torch.arange(count) % len(images)]
         generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
         return self._embed(
