@@ -1,0 +1,111 @@
+"""Offline selection: detectors as npz files that a foreign script wrote, with plain NumPy."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssad_hpo import CRITERIA, select_detectors
+from ssad_hpo.consensus import SELECTORS
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_detectors(folder: Path, count: int = 5, scores: bool = True) -> list[Path]:
+    """Unit embeddings in which augmented data lies nearer and nearer to the hidden anomalies."""
+    rng = np.random.default_rng(0)
+    normal, anomalous = rng.normal(size=8), rng.normal(size=8)
+    paths = []
+    for i in range(count):
+        aim = normal + (anomalous - normal) * (i + 1) / count
+        sets = {
+            "train": normal + 0.3 * rng.normal(size=(30, 8)),
+            "augmented": aim + 0.3 * rng.normal(size=(30, 8)),
+            "unlabeled": np.repeat([normal, anomalous], 12, axis=0) + 0.3 * rng.normal(size=(24, 8)),
+        }
+        arrays = {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in sets.items()}
+        if scores:
+            arrays["scores"] = rng.normal(size=24)
+        paths.append(folder / f"detector{i}.npz")
+        np.savez(paths[-1], **arrays)
+    return paths
+
+
+def test_every_selector_ranks_as_its_own_function_does(tmp_path):
+    paths = write_detectors(tmp_path)
+    files = [dict(np.load(path)) for path in paths]
+    matrix = np.stack([file["scores"] for file in files], axis=1)
+    for name in (*CRITERIA, *SELECTORS):
+        ranking = select_detectors(paths, name)
+        if name in CRITERIA:
+            sets = [[torch.from_numpy(f[s]) for s in ("train", "augmented", "unlabeled")] for f in files]
+            values = np.array([float(CRITERIA[name](*three)) for three in sets])
+            best = values.argmin()
+        else:
+            values = SELECTORS[name](matrix)
+            best = values.argmax()
+        assert ranking.values[name] == pytest.approx(values) and ranking.selected == best
+        assert ranking.ranks[name][best] == 1 and sorted(ranking.ranks[name]) == [1, 2, 3, 4, 5]
+
+
+def test_dsv_chooses_the_detector_whose_augmentation_hits_the_anomalies(tmp_path):
+    assert select_detectors(write_detectors(tmp_path)).selected == 4
+
+
+def test_without_scores_the_criteria_rank_and_a_consensus_is_refused(tmp_path):
+    paths = write_detectors(tmp_path, scores=False)
+    assert set(select_detectors(paths).ranks) == set(CRITERIA)
+    with pytest.raises(ValueError, match="'mc' needs scores in every file"):
+        select_detectors(paths, "mc")
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path):
+    good = write_detectors(tmp_path, 2)
+    arrays = dict(np.load(good[0]))
+    broken = {
+        "cannot be read as an npz": b"no zip at all",
+        "without augmented": {k: v for k, v in arrays.items() if k != "augmented"},
+        "expected 24 unlabelled samples": {
+            **arrays,
+            "unlabeled": arrays["unlabeled"][:9],
+            "scores": np.ones(9),
+        },
+        "scores: expected one for each": {**arrays, "scores": np.ones(3)},
+        "train: expected finite values": {**arrays, "train": np.full((30, 8), np.nan)},
+        "train: expected real numbers": {**arrays, "train": np.full((30, 8), "a")},
+    }
+    for message, content in broken.items():
+        bad = tmp_path / "bad.npz"
+        bad.write_bytes(content) if isinstance(content, bytes) else np.savez(bad, **content)
+        with pytest.raises(ValueError, match=rf"bad\.npz.*{message}"):
+            select_detectors([*good, bad])
+    with pytest.raises(ValueError, match="selector: expected one of dsv"):
+        select_detectors(good, "auc")
+    with pytest.raises(ValueError, match="files: expected at least one detector"):
+        select_detectors([])
+
+
+@pytest.mark.slow
+def test_the_selection_study_goes_on_where_it_was_and_writes_the_same_table(tmp_path):
+    command = [sys.executable, str(ROOT / "studies" / "selection_table.py"), "--smoke", "--jobs", "1"]
+    command += ["--cells", str(tmp_path / "cells"), "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    tables = []
+    for name in ("first", "second"):
+        done = subprocess.run(
+            [*command, str(tmp_path / name)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        with open(tmp_path / name / "selection_table.csv", newline="") as file:
+            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        tables.append(rows)
+        assert "| DSV |" in (tmp_path / name / "selection_table.md").read_text()
+        for cell in sorted((tmp_path / "cells").glob("*.json"))[:2]:  # as if a kill had come before these
+            cell.unlink()
+    assert "4 kept from before" in done.stdout
+    assert tables[0] == tables[1] and len(tables[0]) == 12
