@@ -50,16 +50,21 @@ class Result:
 def measure(cell: Cell, repeats: int, seconds: float, workers: int) -> Result:
     """Both pipelines in turns, with the number of steps that the slower one does in about `seconds`."""
     context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
+    pipes, processes = {}, {}
     for pipeline in PIPELINES:
         pipes[pipeline], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(pipeline, cell, workers, theirs)))
-        processes[-1].start()
+        processes[pipeline] = context.Process(target=serve, args=(pipeline, cell, workers, theirs))
+        processes[pipeline].start()
         theirs.close()  # so that a process that died is an error here, not a wait without end
 
     def ask(pipeline: str, what: str, steps: int) -> Run:
-        pipes[pipeline].send((what, steps))
-        return pipes[pipeline].recv()
+        try:
+            pipes[pipeline].send((what, steps))
+            return pipes[pipeline].recv()
+        except (EOFError, OSError) as error:
+            processes[pipeline].join()
+            code = processes[pipeline].exitcode
+            raise RuntimeError(f"{cell}: the process of {pipeline} ended with exit code {code}") from error
 
     try:
         slowest = max(ask(pipeline, "run", 1).seconds for pipeline in PIPELINES)
@@ -73,9 +78,9 @@ def measure(cell: Cell, repeats: int, seconds: float, workers: int) -> Result:
                 runs[pipeline].append(ask(pipeline, "run", steps))
         split = ask("ours", "split", steps)
     finally:
-        for pipe, process in zip(pipes.values(), processes, strict=True):
-            pipe.close()
-            process.join()
+        for pipeline in PIPELINES:
+            pipes[pipeline].close()
+            processes[pipeline].join()
     return Result(cell, steps, runs, split, flops_per_image(cell.network(), cell.image_size))
 
 
