@@ -27,11 +27,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ssad_hpo.encoder import Network, SmallEncoder, build_network
 from ssad_hpo.task import DEFAULT_RANGES, Augmentation, DetectorError, Range, Training
 
-# Measured at 150-1000 steps on digits 0, 1 and 4, on brick against gravel and on grass with CutDiff. The
-# autoencoder's loss ends 1.4 to 4 times higher at 3e-4 and no lower at 3e-3.
+# Measured over 150 steps on digits 0, 1 and 4, brick against gravel, gravel against brick, and grass with
+# CutDiff. The autoencoder's loss ends up to 4 times higher at 3e-4 (on digits; alike on gravel and grass)
+# and within a tenth of this at 3e-3.
 AUTOENCODER_LEARNING_RATE = 1e-3
-# At 1e-3 and above Deep SVDD's loss falls further because all images, foreign ones too, move to the centre
-# (random noise a hundred times nearer than at 1e-4); at 1e-5 it is hardly trained.
+# At 1e-3 Deep SVDD's loss falls further because all images, foreign ones too, move to the centre (random
+# noise lies some 30 times nearer than at 1e-4); at 1e-5 it is hardly trained.
 DEEP_SVDD_LEARNING_RATE = 3e-4
 
 # Of Deep SVDD's output, and how far from 0 its centre's coordinates must be: Ruff et al.'s own code.
@@ -39,7 +40,7 @@ _SVDD_DIMENSIONS, _CENTRE_MARGIN = 32, 0.1
 # Mean square of the train embeddings' distances to their mean, in units of the squared centre. Sound
 # trainings end between 1e-1 and 6e-6; float32 can hardly tell embeddings apart below this.
 _COLLAPSED = 1e-8
-# A loss that ends so many times higher than it began has diverged: it was 0.001 to 0.9 in sound trainings.
+# A loss that ends so many times higher than it began has diverged: it was below 1 in sound trainings.
 _DIVERGED = 2
 _MEAN, _STD = 0.449, 0.226  # ImageNet's, averaged over channels: nearly what Deep SVDD's network subtracts
 _SCORE_BATCH = 256
