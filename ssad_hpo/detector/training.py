@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssad_hpo.augment import augment, check_fits, jitter
 from ssad_hpo.detector.model import Detector, untrained_network
-from ssad_hpo.detector.numerics import autocast, resolve_precision, seeded, to_float
+from ssad_hpo.detector.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
 
@@ -59,6 +59,7 @@ def train(
     channels, height, width = images.shape[1:]
     check_fits(augmentation, height=height, width=width)
     training = replace(training, precision=resolve_precision(training, device, height * width))
+    prepare_allocator(device, height * width)
     network = untrained_network(training, (channels, height, width), device)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
