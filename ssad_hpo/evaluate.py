@@ -7,9 +7,10 @@ is better, as in `ssad_hpo.criteria`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     Values = NDArray[Any] | torch.Tensor | Sequence[float]
+
+_TaskT = TypeVar("_TaskT", bound=Hashable)
 
 
 def auc(labels: Values, scores: Values) -> float:
@@ -154,6 +157,84 @@ def wilcoxon_greater(a: Values, b: Values) -> float:
     if len(differences) == 0:
         return 1.0
     return float(wilcoxon(differences, alternative="greater").pvalue)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against another on the same tasks and seeds.
+
+    Attributes:
+        difference: mean over tasks of (first - second), each task's values averaged over its seeds.
+        low, high: the 95 % bootstrap interval of `difference`, resampling whole clusters of tasks.
+        p_task: one-sided Wilcoxon p-value that the first is greater, the unit being the task after
+            averaging its seeds. Tasks that share trainings are not independent, which makes this (and
+            the next) optimistic; the interval is not.
+        p_run: the same, the unit being task and seed.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_task: float
+    p_run: float
+
+
+def compare(
+    first: Mapping[tuple[_TaskT, int], float],
+    second: Mapping[tuple[_TaskT, int], float],
+    clusters: Mapping[_TaskT, Hashable],
+    *,
+    draws: int = 2000,
+) -> Comparison:
+    """Compare two methods over the same runs.
+
+    Args:
+        first, second: by (task, seed) the AUC, or any figure where higher is better.
+        clusters: by task the cluster in which it moves with others, e.g. its train images.
+        draws: of the bootstrap, which draws from a seed of its own.
+
+    Raises:
+        ValueError: when there is no run, or the two methods have different ones.
+    """
+    if not first or set(first) != set(second):
+        apart = len(set(first) ^ set(second))
+        raise ValueError(f"second: expected the runs of first, at least 1, got {apart} that only one has")
+    runs = sorted(first, key=repr)
+    tasks = list(dict.fromkeys(task for task, _ in runs))
+    means = [
+        [float(np.mean([method[run] for run in runs if run[0] == task])) for task in tasks]
+        for method in (first, second)
+    ]
+    by_cluster: dict[Hashable, list[float]] = defaultdict(list)
+    for task, a, b in zip(tasks, *means, strict=True):
+        by_cluster[clusters[task]].append(a - b)
+    grouped = list(by_cluster.values())
+    generator = np.random.default_rng(0)
+    resampled = [
+        np.mean(np.concatenate([grouped[i] for i in generator.integers(len(grouped), size=len(grouped))]))
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Comparison(
+        difference=float(np.mean(means[0]) - np.mean(means[1])),
+        low=float(low),
+        high=float(high),
+        p_task=wilcoxon_greater(*means),
+        p_run=wilcoxon_greater([first[r] for r in runs], [second[r] for r in runs]),
+    )
+
+
+def rank_agreement(criterion: Values, aucs: Values) -> float | None:
+    """Spearman's rank correlation of -criterion with AUC, -1..1, higher is better.
+
+    Args:
+        criterion: (K,) values of K candidates, lower is better.
+        aucs: (K,) their AUCs.
+
+    Returns:
+        None where it is undefined: fewer than 3 candidates, or all equal in one of the two.
+    """
+    return _spearman(-_vector("criterion", criterion), _vector("aucs", aucs))
 
 
 def _vector(name: str, values: Values) -> NDArray[np.float64]:

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssad_hpo.evaluate import auc, average_ranks, evaluate_candidates, wilcoxon_greater
+from ssad_hpo.evaluate import (
+    auc,
+    average_ranks,
+    compare,
+    evaluate_candidates,
+    rank_agreement,
+    wilcoxon_greater,
+)
 
 
 def slow_auc(labels, scores):
@@ -211,3 +218,41 @@ def test_wilcoxon_of_equal_values_is_1():
 def test_wilcoxon_names_what_is_wrong(a, b, message):
     with pytest.raises(ValueError, match=message):
         wilcoxon_greater(a, b)
+
+
+def runs(values_by_task):
+    return {(task, seed): v for task, values in values_by_task.items() for seed, v in enumerate(values)}
+
+
+def test_a_comparison_averages_seeds_before_tasks_and_counts_both_units():
+    first = runs({"a": [0.9, 0.7], "b": [0.8, 0.8], "c": [0.6, 0.7]})
+    second = runs({"a": [0.6, 0.6], "b": [0.8, 0.9], "c": [0.5, 0.5]})
+    got = compare(first, second, {"a": 1, "b": 1, "c": 2})
+    assert got.difference == pytest.approx(np.mean([0.2, -0.05, 0.15]))
+    assert got.p_task == pytest.approx(slow_wilcoxon_greater([4, -1, 3]))
+    assert got.p_run == pytest.approx(slow_wilcoxon_greater([3, 1, 0, -1, 1, 2]))
+    assert got.low < got.difference < got.high
+
+
+def test_the_interval_of_a_comparison_resamples_clusters_and_not_tasks():
+    tasks = [f"{cluster}{i}" for cluster in "ab" for i in range(20)]
+    first, second = runs({t: [0.9 if t[0] == "a" else 0.5] for t in tasks}), runs({t: [0.6] for t in tasks})
+    together = compare(first, second, {t: t[0] for t in tasks})
+    alone = compare(first, second, {t: t for t in tasks})
+    assert (together.low, together.high) == pytest.approx((-0.1, 0.3))  # all of one cluster, or of the other
+    assert alone.low > 0 and alone.high < 0.2
+    assert together == compare(first, second, {t: t[0] for t in tasks})
+
+
+def test_a_comparison_needs_the_same_runs_of_both_methods():
+    with pytest.raises(ValueError, match="second: expected the runs of first, at least 1, got 1 that only"):
+        compare(runs({"a": [0.5, 0.6]}), runs({"a": [0.5]}), {"a": 1})
+    with pytest.raises(ValueError, match="at least 1"):
+        compare({}, {}, {})
+
+
+def test_rank_agreement_is_1_where_the_lowest_criterion_goes_with_the_highest_auc():
+    assert rank_agreement([0.1, 0.2, 0.4], [0.9, 0.8, 0.6]) == pytest.approx(1)
+    assert rank_agreement([0.1, 0.2, 0.4], [0.6, 0.8, 0.9]) == pytest.approx(-1)
+    assert rank_agreement([0.1, 0.1, 0.1], [0.6, 0.8, 0.9]) is None
+    assert rank_agreement([0.1, 0.2], [0.6, 0.8]) is None
