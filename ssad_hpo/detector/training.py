@@ -72,7 +72,7 @@ def train(
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     generator = torch.Generator(device).manual_seed(training.seed)
     images = images.to(device)
-    batches = _batches(len(images), training, generator)
+    batches = draw_batches(len(images), training, generator)
     targets = torch.arange(2, device=device).repeat_interleave(training.batch_size)
     detector = Detector(network, augmentation, training, (channels, height, width))
 
@@ -99,7 +99,7 @@ def train(
         yield Checkpoint(end, detector, mean_loss)
 
 
-def _batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
+def draw_batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
     """(steps, batch_size) indices of images: one random order after the other, cut into batches."""
     needed = training.steps * training.batch_size
     orders = [torch.randperm(n, generator=generator, device=generator.device) for _ in range(-(-needed // n))]
