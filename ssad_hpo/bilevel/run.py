@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssad_hpo.augment import apply, draw_noise, jitter
+from ssad_hpo.augment import Hyperparameter, apply, draw_noise, jitter
 from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.bilevel.gradient import TrainingBatch, ValidationBatch, bilevel_gradient
 from ssad_hpo.bilevel.result import Cost, OuterStep
@@ -167,7 +167,7 @@ class Run:
 
     def _training_step(self, batch: TrainingBatch) -> None:
         setting, augmentation = self.setting, self.setting.coordinates.augmentation
-        hyperparameters = augmentation.hyperparameters
+        hyperparameters: Mapping[str, Hyperparameter] = augmentation.hyperparameters
         if self.step >= setting.warm or setting.tuning.warm_start_on == "start":
             hyperparameters = setting.coordinates.values(self.point)
         augmented = apply(
