@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=Training.steps)
+    parser.add_argument("--kinds", nargs="+", help="of f_aug; all by default")
     parser.add_argument("--mvtec", type=Path)
     parser.add_argument("--mpdd", type=Path)
     parser.add_argument("--image-size", type=int, default=256, help="of MVTec AD and MPDD")
@@ -273,6 +274,8 @@ def main() -> None:
             sets = [replace(s, sources=s.sources[:2], kinds=s.kinds[:1]) for s in (sets[0], sets[-1])]
         for train_set in sets:
             for kind in train_set.kinds:
+                if options.kinds and kind not in options.kinds:
+                    continue
                 chosen = list(candidates(kind))
                 chosen = [*chosen[:2], chosen[-1]] if options.smoke else chosen
                 cells += [Cell(train_set, augmentation, name, seed) for name, augmentation in chosen]

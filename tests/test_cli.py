@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 
 PROGRAM = [sys.executable, "-m", "ssad_hpo"]
 QUICK = "--steps 4 --batch-size 4 --width 2 --image-size 16 --threads 1 --no-tracking".split()
+LEARNING = "--steps 30 --batch-size 8 --width 4 --image-size 32 --threads 1 --no-tracking".split()
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 
 
@@ -116,6 +117,21 @@ def test_searching_a_folder_ends_with_a_table_the_figures_and_the_next_command(s
     assert f"AUC selected {figures.auc_selected:.3f} · random {figures.auc_random:.3f}" in said.out
     assert f"oracle {figures.auc_oracle:.3f}" in said.out and f"regret {figures.regret:.3f}" in said.out
     assert said.out.rstrip().endswith("score first IMAGES...")
+
+
+def test_a_choice_that_learned_nothing_is_told_as_such(
+    searched: Searched, call: Callable[..., Ended]
+) -> None:
+    result = open_result("first")
+    assert result.selected.loss == result.study.trials[result.selected.number].user_attrs["loss"]
+    hardly = f"trial {result.selected.number} hardly tells augmented images from normal ones"
+    assert (hardly in searched.said.out) == (not result.selected.learned)
+    large = ("-a", "cutout", "--range", "cutout.patch_area=0.2:0.3")
+    learned = call("search", "gravel/cutout", "--trials", "1", *large, *LEARNING)
+    assert learned.code == 0 and "hardly tells" not in learned.out
+    tiny = ("-a", "cutavg", "--range", "cutavg.patch_area=0.002:0.003")
+    blind = call("search", "gravel/cutout", "--trials", "1", *tiny, *LEARNING)
+    assert blind.code == 0 and "hardly tells augmented images" in blind.out
 
 
 def test_a_folder_of_several_categories_lists_them(

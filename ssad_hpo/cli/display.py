@@ -141,6 +141,11 @@ def show(result: StudyResult) -> None:
         )
     else:
         say(f"chosen without labels: trial {result.selected.number}, {result.selected.augmentation}")
+    if not result.selected.learned:
+        say(
+            f"[yellow]trial {result.selected.number} hardly tells augmented images from normal ones: loss "
+            f"{result.selected.loss:.2f}, a coin has 0.69; its choice means little, use more --steps[/]"
+        )
     say("\nnext:")
     name = escape(run_name(result.run.folder))
     if result.lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from ssad_hpo.search.kept import Kept, load_scores, open_kept
 from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS
 from ssad_hpo.task import Augmentation
 
+# Share of a coin's cross-entropy from which on a training counts as having learned nothing.
+_CHANCE = 0.9
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -26,6 +30,7 @@ class Candidate:
         number: of the trial.
         augmentation: kind and hyperparameters of its f_aug.
         criteria: every criterion (lower is better) and the unclamped "separability".
+        loss: mean cross-entropy of its last stretch of training; that of a coin is log 2 = 0.693.
         budget: its training steps.
         address: where its scores, embeddings and detector are.
     """
@@ -33,8 +38,14 @@ class Candidate:
     number: int
     augmentation: Augmentation
     criteria: dict[str, float]
+    loss: float
     budget: int
     address: str
+
+    @property
+    def learned(self) -> bool:
+        """Whether its training told augmented images from normal ones, clearly better than a coin does."""
+        return self.loss < _CHANCE * math.log(2)
 
     def scores(self) -> np.ndarray:
         """(N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous."""
@@ -105,6 +116,7 @@ def _candidate(trial: FrozenTrial, artifacts: Path | None) -> Candidate:
         number=trial.number,
         augmentation=Augmentation(trial.params["augmentation"], attributes[HYPERPARAMETERS]),
         criteria={name: attributes[name] for name in (*CRITERIA, "separability")},
+        loss=attributes["loss"],
         budget=attributes[BUDGET],
         address=address,
     )
