@@ -1,6 +1,6 @@
 """The talk's first finding: a detector works where f_aug imitates f_gen. And whom it suspects otherwise.
 
-    python studies/alignment.py --jobs 2    a quarter of an hour on two cores (estimated)
+    python studies/alignment.py --jobs 2    13 minutes on two cores
     python studies/alignment.py --smoke     some ten seconds
 
 Alignment: for each pair of f_gen and f_aug the AUC, beside the distance between the embeddings of augmented

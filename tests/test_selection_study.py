@@ -12,6 +12,7 @@ import pytest
 from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.experiment.selector_tables import (
+    ANY_KIND,
     RANDOM_DYNAMIC,
     alignment_table,
     auc_and_rank_tables,
@@ -67,7 +68,7 @@ def test_the_tables_average_seeds_then_tasks_and_rank_the_columns():
 
 def test_dsv_is_compared_with_each_column_and_regret_is_taken_from_the_oracle():
     rows = made_up_rows()
-    lines = cells_of(comparison_table(rows, choices(rows)))
+    lines = cells_of(comparison_table(rows))
     assert lines["Base"][:2] == ["0.300 ± 0.050", "+0.300"]  # seeds 0 and 1: 0.35 and 0.25
     assert lines["DSV"][0] == "0.000 ± 0.000"
     assert float(lines["Base"][3]) == 0.25 and float(lines["Base"][4]) == 1 / 16
@@ -85,6 +86,18 @@ def test_the_table_of_learning_tells_loss_and_choices_by_size():
     # candidate a (area 0.1) has AUC 0.6, 0.5, 0.9, 0.8 and is the best of both runs on brick
     assert lines[0] == ["cutout", "0.1", "0.30", "0.70", "-0.70", "2"]
     assert [line[-1] for line in lines] == ["2", "2"]
+
+
+def test_the_choice_among_any_kind_stands_beside_the_single_kinds_and_is_never_averaged_with_them():
+    rows = made_up_rows()
+    among = [{**row, "f_aug": ANY_KIND, "auc": row["auc"] / 2} for row in rows]
+    alone, both = (cells_of(auc_and_rank_tables(choices(r))[0]) for r in (rows, [*rows, *among]))
+    assert both["all"] == alone["all"] and float(both[ANY_KIND][10]) == pytest.approx(0.85 / 2, abs=1e-3)
+    assert comparison_table([*rows, *among]) == comparison_table(rows)
+    assert comparison_table([*rows, *among], any_kind=True) == comparison_table(among, any_kind=True)
+    assert learning_table([*rows, *among]) == learning_table(rows)
+    page = markdown([*rows, *among], "")
+    assert "candidates of any kind" in page and "of 4 runs" in page
 
 
 def test_the_whole_page_holds_every_table():

@@ -3,7 +3,8 @@
 A row is a dictionary of a (task, f_aug, candidate, seed): these four, "train_set" (tasks of one share
 trainings), "anomaly" (what f_gen is), "auc", every criterion and component of `ssad_hpo.criteria` and
 every merit of `ssad_hpo.consensus` by name. The candidate `RANDOM_DYNAMIC` is the column Rand., and no
-selector may choose it.
+selector may choose it. Rows whose f_aug is `ANY_KIND` stand beside the others and are never averaged with
+them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.evaluate import average_ranks, compare, rank_agreement
 
 RANDOM_DYNAMIC = "random dynamic"
+ANY_KIND = "any kind"  # as f_aug: chosen among the candidates of all kinds together
 COLUMNS = ("Avg.", "Rand.", "base", "mmd", "std", "mc", "sel", "hits", "dsv")
 BEYOND = ("dsv_unclamped", "discordance", "smooth_alignment", "soft_alignment", "oracle", "worst")
 _NAMES = {"base": "Base", "mmd": "MMD", "std": "STD", "mc": "MC", "sel": "SEL", "hits": "HITS", "dsv": "DSV"}
+_NAMES["dsv_unclamped"] = "DSV unclamped"
 
 Row = dict[str, Any]
 Run = tuple[tuple[str, str], int]  # ((f_aug, task), seed)
@@ -39,9 +42,11 @@ def runs_of(rows: list[Row]) -> dict[Run, list[Row]]:
 def choices(rows: list[Row]) -> dict[str, dict[Run, float]]:
     """Column -> run -> the AUC that it gives."""
     table: dict[str, dict[Run, float]] = {column: {} for column in (*COLUMNS, *BEYOND)}
+    dynamic: dict[Run, list[float]] = defaultdict(list)  # one, or of any kind the mean of all kinds'
     for row in rows:
         if row["candidate"] == RANDOM_DYNAMIC:
-            table["Rand."][(row["f_aug"], row["task"]), row["seed"]] = row["auc"]
+            dynamic[(row["f_aug"], row["task"]), row["seed"]].append(row["auc"])
+    table["Rand."] = {run: float(np.mean(aucs)) for run, aucs in dynamic.items()}
     for run, group in runs_of(rows).items():
         aucs = np.array([row["auc"] for row in group])
         table["Avg."][run], table["oracle"][run], table["worst"][run] = aucs.mean(), aucs.max(), aucs.min()
@@ -59,10 +64,10 @@ def unclamped(row: Row) -> float:
 
 
 def task_means(column: dict[Run, float], f_aug: str | None = None) -> dict[tuple[str, str], float]:
-    """AUC of a column for each (f_aug, task), averaged over seeds."""
+    """AUC of a column for each (f_aug, task), averaged over seeds; of one f_aug, or of each single kind."""
     values = defaultdict(list)
     for (task, _), value in sorted(column.items()):
-        if f_aug in (None, task[0]):
+        if task[0] == f_aug or (f_aug is None and task[0] != ANY_KIND):
             values[task].append(value)
     return {task: float(np.mean(value)) for task, value in values.items()}
 
@@ -76,9 +81,10 @@ def markdown_table(titles: Iterable[str], lines: Iterable[Iterable[object]]) -> 
 def auc_and_rank_tables(table: dict[str, dict[Run, float]]) -> tuple[str, str]:
     columns = (*COLUMNS, *BEYOND)
     competing = [c for c in columns if c not in ("oracle", "worst")]
-    kinds = list(dict.fromkeys(f_aug for (f_aug, _), _ in table["dsv"]))
+    kinds: list[str | None] = list(dict.fromkeys(f_aug for (f_aug, _), _ in table["dsv"]))
+    kinds.insert(kinds.index(ANY_KIND) if ANY_KIND in kinds else len(kinds), None)
     aucs, ranks = [], []
-    for kind in (*kinds, None):
+    for kind in kinds:
         means = {c: list(task_means(table[c], kind).values()) for c in columns}
         head = [kind or "all", len(means["dsv"])]
         aucs.append([*head, *(f"{np.mean(means[c]):.3f}" for c in columns)])
@@ -91,7 +97,10 @@ def auc_and_rank_tables(table: dict[str, dict[Run, float]]) -> tuple[str, str]:
     )
 
 
-def comparison_table(rows: list[Row], table: dict[str, dict[Run, float]]) -> str:
+def comparison_table(rows: list[Row], *, any_kind: bool = False) -> str:
+    """Regret of every column, and DSV against it: within each kind, or among the candidates of any kind."""
+    rows = [row for row in rows if (row["f_aug"] == ANY_KIND) == any_kind]
+    table = choices(rows)
     train_sets = {(row["f_aug"], row["task"]): row["train_set"] for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     lines = []
@@ -139,6 +148,7 @@ def alignment_table(rows: list[Row]) -> str:
 
 def learning_table(rows: list[Row]) -> str:
     """What candidates of each size learned, and how often DSV chose them: is the training long enough?"""
+    rows = [row for row in rows if row["f_aug"] != ANY_KIND]
     chosen = [min(group, key=lambda row: row["dsv"]) for group in runs_of(rows).values()]
     groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
     for row in rows:
@@ -170,14 +180,20 @@ def title(column: str) -> str:
 def markdown(rows: list[Row], header: str) -> str:
     table = choices(rows)
     aucs, ranks = auc_and_rank_tables(table)
+    of_any_kind = ""
+    if any(row["f_aug"] == ANY_KIND for row in rows):
+        among = comparison_table(rows, any_kind=True)
+        of_any_kind = f"## The same among the candidates of any kind\n\n{among}\n"
+    chosen = len(choices([row for row in rows if row["f_aug"] != ANY_KIND])["dsv"])
     tasks, seeds = len({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
     return (
         f"# Selection table\n\n{header}\n\n{tasks} tasks, seeds {', '.join(map(str, seeds))}.\n\n"
         f"## AUC of the chosen detector, mean over tasks\n\n{aucs}\n"
         f"## Rank among the columns, mean over tasks (1 is best)\n\n{ranks}\n"
-        f"## Regret, and DSV against each column\n\n{comparison_table(rows, table)}\n"
+        f"## Regret, and DSV against each column\n\n{comparison_table(rows)}\n"
         "Regret is oracle − chosen. p: one-sided paired Wilcoxon, DSV greater. Tasks that share trainings "
         "are not independent, which makes the p-values optimistic; the interval resamples train sets.\n\n"
+        f"{of_any_kind}"
         f"## Where DSV wins and where it loses\n\n{alignment_table(rows)}\n"
         "AUC: the mean of the candidates, the one that DSV chose, the best. ρ: Spearman's correlation of "
         "−criterion with AUC over a run's candidates, mean over runs. Clamped: the share of candidates whose "
@@ -185,5 +201,5 @@ def markdown(rows: list[Row], header: str) -> str:
         "L_dis − L_sep / L_dis.\n\n"
         f"## What the candidates learned\n\n{learning_table(rows)}\n"
         "Means over tasks, seeds and aspects. Training loss: cross-entropy over the whole training, a coin "
-        f"has 0.69. Chosen: by DSV, of {len(runs_of(rows))} runs.\n"
+        f"has 0.69. Chosen: by DSV, of {chosen} runs.\n"
     )
