@@ -23,8 +23,8 @@ RANDOM_DYNAMIC = "random dynamic"
 ANY_KIND = "any kind"  # as f_aug: chosen among the candidates of all kinds together
 COLUMNS = ("Avg.", "Rand.", "base", "mmd", "std", "mc", "sel", "hits", "dsv")
 BEYOND = ("dsv_unclamped", "discordance", "smooth_alignment", "soft_alignment", "oracle", "worst")
-_NAMES = {"base": "Base", "mmd": "MMD", "std": "STD", "mc": "MC", "sel": "SEL", "hits": "HITS", "dsv": "DSV"}
-_NAMES["dsv_unclamped"] = "DSV unclamped"
+_NAMES = {name: name.upper() for name in ("mmd", "std", "mc", "sel", "hits", "dsv")}
+_NAMES |= {"base": "Base", "dsv_unclamped": "DSV unclamped"}
 
 Row = dict[str, Any]
 Run = tuple[tuple[str, str], int]  # ((f_aug, task), seed)
