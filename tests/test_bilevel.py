@@ -621,7 +621,7 @@ def test_memory_stays_flat_over_steps():
         if outer.step % 100 == 0:
             gc.collect()
             measured.append(resident_mb())
-    # One step's graph is some 0.3 MB: 300 of them kept would be 90.
+    # Counted by its activations, one step's graph has some 0.3 MB: 300 of them kept would be 90.
     assert len(measured) == 4 and measured[-1] - measured[0] < 10
 
 

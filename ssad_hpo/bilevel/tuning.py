@@ -29,7 +29,7 @@ from ssad_hpo.criteria import DegenerateError, evaluate_all
 from ssad_hpo.detector import Detector, check_device
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, Task, Training
 
-# METHOD's setting, in which the defaults of `Tuning` were measured.
+# Steps and batches of the trials that the loss, the rates and batch norm's mode were chosen by.
 DEFAULT_TRAINING = Training(steps=500, batch_size=64)
 
 
