@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo import data
 from ssad_hpo.augment import augment
+from ssad_hpo.experiment.conducting import open_recorder
 from ssad_hpo.experiment.judging import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
-from ssad_hpo.experiment.study import open_recorder
 from ssad_hpo.report import EmbeddingSets, Findings, ImageRow, Trial, write_report
 from ssad_hpo.search import FAILURE, Candidate, Kept, candidates
 from ssad_hpo.search.objective import HYPERPARAMETERS, INTERRUPTED, RETRY_OF
