@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import untrained_network
 from ssad_hpo.detector.numerics import autocast, seeded, to_float
 from ssad_hpo.detector.training import draw_batches
-from ssad_hpo.task import Augmentation, DetectorError, Task, Training
+from ssad_hpo.task import Augmentation, DetectorError, Range, Task, Training
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Run:
 
     def _training_step(self, batch: TrainingBatch) -> None:
         setting, augmentation = self.setting, self.setting.coordinates.augmentation
-        hyperparameters = augmentation.hyperparameters
+        hyperparameters: Mapping[str, float | Range | Tensor] = augmentation.hyperparameters
         if self.step >= setting.warm or setting.tuning.warm_start_on == "start":
             hyperparameters = setting.coordinates.values(self.point)
         augmented = apply(

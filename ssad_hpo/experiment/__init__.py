@@ -1,4 +1,4 @@
-"""Whole studies: load, search or tune, record, evaluate, report. What the command line and the studies call."""
+"""Whole studies: load, search or tune, record, evaluate, report. What command line and studies call."""
 
 from ssad_hpo.experiment.conducting import StudyInterrupted, find_source
 from ssad_hpo.experiment.judging import StudyResult, load_task, open_result

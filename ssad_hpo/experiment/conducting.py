@@ -25,7 +25,7 @@ EXPERIMENT = "ssad_hpo"
 
 
 class StudyInterrupted(KeyboardInterrupt):
-    """Ctrl-C in a study. All that is done is kept in `run`; `resume_study(run)` goes on, or `resume_tuning`."""
+    """Ctrl-C in a study. All that is done is kept in `run`; the message says what goes on with it."""
 
     def __init__(self, run: Path, resume: str = "resume_study") -> None:
         super().__init__(f"stopped; go on with {resume}({str(run)!r})")

@@ -228,6 +228,4 @@ def _search(
         run_search(study, objective, settings.n_trials)
         return study
 
-    return conduct(
-        run, work, listeners, announce, tags={"sampler": settings.sampler}, resume="resume_study"
-    )
+    return conduct(run, work, listeners, announce, tags={"sampler": settings.sampler}, resume="resume_study")

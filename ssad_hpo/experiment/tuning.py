@@ -155,12 +155,13 @@ def read_trajectory(start: Candidate) -> tuple[OuterStep, ...]:
         FileNotFoundError: if its artifacts are gone.
     """
     with (Path(start.address) / _TRAJECTORY_FILE).open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        head, *rows = csv.reader(file)
+    names = head[1:-2]
     return tuple(
-        OuterStep(int(row.pop("step")), training_loss=row.pop(_LOSSES[0]), validation_loss=row.pop(_LOSSES[1]),
-                  hyperparameters=row)
-        for row in rows
-    )  # fmt: skip
+        OuterStep(int(step), dict(zip(names, values, strict=True)), training_loss, validation_loss)
+        for step, *numbers in rows
+        for *values, training_loss, validation_loss in [list(map(float, numbers))]
+    )
 
 
 def _tune(
