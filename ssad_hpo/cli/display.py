@@ -136,6 +136,7 @@ class TuningDisplay:
     ) -> None:
         if status != "complete":  # whoever stopped it says why
             return
+        self.progress.update(self.bar, completed=(int(trial) + 1) * self.steps)
         value = metrics.get(self.criterion, metrics["finished.validation_loss"])
         learned = {n: metrics.get(f"learned.{n}", v) for n, v in self.params.items()}
         self.progress.console.print(

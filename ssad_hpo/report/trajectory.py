@@ -49,7 +49,10 @@ def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, pa
                 color, line = looks[i % len(looks)]
                 is_kept = trajectory.trial == kept
                 if name in bounds:
-                    steps, values = [*trajectory.steps, course.steps], trajectory.hyperparameters[name]
+                    values = trajectory.hyperparameters[name]
+                    # From the end of the warm start, until when a start stands where it begins.
+                    steps = [course.warm_start, *trajectory.steps, course.steps]
+                    values = np.concatenate([values[:1], values])
                 else:
                     steps, values = list(trajectory.steps), getattr(trajectory, name)
                 axes.plot(
