@@ -201,10 +201,8 @@ def show(result: StudyResult) -> None:
             (warn if trial.number == result.selected.number else say)(f"start {trial.number}: {sign}")
     others = len(result.study.get_trials(deepcopy=False)) - len(choices)
     if settings.tuning is not None and len(choices) < settings.n_trials:
-        missing, resume = settings.n_trials - len(choices), f"{command()} tune --resume"
-        say(
-            f"{missing} more starts are not done; go on with: {escape(f'{resume} {run_name(result.run.folder)}')}"
-        )
+        resume = f"{command()} tune --resume {run_name(result.run.folder)}"
+        say(f"{settings.n_trials - len(choices)} more starts are not done; go on with: {escape(resume)}")
     if others:
         say(f"{others} more trials were pruned, failed or interrupted; they do not compete")
     if (figures := result.evaluation) is not None:
