@@ -198,7 +198,8 @@ def show(result: StudyResult) -> None:
         if FAILURE in trial.user_attrs:
             say(f"trial {trial.number} failed: {escape(trial.user_attrs[FAILURE])}")
         for sign in trial.user_attrs.get(COLLAPSE, ()):
-            (warn if trial.number == result.selected.number else say)(f"start {trial.number}: {sign}")
+            told = f"start {trial.number}: {sign}"
+            warn(told) if trial.number == result.selected.number else say(escape(told))
     others = len(result.study.get_trials(deepcopy=False)) - len(choices)
     if settings.tuning is not None and len(choices) < settings.n_trials:
         resume = f"{command()} tune --resume {run_name(result.run.folder)}"
