@@ -54,8 +54,11 @@ _ROOMS = {
     "evaluate_run": "experiment",
     "load_detector": "experiment",
     "report_run": "experiment",
+    "read_trajectory": "experiment",
     "resume_study": "experiment",
+    "resume_tuning": "experiment",
     "run_study": "experiment",
+    "run_tuning": "experiment",
     "score_images": "experiment",
 }
 # Ready-made objectives on the embedded testbed -> their criterion.

@@ -155,6 +155,8 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "smooth_alignment": smooth_alignment,
     "soft_alignment": soft_alignment,
 }
+# What detectors of one tuning can be ranked by besides: the loss that they were tuned down, whichever it is.
+VALIDATION_LOSS = "validation_loss"
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+import ssad_hpo.bilevel.tuning
 from ssad_hpo.augment import apply, check_fits, draw_noise
 from ssad_hpo.bilevel import (
     LOSSES,
@@ -23,6 +24,7 @@ from ssad_hpo.bilevel import (
     bilevel_gradient,
     tune,
 )
+from ssad_hpo.bilevel.checkpoint import write_checkpoint
 from ssad_hpo.bilevel.run import Run, Setting
 from ssad_hpo.criteria import CRITERIA, DegenerateError, base, evaluate_all
 from ssad_hpo.detector import Detector, train, untrained_network
@@ -474,6 +476,41 @@ def test_an_interrupted_tuning_goes_on_to_the_same_end_bit_for_bit(tmp_path, war
     # Something of the first attempt was kept, if it came that far; and no half file lies about.
     assert (-resumed.left < 8) == (at > 2)
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+@pytest.mark.parametrize("warm_start_on", ["range", "start"])
+def test_a_warm_start_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, warm_start_on):
+    tuning = replace(QUICK, warm_start_on=warm_start_on, checkpoint_every=1)  # saved after 2 and 4 steps
+    whole, checkpoint = all_of(tune(TASK, "cutpaste", tuning, TINY)), tmp_path / "tuning.pt"
+    saved = []
+
+    def write_and_note(path, setting, starts, progress):
+        write_checkpoint(path, setting, starts, progress)
+        saved.append((progress.warm_start or progress.current or {"step": None})["step"])
+        if len(saved) == 1:
+            raise Interruption
+
+    monkeypatch.setattr(ssad_hpo.bilevel.tuning, "write_checkpoint", write_and_note)
+    with pytest.raises(Interruption):
+        tune(TASK, "cutpaste", tuning, TINY, checkpoint=checkpoint)
+    assert all_of(tune(TASK, "cutpaste", tuning, TINY, checkpoint=checkpoint)) == whole
+    assert saved[:2] == [2, 4]
+
+
+def test_what_became_of_a_start_is_given_when_it_is_safe_and_again_after_a_resume(tmp_path):
+    checkpoint, given = tmp_path / "tuning.pt", []
+
+    def keep(index, tuned):
+        assert checkpoint.exists()
+        given.append((index, tuned.scores.tolist()))
+        if len(given) == 1:
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        tune(TASK, "cutdiff", QUICK, TINY, checkpoint=checkpoint, keep=keep)
+    result = tune(TASK, "cutdiff", QUICK, TINY, checkpoint=checkpoint, keep=keep)
+    first, *rest = [(index, tuned.scores.tolist()) for index, tuned in enumerate(result.starts)]
+    assert given == [first, first, *rest]
 
 
 def test_dropout_draws_the_same_after_a_resume(tmp_path):

@@ -8,7 +8,7 @@ from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.bilevel.gradient import BilevelGradient, TrainingBatch, ValidationBatch, bilevel_gradient
 from ssad_hpo.bilevel.result import CollapseWarning, Cost, OuterStep, TunedStart, TuningResult
 from ssad_hpo.bilevel.settings import LOSSES, Tuning
-from ssad_hpo.bilevel.tuning import DEFAULT_TRAINING, tune
+from ssad_hpo.bilevel.tuning import DEFAULT_TRAINING, prepare, tune
 
 __all__ = [
     "DEFAULT_TRAINING",
@@ -24,5 +24,6 @@ __all__ = [
     "TuningResult",
     "ValidationBatch",
     "bilevel_gradient",
+    "prepare",
     "tune",
 ]

@@ -21,7 +21,7 @@ class Progress:
     """How far a tuning is.
 
     Attributes:
-        warm_start: state of the shared warm start's end; None before, and where none is shared.
+        warm_start: state of the shared warm start, under way or at its end; None where none is shared.
         finished: states of the starting points that are done, in order.
         current: state of the one that is under way, if a checkpoint was written in it.
     """

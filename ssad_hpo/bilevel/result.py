@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ssad_hpo.bilevel.coordinates import Coordinates
-from ssad_hpo.bilevel.settings import VALIDATION_LOSS
+from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.task import Augmentation
 

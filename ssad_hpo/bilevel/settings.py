@@ -9,7 +9,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from ssad_hpo.criteria import CRITERIA, mmd, mmd_normalised, smooth_alignment, soft_alignment
+from ssad_hpo.criteria import (
+    CRITERIA,
+    VALIDATION_LOSS,
+    mmd,
+    mmd_normalised,
+    smooth_alignment,
+    soft_alignment,
+)
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -20,8 +27,6 @@ LOSSES: dict[str, Loss] = {
     "mmd": mmd,
     "mmd_normalised": mmd_normalised,
 }
-# Besides every criterion, what a starting point can be chosen by.
-VALIDATION_LOSS = "validation_loss"
 
 BatchNorm = Literal["eval", "train"]
 WarmStartOn = Literal["range", "start"]

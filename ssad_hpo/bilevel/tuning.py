@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +27,36 @@ from ssad_hpo.bilevel.result import (
 from ssad_hpo.bilevel.run import Run, Setting
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError, evaluate_all
-from ssad_hpo.detector import Detector, check_device
+from ssad_hpo.detector import Detector, check_device, untrained_network
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, Task, Training
 
 # Steps and batches of the trials that the loss, the rates and batch norm's mode were chosen by.
 DEFAULT_TRAINING = Training(steps=500, batch_size=64)
+
+
+def prepare(
+    task: Task,
+    augmentation: Augmentation,
+    tuning: Tuning,
+    training: Training,
+    device: str | torch.device = "cpu",
+) -> tuple[Setting, list[Tensor]]:
+    """What a tuning works with, and its starting points; whatever cannot be is found here, before it begins.
+
+    Raises:
+        ValueError: as `tune`.
+    """
+    check_device(device)
+    tuning.warm_start_steps(training.steps)
+    coordinates = Coordinates.of(augmentation)
+    channels, height, width = task.train.shape[1:]
+    # All pairs within the bounds fit, so every point of a trajectory does.
+    check_fits(augmentation, height=height, width=width)
+    starts = [coordinates.start(start) for start in tuning.starts]
+    untrained_network(training, (channels, height, width))  # an encoder that cannot be, says so now
+    if training.precision == "auto":
+        training = replace(training, precision="float32")
+    return Setting(task, coordinates, tuning, training, torch.device(device)), starts
 
 
 def tune(
@@ -42,6 +68,7 @@ def tune(
     device: str | torch.device = "cpu",
     recorder: Recorder | None = None,
     checkpoint: str | Path | None = None,
+    keep: Callable[[int, TunedStart], None] | None = None,
 ) -> TuningResult:
     """Learn an augmentation's hyperparameters by gradient while the detector trains [ST-SSAD].
 
@@ -62,6 +89,8 @@ def tune(
         recorder: hears of every starting point as a trial, keyed by its index.
         checkpoint: a file that progress is written to; if it exists, the tuning goes on from it and ends
             with the same result, bit for bit, as one that was not interrupted.
+        keep: given the index of every starting point and what became of it as soon as it is in the
+            checkpoint; after a resume those that were finished before as well.
 
     Warns:
         CollapseWarning: if the kept starting point shows a sign of collapse; each is also in `warnings`
@@ -75,15 +104,8 @@ def tune(
     """
     tuning, training = tuning or Tuning(), training or DEFAULT_TRAINING
     augmentation = Augmentation(augmentation) if isinstance(augmentation, str) else augmentation
-    check_device(device)
-    tuning.warm_start_steps(training.steps)
-    coordinates = Coordinates.of(augmentation)
-    # All pairs within the bounds fit, so every point of a trajectory does.
-    check_fits(augmentation, height=task.train.shape[2], width=task.train.shape[3])
-    starts = [coordinates.start(start) for start in tuning.starts]
-    if training.precision == "auto":
-        training = replace(training, precision="float32")
-    setting = Setting(task, coordinates, tuning, training, torch.device(device))
+    setting, starts = prepare(task, augmentation, tuning, training, device)
+    coordinates, training = setting.coordinates, setting.training
 
     file = None if checkpoint is None else Path(checkpoint)
     progress = Progress() if file is None else read_checkpoint(file, setting, starts)
@@ -92,12 +114,13 @@ def tune(
         if file is not None:
             write_checkpoint(file, setting, starts, progress)
 
-    if tuning.warm_start_on == "range" and setting.warm and progress.warm_start is None:
+    if tuning.warm_start_on == "range" and setting.warm:
         run = Run(setting, starts[0])
-        for _ in run.train(until=setting.warm):
-            pass
-        progress.warm_start = copy.deepcopy(run.state())
-        save()
+        if progress.warm_start is not None:
+            run.load(progress.warm_start)
+        for _ in _warm_up(run):
+            progress.warm_start = copy.deepcopy(run.state())
+            save()
 
     tuned = []
     for index, start in enumerate(starts):
@@ -105,6 +128,8 @@ def tune(
         if index < len(progress.finished):
             run.load(progress.finished[index])
             tuned.append(_finish(run, start))
+            if keep is not None:
+                keep(index, tuned[-1])
             continue
         if progress.current is not None:
             run.load(progress.current)
@@ -113,6 +138,9 @@ def tune(
         told = _Telling(recorder, str(index), task)
         told.start(coordinates.at(start))
         try:
+            for _ in _warm_up(run):
+                progress.current = run.state()
+                save()
             for outer in run.train(until=training.steps):
                 told.progress(outer)
                 if len(run.trajectory) % tuning.checkpoint_every == 0:
@@ -126,12 +154,23 @@ def tune(
         progress.finished.append(run.state())
         progress.current = None
         save()
+        if keep is not None:
+            keep(index, tuned[-1])
 
     shared = Cost() if progress.warm_start is None else Cost(**progress.warm_start["cost"])
     result = TuningResult(tuple(tuned), tuning.choose_by, sum((t.cost for t in tuned), shared))
     for sign in result.warnings:
         warnings.warn(sign, CollapseWarning, stacklevel=2)
     return result
+
+
+def _warm_up(run: Run) -> Iterator[None]:
+    """What is left of a run's warm start, in stretches as long as those between two checkpoints."""
+    stretch = run.setting.tuning.checkpoint_every * run.setting.tuning.detector_steps
+    while run.step < run.setting.warm:
+        for _ in run.train(until=min(run.step + stretch, run.setting.warm)):
+            pass  # no step of the hyperparameters comes before the end of the warm start
+        yield
 
 
 def _finish(run: Run, start: Tensor) -> TunedStart:

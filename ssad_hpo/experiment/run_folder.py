@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssad_hpo import tracking
+from ssad_hpo.bilevel import Tuning
 from ssad_hpo.data import Source
 from ssad_hpo.task import SearchSpace, Training
 
@@ -43,6 +44,9 @@ class Settings:
         storage: URL of Optuna's storage; None for the journal file in the run folder.
         tracking_uri, experiment: of MLflow; a tracking_uri of None switches tracking off.
         created: UTC time. versions: of the libraries that a result depends on.
+        tuning: of a tuning by gradient; None for a search. Every starting point of a tuning is a trial of
+            its study: n_trials counts them, criterion is what keeps one, space is the one augmentation
+            that is tuned; sampler, pruner and grid_points have no use.
     """
 
     study_name: str
@@ -65,6 +69,7 @@ class Settings:
     experiment: str
     created: str
     versions: dict[str, str]
+    tuning: Tuning | None = None
 
     def without_passwords(self) -> dict[str, Any]:
         """The fields by name; passwords in addresses are starred out, and are never written down."""
@@ -78,11 +83,16 @@ class Settings:
         values = self.without_passwords()
         training, space = values.pop("training"), values.pop("space")
         source, versions = values.pop("source"), values.pop("versions")
+        tuning = values.pop("tuning")
+        if tuning is not None:
+            for name in ("sampler", "pruner", "grid_points"):
+                del values[name]
         return {
             **values,
             "space": json.dumps(space.to_json()),
             "source": json.dumps(source.to_json()) if source else "in memory",
             **{f"training.{name}": value for name, value in asdict(training).items()},
+            **{f"tuning.{name}": value for name, value in (asdict(tuning) if tuning else {}).items()},
             **{f"version.{name}": value for name, value in versions.items()},
         }
 
@@ -118,6 +128,11 @@ class Run:
         return self.folder / "journal.log"
 
     @property
+    def checkpoint(self) -> Path:
+        """How far a tuning is."""
+        return self.folder / "checkpoint.pt"
+
+    @property
     def artifacts(self) -> Path:
         return self.folder / "artifacts"
 
@@ -135,6 +150,7 @@ class Run:
         values["source"] = self.settings.source.to_json() if self.settings.source else None
         values["space"] = self.settings.space.to_json()
         values["training"] = asdict(self.settings.training)
+        values["tuning"] = asdict(self.settings.tuning) if self.settings.tuning else None
         partial = self.folder / (_SETTINGS_FILE + ".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +198,8 @@ def open_run(name: str | Path) -> Run:
         values["source"] = Source.from_json(values["source"]) if values["source"] else None
         values["space"] = SearchSpace.from_json(values["space"])
         values["training"] = Training(**values["training"])
+        # Runs made before there were tunings have no such setting.
+        values["tuning"] = Tuning(**values["tuning"]) if values.get("tuning") else None
         if _hides_password(values["tracking_uri"]):
             values["tracking_uri"] = tracking.default_tracking_uri()
         if _hides_password(values["storage"]):

@@ -3,7 +3,14 @@
 from ssad_hpo.search.kept import Kept, open_kept
 from ssad_hpo.search.objective import FAILURE, Evaluation, Objective, evaluations
 from ssad_hpo.search.offline import Ranking, select_detectors
-from ssad_hpo.search.running import open_journal, open_study, reconcile, remaining_trials, run_search
+from ssad_hpo.search.running import (
+    open_journal,
+    open_study,
+    reconcile,
+    remaining_trials,
+    run_search,
+    was_interrupted,
+)
 from ssad_hpo.search.sampling import PRUNERS, SAMPLERS, is_final, make_pruner, make_sampler, position
 from ssad_hpo.search.selection import Candidate, candidates, select
 
@@ -30,4 +37,5 @@ __all__ = [
     "run_search",
     "select",
     "select_detectors",
+    "was_interrupted",
 ]
