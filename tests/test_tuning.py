@@ -521,7 +521,7 @@ def test_ctrl_c_on_the_command_line_says_how_to_go_on_and_resume_ends_alike(
     call: Callable[..., Ended], make_category: Callable[..., Path], workplace: Path
 ) -> None:
     make_category(Path("cloth"))
-    settings = "--starts 0.5,0.9 --steps 150 --batch-size 4 --width 2 --image-size 16 --threads 1".split()
+    settings = "--starts 0.5,0.9 --steps 150 --batch-size 8 --width 4 --image-size 16 --threads 1".split()
     words = ["tune", "cloth", "-a", "cutdiff", *settings, "--no-tracking", "--run"]
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

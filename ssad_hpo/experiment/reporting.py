@@ -20,7 +20,7 @@ from ssad_hpo.experiment.tuning import COLLAPSE, read_trajectory
 from ssad_hpo.report import Course, EmbeddingSets, Findings, ImageRow, Trajectory, Trial, write_report
 from ssad_hpo.search import FAILURE, Candidate, Kept, candidates
 from ssad_hpo.search.objective import HYPERPARAMETERS, INTERRUPTED, RETRY_OF
-from ssad_hpo.task import Augmentation, Range, Status, Task
+from ssad_hpo.task import Augmentation, Hyperparameters, Range, Status, Task
 
 REPORT = "report"  # the folder, in the run's and among MLflow's artifacts
 _IMAGES = 8  # in a row
@@ -100,7 +100,8 @@ def _course(run: Run, selected: Candidate, starts: Sequence[Candidate], task: Ta
     trajectories, examples = [], []
     for start in starts:
         way, learned = read_trajectory(start), start.augmentation.hyperparameters
-        points = [*(outer.hyperparameters for outer in way), {n: learned[n] for n in way[0].hyperparameters}]
+        points: list[Hyperparameters] = [outer.hyperparameters for outer in way]
+        points.append({name: learned[name] for name in way[0].hyperparameters})
         trajectories.append(
             Trajectory(
                 trial=start.number,

@@ -86,7 +86,7 @@ def examples_figure(rows: Sequence[ImageRow], path: Path) -> None:
     reject_empty("examples", rows)
     side = WIDTH / _EXAMPLES
     with picture(path, width=WIDTH, height=len(rows) * (side + 0.3)) as figure:
-        parts = np.atleast_1d(figure.subfigures(len(rows), 1))
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=True):
             part.suptitle(row.title, fontsize=9.5, x=0.01, ha="left")
             for axes, image in zip(part.subplots(1, _EXAMPLES), row.images[:_EXAMPLES], strict=False):
