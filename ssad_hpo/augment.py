@@ -317,14 +317,19 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     An HSV colour of hue h (in sixths) has channel values v - c * max(0, min(k, 4 - k, 1)) with
     k = (n + h) mod 6 and n = 5, 3, 1 for red, green and blue.
     """
-    value, brightest = images.max(1, keepdim=True)
-    chroma = value - images.min(1, keepdim=True).values
     red, green, blue = images.split(1, 1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
     safe = torch.where(chroma > 0, chroma, 1)
     sixths = torch.where(
-        brightest == 0,
+        red == value,
         (green - blue) / safe,
-        torch.where(brightest == 1, (blue - red) / safe + 2, (red - green) / safe + 4),
+        torch.where(green == value, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    k = torch.cat([n + sixths + 6 * turn for n in (5, 3, 1)], 1) % 6
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    sixths += 6 * turn
+    turned = torch.empty_like(images)
+    for channel, n in enumerate((5, 3, 1)):
+        k = sixths + n
+        k -= 6 * torch.floor(k / 6)  # three times as fast as % 6
+        turned[:, channel : channel + 1] = value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    return turned

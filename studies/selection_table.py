@@ -40,20 +40,17 @@ import torch
 
 from ssad_hpo import tracking
 from ssad_hpo.consensus import SELECTORS
-from ssad_hpo.criteria import CRITERIA, evaluate_all
+from ssad_hpo.criteria import evaluate_all
 from ssad_hpo.data import Source, builtin, find_categories, load, read_labels
 from ssad_hpo.detector import train
-from ssad_hpo.evaluate import auc, average_ranks, wilcoxon_greater
+from ssad_hpo.evaluate import auc
+from ssad_hpo.experiment.selector_tables import RANDOM_DYNAMIC, Row, markdown
 from ssad_hpo.task import Augmentation, DetectorError, Range, Training
 
 AREAS, ASPECTS, ANGLES = (0.005, 0.02, 0.06, 0.2), (0.5, 2.0), (30.0, 60.0, 90.0, 120.0, 150.0, 180.0)
 PATCHES = ("cutout", "cutavg", "cutdiff", "cutpaste")
 F_GEN_AREAS = (0.02, 0.1)
 TEXTURES, DIGITS = ("gravel", "brick", "grass"), (1, 4, 7)
-COLUMNS = ("Avg.", "Rand.", "base", "mmd", "std", "mc", "sel", "hits", "dsv")
-BEYOND = ("discordance", "smooth_alignment", "soft_alignment", "oracle", "worst")
-NAMES = {"base": "Base", "mmd": "MMD", "std": "STD", "mc": "MC", "sel": "SEL", "hits": "HITS", "dsv": "DSV"}
-RANDOM = "random dynamic"
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,15 @@ def candidates(kind: str) -> Iterator[tuple[str, Augmentation]]:
     else:
         for area, aspect in itertools.product(AREAS, ASPECTS):
             yield f"{area:g}x{aspect:g}", Augmentation(kind, {"patch_area": area, "patch_aspect": aspect})
-    yield RANDOM, Augmentation(kind)
+    yield RANDOM_DYNAMIC, Augmentation(kind)
+
+
+def anomaly_of(source: Source) -> str:
+    """What makes a task's anomalies, for the table of where a selector wins and loses."""
+    anomaly = source.arguments.get("anomaly", source.arguments.get("anomalies", "in the wild"))
+    if isinstance(anomaly, dict):
+        return next(iter(anomaly))  # the kind of f_gen
+    return {"others": "other digits", "rotated": "turned digits"}.get(anomaly, anomaly or "in the wild")
 
 
 def run_cell(cell: Cell, folder: Path) -> None:
@@ -126,7 +131,7 @@ def run_cell(cell: Cell, folder: Path) -> None:
     started = time.monotonic()
     tasks = [load(source) for source in cell.train_set.sources]
     images = tasks[0].train
-    row: dict[str, object] = {
+    row: Row = {
         "train_set": cell.train_set.name,
         "f_aug": cell.augmentation.kind,
         "candidate": cell.candidate,
@@ -148,7 +153,7 @@ def run_cell(cell: Cell, folder: Path) -> None:
         for task in tasks:
             assert torch.equal(task.train, images), "tasks of one train set must share their train images"
             unlabeled = detector.embed(task.unlabeled)
-            row["tasks"][task.name] = evaluate_all(trained, augmented, unlabeled)  # type: ignore[index]
+            row["tasks"][task.name] = evaluate_all(trained, augmented, unlabeled)
             scores[task.name] = detector.density_score(unlabeled).numpy()
     except (DetectorError, ValueError) as error:
         row["failure"] = str(error)
@@ -171,9 +176,9 @@ def run_cells(cells: list[Cell], folder: Path, jobs: int) -> None:
     print()
 
 
-def judge(cells: Iterable[Cell], folder: Path) -> list[dict[str, object]]:
+def judge(cells: Iterable[Cell], folder: Path) -> list[Row]:
     """A row for every kept (task, f_aug, candidate, seed): AUC, all criteria, all consensus merits."""
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     scores: dict[tuple[str, str, int], list[tuple[int, np.ndarray]]] = defaultdict(list)
     labels: dict[str, np.ndarray | None] = {}
     for cell in cells:
@@ -189,12 +194,13 @@ def judge(cells: Iterable[Cell], folder: Path) -> list[dict[str, object]]:
                 truth, score = labels[key], arrays[task.replace("/", "|")]
                 if truth is None:
                     continue
-                if cell.candidate != RANDOM:
+                if cell.candidate != RANDOM_DYNAMIC:
                     scores[task, cell.augmentation.kind, cell.seed].append((len(rows), score))
                 rows.append(
                     {
                         "task": task,
                         "train_set": cell.train_set.name,
+                        "anomaly": anomaly_of(source),
                         "f_aug": cell.augmentation.kind,
                         "candidate": cell.candidate,
                         **{
@@ -218,102 +224,7 @@ def judge(cells: Iterable[Cell], folder: Path) -> list[dict[str, object]]:
     return rows
 
 
-def choices(rows: list[dict[str, object]]) -> dict[str, dict[tuple[str, str, int], float]]:
-    """Column -> (f_aug, task, seed) -> the AUC that it gives."""
-    groups: dict[tuple[str, str, int], list[dict[str, object]]] = defaultdict(list)
-    table: dict[str, dict[tuple[str, str, int], float]] = defaultdict(dict)
-    for row in rows:
-        key = (str(row["f_aug"]), str(row["task"]), int(row["seed"]))  # type: ignore[call-overload]
-        if row["candidate"] == RANDOM:
-            table["Rand."][key] = float(row["auc"])  # type: ignore[arg-type]
-        else:
-            groups[key].append(row)
-    for key, group in groups.items():
-        aucs = np.array([row["auc"] for row in group], float)
-        table["Avg."][key], table["oracle"][key], table["worst"][key] = aucs.mean(), aucs.max(), aucs.min()
-        for name in CRITERIA:
-            table[name][key] = aucs[np.argmin([row[name] for row in group])]
-        for name in SELECTORS:
-            table[name][key] = aucs[np.argmax([row.get(name, -np.inf) for row in group])]
-    return dict(table)
-
-
-def by_task(column: dict[tuple[str, str, int], float], f_aug: str | None) -> dict[tuple[str, str], float]:
-    """AUC of a column for each (f_aug, task), averaged over seeds."""
-    values = defaultdict(list)
-    for (kind, task, _), value in column.items():
-        if f_aug in (None, kind):
-            values[kind, task].append(value)
-    return {key: float(np.mean(value)) for key, value in values.items()}
-
-
-def bootstrap(rows: list[dict[str, object]], difference: dict[tuple[str, str], float]) -> tuple[float, float]:
-    """A 95 % interval of the mean difference, resampling train sets: tasks that share one move together."""
-    sets = {str(row["task"]): str(row["train_set"]) for row in rows}
-    grouped = defaultdict(list)
-    for (_, task), value in difference.items():
-        grouped[sets[task]].append(value)
-    groups = list(grouped.values())
-    rng = np.random.default_rng(0)
-    means = [
-        np.mean(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
-        for _ in range(2000)
-    ]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def markdown(rows: list[dict[str, object]], header: str) -> str:
-    table = choices(rows)
-    columns = (*COLUMNS, *BEYOND)
-    titles = [NAMES.get(c, c.replace("_", " ")) for c in columns]
-    kinds = list(dict.fromkeys(str(row["f_aug"]) for row in rows))
-    tasks = len({row["task"] for row in rows})
-    seeds = sorted({int(row["seed"]) for row in rows})  # type: ignore[call-overload]
-    line = "| " + " | ".join(["f_aug", "tasks", *titles]) + " |\n" + "|---" * (len(titles) + 2) + "|\n"
-    auc_lines, rank_lines = line, line
-    for kind in (*kinds, None):
-        per_task = {c: by_task(table[c], kind) for c in columns}
-        keys = sorted(per_task["dsv"])
-        name = kind or "all"
-        means = [f"{np.mean([per_task[c][k] for k in keys]):.3f}" for c in columns]
-        auc_lines += f"| {name} | {len(keys)} | " + " | ".join(means) + " |\n"
-        competing = [c for c in columns if c not in ("oracle", "worst")]
-        ranks = average_ranks({c: [per_task[c][k] for k in keys] for c in competing})
-        shown = [f"{ranks[c]:.2f}" if c in ranks else "" for c in columns]
-        rank_lines += f"| {name} | {len(keys)} | " + " | ".join(shown) + " |\n"
-
-    tests = "| column | DSV − column | 95 % over train sets | p, unit task | p, unit task × seed | regret |\n"
-    tests += "|---|---|---|---|---|---|\n"
-    dsv = by_task(table["dsv"], None)
-    for column, title in zip(columns, titles, strict=True):
-        if column in ("dsv", "oracle", "worst"):
-            continue
-        other = by_task(table[column], None)
-        keys, fine = sorted(dsv), sorted(table["dsv"])
-        difference = {k: dsv[k] - other[k] for k in keys}
-        low, high = bootstrap(rows, difference)
-        p = wilcoxon_greater([dsv[k] for k in keys], [other[k] for k in keys])
-        p_fine = wilcoxon_greater([table["dsv"][k] for k in fine], [table[column][k] for k in fine])
-        regret = np.mean([table["oracle"][k] - table[column][k] for k in fine])
-        tests += (
-            f"| {title} | {np.mean(list(difference.values())):+.3f} | {low:+.3f} … {high:+.3f} "
-            f"| {p:.4f} | {p_fine:.4f} | {regret:.3f} |\n"
-        )
-    regret = np.mean([table["oracle"][k] - table["dsv"][k] for k in table["dsv"]])
-    spread = np.std([[table["dsv"][k] for k in table["dsv"] if k[2] == s] for s in seeds], axis=0).mean()
-    return (
-        f"# Selection table\n\n{header}\n\n{tasks} tasks, seeds {', '.join(map(str, seeds))}.\n\n"
-        f"## AUC of the chosen detector, mean over tasks\n\n{auc_lines}\n"
-        f"## Rank among the columns, mean over tasks (1 is best)\n\n{rank_lines}\n"
-        f"## DSV against each column (one-sided paired Wilcoxon, DSV greater)\n\n{tests}\n"
-        f"Regret of DSV: {regret:.3f}; its standard deviation over seeds, mean over tasks: {spread:.3f}. "
-        "Tasks that share trainings are not independent, which makes the p-values optimistic; the interval "
-        "resamples train sets instead.\n"
-    )
-
-
-def track(rows: list[dict[str, object]], out: Path, uri: str) -> None:
+def track(rows: list[Row], out: Path, uri: str) -> None:
     """One parent run, one child a (task, f_aug, candidate, seed)."""
     outbox = out / "outbox.jsonl"
     outbox.unlink(missing_ok=True)

@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssad_hpo.evaluate import auc, average_ranks, evaluate_candidates, wilcoxon_greater
+from ssad_hpo.evaluate import (
+    auc,
+    average_ranks,
+    compare,
+    evaluate_alignment,
+    evaluate_candidates,
+    mean_grid,
+    rank_agreement,
+    wilcoxon_greater,
+)
 
 
 def slow_auc(labels, scores):
@@ -211,3 +220,87 @@ def test_wilcoxon_of_equal_values_is_1():
 def test_wilcoxon_names_what_is_wrong(a, b, message):
     with pytest.raises(ValueError, match=message):
         wilcoxon_greater(a, b)
+
+
+def runs(values_by_task):
+    return {(task, seed): v for task, values in values_by_task.items() for seed, v in enumerate(values)}
+
+
+def test_a_comparison_averages_seeds_before_tasks_and_counts_both_units():
+    first = runs({"a": [0.9, 0.7], "b": [0.8, 0.8], "c": [0.6, 0.7]})
+    second = runs({"a": [0.6, 0.6], "b": [0.8, 0.9], "c": [0.5, 0.5]})
+    got = compare(first, second, {"a": 1, "b": 1, "c": 2})
+    assert got.difference == pytest.approx(np.mean([0.2, -0.05, 0.15]))
+    assert got.p_task == pytest.approx(slow_wilcoxon_greater([4, -1, 3]))
+    assert got.p_run == pytest.approx(slow_wilcoxon_greater([3, 1, 0, -1, 1, 2]))
+    assert got.low < got.difference < got.high
+
+
+def test_the_interval_of_a_comparison_resamples_clusters_and_not_tasks():
+    tasks = [f"{cluster}{i}" for cluster in "ab" for i in range(20)]
+    first, second = runs({t: [0.9 if t[0] == "a" else 0.5] for t in tasks}), runs({t: [0.6] for t in tasks})
+    together = compare(first, second, {t: t[0] for t in tasks})
+    alone = compare(first, second, {t: t for t in tasks})
+    assert (together.low, together.high) == pytest.approx((-0.1, 0.3))  # all of one cluster, or of the other
+    assert alone.low > 0 and alone.high < 0.2
+    assert together == compare(first, second, {t: t[0] for t in tasks})
+
+
+def test_a_comparison_needs_the_same_runs_of_both_methods():
+    with pytest.raises(ValueError, match="second: expected the runs of first, at least 1, got 1 that only"):
+        compare(runs({"a": [0.5, 0.6]}), runs({"a": [0.5]}), {"a": 1})
+    with pytest.raises(ValueError, match="at least 1"):
+        compare({}, {}, {})
+
+
+def test_rank_agreement_is_1_where_the_lowest_criterion_goes_with_the_highest_auc():
+    assert rank_agreement([0.1, 0.2, 0.4], [0.9, 0.8, 0.6]) == pytest.approx(1)
+    assert rank_agreement([0.1, 0.2, 0.4], [0.6, 0.8, 0.9]) == pytest.approx(-1)
+    assert rank_agreement([0.1, 0.1, 0.1], [0.6, 0.8, 0.9]) is None
+    assert rank_agreement([0.1, 0.2], [0.6, 0.8]) is None
+
+
+def test_a_grid_holds_means_of_equal_pairs_and_nan_where_there_is_none():
+    pairs = [("a", 0), ("a", 1), ("a", 0), ("b", 1), ("c", 0)]
+    grid = mean_grid(pairs, [1.0, 2.0, 5.0, 4.0, 9.0], ["b", "a"], [0, 1])
+    np.testing.assert_array_equal(grid, [[np.nan, 4.0], [3.0, 2.0]])
+    with pytest.raises(ValueError, match=r"^values: expected one for each of 5 pairs, got 1$"):
+        mean_grid(pairs, [1.0], ["a"], [0])
+
+
+def test_alignment_tells_the_diagonal_from_the_rest():
+    aucs = [[0.9, 0.5, 0.6], [0.8, 0.7, 0.4], [0.3, 0.2, 1.0]]
+    distances = [[0.1, 0.9, 0.8], [0.3, 0.6, 0.7], [1.1, 1.2, 0.5]]
+    found = evaluate_alignment(aucs, distances)
+    assert found.aligned == pytest.approx((0.9 + 0.7 + 1.0) / 3)
+    assert found.misaligned == pytest.approx((0.5 + 0.6 + 0.8 + 0.4 + 0.3 + 0.2) / 6)
+    assert found.unbeaten == 2  # by rows: of the second f_gen another f_aug finds more
+    assert found.spearman == pytest.approx(slow_spearman(-np.ravel(distances), np.ravel(aucs)))
+    assert found.spearman_within == pytest.approx(1.0)
+
+
+def test_alignment_leaves_failed_pairs_out():
+    gap = np.nan
+    found = evaluate_alignment([[0.9, gap], [0.7, gap]], [[0.2, gap], [0.8, gap]])
+    assert (found.aligned, found.misaligned, found.unbeaten) == (0.9, 0.7, 1)
+    assert found.spearman is None and found.spearman_within is None  # two pairs are too few
+
+
+def test_an_aligned_f_aug_that_shares_the_first_place_is_not_beaten():
+    found = evaluate_alignment(np.ones((3, 3)), np.arange(9).reshape(3, 3))
+    assert found.unbeaten == 3 and found.spearman is None  # nothing varies that could be ranked
+
+
+@pytest.mark.parametrize(
+    ("aucs", "distances", "complaint"),
+    [
+        (np.ones((2, 3)), np.ones((2, 3)), r"aucs: expected \(K, K\), got \(2, 3\)"),
+        (np.ones((2, 2)), np.ones((3, 3)), r"distances: expected \(2, 2\) as aucs"),
+        (np.ones((2, 2)), [[1, np.nan], [1, 1]], r"distances: expected \(2, 2\) as aucs"),
+        (np.ones((1, 1)), np.ones((1, 1)), "aucs: expected at least one pair on the diagonal and one off"),
+    ],
+    ids=["not square", "other shape", "other gaps", "one kind"],
+)
+def test_alignment_rejects_what_it_cannot_compare(aucs, distances, complaint):
+    with pytest.raises(ValueError, match=f"^{complaint}"):
+        evaluate_alignment(aucs, distances)

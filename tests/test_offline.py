@@ -1,9 +1,5 @@
 """Offline selection: detectors as npz files that a foreign script wrote, with plain NumPy."""
 
-import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,24 +84,3 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path):
         select_detectors(good, "auc")
     with pytest.raises(ValueError, match="files: expected at least one detector"):
         select_detectors([])
-
-
-@pytest.mark.slow
-def test_the_selection_study_goes_on_where_it_was_and_writes_the_same_table(tmp_path):
-    command = [sys.executable, str(ROOT / "studies" / "selection_table.py"), "--smoke", "--jobs", "1"]
-    command += ["--cells", str(tmp_path / "cells"), "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    tables = []
-    for name in ("first", "second"):
-        done = subprocess.run(
-            [*command, str(tmp_path / name)], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        with open(tmp_path / name / "selection_table.csv", newline="") as file:
-            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-        tables.append(rows)
-        assert "| DSV |" in (tmp_path / name / "selection_table.md").read_text()
-        for cell in sorted((tmp_path / "cells").glob("*.json"))[:2]:  # as if a kill had come before these
-            cell.unlink()
-    assert "4 kept from before" in done.stdout
-    assert tables[0] == tables[1] and len(tables[0]) == 12

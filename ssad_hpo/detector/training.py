@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssad_hpo.augment import augment, check_fits, jitter
-from ssad_hpo.detector.model import Detector, untrained_network
-from ssad_hpo.detector.numerics import autocast, resolve_precision, seeded, to_float
+from ssad_hpo.augment import check_fits, jitter
+from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
+from ssad_hpo.detector.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
 
@@ -34,7 +34,7 @@ class Checkpoint:
 
 def train(
     images: Tensor,
-    augmentation: Augmentation,
+    augmentation: Augmentation | Transform,
     training: Training,
     device: str | torch.device = "cpu",
 ) -> Iterator[Checkpoint]:
@@ -42,7 +42,7 @@ def train(
 
     Args:
         images: (N, C, H, W) uint8, normal images.
-        augmentation: f_aug; ranges are drawn anew for every image.
+        augmentation: f_aug; ranges are drawn anew for every image. Of a `Transform` nothing is checked.
         training: settings; its seed decides initial weights, batches, jitter and augmentation.
         device: where to train.
 
@@ -57,8 +57,10 @@ def train(
         raise ValueError(f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     device = torch.device(device)
     channels, height, width = images.shape[1:]
-    check_fits(augmentation, height=height, width=width)
+    if isinstance(augmentation, Augmentation):
+        check_fits(augmentation, height=height, width=width)
     training = replace(training, precision=resolve_precision(training, device, height * width))
+    prepare_allocator(device, height * width)
     network = untrained_network(training, (channels, height, width), device)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -81,7 +83,7 @@ def train(
         with seeded(training.seed + start, device):
             for step in range(start, end):
                 normal = jitter(to_float(images[batches[step]]), training.jitter, generator)
-                augmented = augment(normal, augmentation, generator)
+                augmented = pseudo_anomalies(normal, augmentation, generator)
                 with autocast(device, training):
                     logits = network(torch.cat([normal, augmented]))
                 loss = F.cross_entropy(logits.float(), targets)

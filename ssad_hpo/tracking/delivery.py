@@ -79,6 +79,8 @@ def _follow(outbox: Path, tracking_uri: str, orphaned: Callable[[], bool]) -> Sy
         result = SyncResult(
             before.delivered + result.delivered, result.remaining, result.refused, result.error
         )
+        if result.error is not None and select.select([sys.stdin], [], [], 0)[0]:
+            closing = True  # asked while a dead server was waited for: once is enough
         seen, pause = size, POLL if result.error is None else min(2 * pause, LONGEST_PAUSE)
         if result.error != told:
             log.warning("%s", result.error or "delivering again")

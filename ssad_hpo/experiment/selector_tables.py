@@ -1,0 +1,160 @@
+"""The talk's selection table, from rows of candidates: which label-free selector chooses the best?
+
+A row is a dictionary of a (task, f_aug, candidate, seed): these four, "train_set" (tasks of one share
+trainings), "anomaly" (what f_gen is), "auc", every criterion and component of `ssad_hpo.criteria` and
+every merit of `ssad_hpo.consensus` by name. The candidate `RANDOM_DYNAMIC` is the column Rand., and no
+selector may choose it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ssad_hpo.consensus import SELECTORS
+from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.evaluate import average_ranks, compare, rank_agreement
+
+RANDOM_DYNAMIC = "random dynamic"
+COLUMNS = ("Avg.", "Rand.", "base", "mmd", "std", "mc", "sel", "hits", "dsv")
+BEYOND = ("discordance", "smooth_alignment", "soft_alignment", "oracle", "worst")
+_NAMES = {"base": "Base", "mmd": "MMD", "std": "STD", "mc": "MC", "sel": "SEL", "hits": "HITS", "dsv": "DSV"}
+
+Row = dict[str, Any]
+Run = tuple[tuple[str, str], int]  # ((f_aug, task), seed)
+
+
+def runs_of(rows: list[Row]) -> dict[Run, list[Row]]:
+    """The candidates of each run, without the random dynamic detector."""
+    runs: dict[Run, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["candidate"] != RANDOM_DYNAMIC:
+            runs[(row["f_aug"], row["task"]), row["seed"]].append(row)
+    return dict(runs)
+
+
+def choices(rows: list[Row]) -> dict[str, dict[Run, float]]:
+    """Column -> run -> the AUC that it gives."""
+    table: dict[str, dict[Run, float]] = {column: {} for column in (*COLUMNS, *BEYOND)}
+    for row in rows:
+        if row["candidate"] == RANDOM_DYNAMIC:
+            table["Rand."][(row["f_aug"], row["task"]), row["seed"]] = row["auc"]
+    for run, group in runs_of(rows).items():
+        aucs = np.array([row["auc"] for row in group])
+        table["Avg."][run], table["oracle"][run], table["worst"][run] = aucs.mean(), aucs.max(), aucs.min()
+        for name in CRITERIA:
+            table[name][run] = aucs[np.argmin([row[name] for row in group])]
+        for name in SELECTORS:
+            table[name][run] = aucs[np.argmax([row.get(name, -np.inf) for row in group])]
+    return table
+
+
+def task_means(column: dict[Run, float], f_aug: str | None = None) -> dict[tuple[str, str], float]:
+    """AUC of a column for each (f_aug, task), averaged over seeds."""
+    values = defaultdict(list)
+    for (task, _), value in sorted(column.items()):
+        if f_aug in (None, task[0]):
+            values[task].append(value)
+    return {task: float(np.mean(value)) for task, value in values.items()}
+
+
+def markdown_table(titles: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
+    rows = [list(titles), *([str(cell) for cell in line] for line in lines)]
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def auc_and_rank_tables(table: dict[str, dict[Run, float]]) -> tuple[str, str]:
+    columns = (*COLUMNS, *BEYOND)
+    competing = [c for c in columns if c not in ("oracle", "worst")]
+    kinds = list(dict.fromkeys(f_aug for (f_aug, _), _ in table["dsv"]))
+    aucs, ranks = [], []
+    for kind in (*kinds, None):
+        means = {c: list(task_means(table[c], kind).values()) for c in columns}
+        head = [kind or "all", len(means["dsv"])]
+        aucs.append([*head, *(f"{np.mean(means[c]):.3f}" for c in columns)])
+        by_column = average_ranks({c: means[c] for c in competing})
+        ranks.append([*head, *(f"{by_column[c]:.2f}" for c in competing)])
+    titles = ["f_aug", "tasks"]
+    return (
+        markdown_table([*titles, *map(title, columns)], aucs),
+        markdown_table([*titles, *map(title, competing)], ranks),
+    )
+
+
+def comparison_table(rows: list[Row], table: dict[str, dict[Run, float]]) -> str:
+    train_sets = {(row["f_aug"], row["task"]): row["train_set"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    lines = []
+    for column in (*COLUMNS, *BEYOND[:-2]):
+        regrets = [
+            np.mean([table["oracle"][run] - auc for run, auc in table[column].items() if run[1] == seed])
+            for seed in seeds
+        ]
+        line = [title(column), f"{np.mean(regrets):.3f} ± {np.std(regrets):.3f}"]
+        if column == "dsv":
+            lines.append([*line, "", "", "", ""])
+            continue
+        against = compare(table["dsv"], table[column], train_sets)
+        interval = f"{against.low:+.3f} … {against.high:+.3f}"
+        figures = [f"{against.difference:+.3f}", interval, f"{against.p_task:.4f}", f"{against.p_run:.4f}"]
+        lines.append([*line, *figures])
+    titles = ["column", "regret ± over seeds", "DSV − column", "95 % over train sets", "p, unit task"]
+    return markdown_table([*titles, "p, unit task × seed"], lines)
+
+
+def alignment_table(rows: list[Row]) -> str:
+    """Where DSV wins and where it loses: a line for each f_aug and kind of anomaly."""
+    groups: dict[tuple[str, str], list[list[Row]]] = defaultdict(list)
+    for ((f_aug, _), _), group in runs_of(rows).items():
+        groups[f_aug, group[0]["anomaly"]].append(group)
+    lines = []
+    for key, members in sorted(groups.items()):
+        figures: dict[str, list[float | None]] = defaultdict(list)
+        for group in members:
+            aucs = np.array([row["auc"] for row in group])
+            values = {name: np.array([row[name] for row in group]) for name in ("dsv", "discordance")}
+            separability = np.array([row["separability"] for row in group])
+            values["free"] = values["discordance"] - separability / values["discordance"]
+            figures["average"].append(aucs.mean())
+            figures["chosen"].append(aucs[values["dsv"].argmin()])
+            figures["free chosen"].append(aucs[values["free"].argmin()])
+            figures["oracle"].append(aucs.max())
+            figures["clamped"].append((separability > 0.5).mean())
+            for name, value in values.items():
+                figures[name].append(rank_agreement(value, aucs))
+        shown = ("average", "chosen", "oracle", "dsv", "discordance", "clamped", "free", "free chosen")
+        lines.append([*key, *(_mean(figures[name]) for name in shown)])
+    titles = ["f_aug", "anomalies", "Avg.", "DSV", "oracle", "ρ DSV", "ρ discordance", "clamped"]
+    return markdown_table([*titles, "ρ without clamp", "AUC without clamp"], lines)
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.2f}" if known else "–"
+
+
+def title(column: str) -> str:
+    return _NAMES.get(column, column.replace("_", " "))
+
+
+def markdown(rows: list[Row], header: str) -> str:
+    table = choices(rows)
+    aucs, ranks = auc_and_rank_tables(table)
+    tasks, seeds = len({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
+    return (
+        f"# Selection table\n\n{header}\n\n{tasks} tasks, seeds {', '.join(map(str, seeds))}.\n\n"
+        f"## AUC of the chosen detector, mean over tasks\n\n{aucs}\n"
+        f"## Rank among the columns, mean over tasks (1 is best)\n\n{ranks}\n"
+        f"## Regret, and DSV against each column\n\n{comparison_table(rows, table)}\n"
+        "Regret is oracle − chosen. p: one-sided paired Wilcoxon, DSV greater. Tasks that share trainings "
+        "are not independent, which makes the p-values optimistic; the interval resamples train sets.\n\n"
+        f"## Where DSV wins and where it loses\n\n{alignment_table(rows)}\n"
+        "AUC: the mean of the candidates, the one that DSV chose, the best. ρ: Spearman's correlation of "
+        "−criterion with AUC over a run's candidates, mean over runs. Clamped: the share of candidates whose "
+        "separability is above 1/2, where DSV sees the discordance alone; without clamp, "
+        "L_dis − L_sep / L_dis.\n"
+    )
