@@ -97,7 +97,7 @@ def trajectories_figure(
                 axes.set_title(caption, fontsize=9, loc="center")
                 axes.set_axis_off()
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def _ways(
