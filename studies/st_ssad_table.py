@@ -1,20 +1,20 @@
 """The talk's second table: ST-SSAD against a search by DSV and the baselines, with what each costs.
 
-    python studies/st_ssad_table.py --jobs 2         (estimate below)
+    python studies/st_ssad_table.py --jobs 2         some two hours on two cores (estimated)
     python studies/st_ssad_table.py --smoke          a minute
     python studies/st_ssad_table.py --mvtec DIR --device cuda     the talk's 23 pairs, in the papers' setting
 
-Chosen before any result was seen. Tasks: gravel, brick and grass at 32 pixels, each with f_gen CutDiff of
-area 0.02 and 0.1, CutOut of 0.05 and CutPaste of 0.1 (aspect 0.5 to 2); digits 1, 4 and 7 against turned
-and against other digits: 18 tasks of 6 train sets, three seeds, which decide images and training alike.
-Tuned and searched is CutDiff on textures, as in the talk, also where f_gen is another kind, and Rotation on
-digits; both over their default ranges (`--augmentation` for another kind).
+Chosen before any result was seen. Tasks: gravel, brick and grass at 32 pixels, each with f_gen CutDiff and
+CutOut of area 0.05 and CutPaste of 0.1 (aspect 0.5 to 2); digits 4 and 7 against other digits: 11 tasks of
+5 train sets, two seeds, which decide images and training alike. Tuned and searched is CutDiff on textures,
+as in the talk, also where f_gen is another kind, and Rotation on digits; both over their default ranges
+(`--augmentation` for another kind).
 
 All detectors of all methods train for 500 steps of 64 (+ 64) images with width 16. ST-SSAD, MMD1, MMD2
 and soft alignment are `Tuning()` with that loss and second order: a shared warm start, three starting
 points, one kept by DSV; FO is ST-SSAD with first order. Soft alignment is `Tuning()` as it stands, the
 configuration that was chosen for use. DSV search is 16 trials of TPE; "4 trials" its first four, at about
-ST-SSAD's cost. RS- is the mean of three random values a seed. RS and RD of the tuned kind are Rotation's on
+ST-SSAD's cost. RS- is the mean of two random values a seed. RS and RD of the tuned kind are Rotation's on
 digits, and "best trial" is the search's best by labels, for reference.
 
 What does not read the unlabeled images (AE, D-SVDD, RS-, RD-) is trained once for all tasks with the same
@@ -22,7 +22,9 @@ train images; its cost is counted as if it were trained for each. Every training
 a killed run goes on where it was; other settings make other files; delete them after a change to the
 library. Labels only judge, after everything is trained and chosen.
 
-Size: SIZE_ESTIMATE
+Size: 22 searches of 16 trials, 110 tunings and 122 plain trainings. From the CPU time of single steps
+(33 ms; a step of the hyperparameters 274 ms with second order, 64 ms with first; measured on a busy machine):
+2.5 hours on two cores, 2 where a second-order step costs no more than 4 others. A third seed adds half.
 Writes st_ssad_table.md and .csv.
 """
 
@@ -52,11 +54,8 @@ from ssad_hpo.experiment.tuning_tables import BEST_TRIAL, RD_TUNED, RS_TUNED, SH
 from ssad_hpo.search import Candidate, Objective, candidates, open_study, run_search
 from ssad_hpo.task import DEFAULT_RANGES, Augmentation, DetectorError, SearchSpace, Task, Training
 
-TEXTURES, F_GENS = (
-    ("gravel", "brick", "grass"),
-    ("cutdiff/0.02", "cutdiff/0.1", "cutout/0.05", "cutpaste/0.1"),
-)
-DIGITS = (1, 4, 7)
+TEXTURES, F_GENS = ("gravel", "brick", "grass"), ("cutdiff/0.05", "cutout/0.05", "cutpaste/0.1")
+DIGITS = (4, 7)
 PAIRS = {  # the talk's 23
     "cable": "bent_wire cable_swap combined cut_inner_insulation cut_outer_insulation missing_cable "
     "missing_wire poke_insulation",
@@ -73,7 +72,7 @@ TUNED = {
 }
 SEARCH, TRIALS, FEWER_TRIALS = "DSV search", 16, 4
 RANDOM = {"CO": "cutout", "CP": "cutpaste", "CD": "cutdiff"}
-DRAWS = 3  # of random static, for each seed
+DRAWS = 2  # of random static, for each seed
 TRAINING = replace(DEFAULT_TRAINING, evaluate_at=(1.0,), precision="float32")
 
 
@@ -116,8 +115,7 @@ def texture_sets(seed: int) -> Iterator[TrainSet]:
 
 def digit_sets(seed: int) -> Iterator[TrainSet]:
     for digit in DIGITS:
-        names = (f"digits/{digit}/rotated", f"digits/{digit}")
-        yield TrainSet(f"digits-{digit}", tuple(_at(name, seed) for name in names), "rotation")
+        yield TrainSet(f"digits-{digit}", (_at(f"digits/{digit}", seed),), "rotation")
 
 
 def _at(name: str, seed: int) -> Source:
@@ -293,7 +291,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="side by side, one thread each")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--seeds", type=int, default=2, help="how many")
     parser.add_argument("--steps", type=int, default=TRAINING.steps, help="of every training")
     parser.add_argument("--augmentation", choices=list(DEFAULT_RANGES), help="what is tuned, on all tasks")
     parser.add_argument("--mvtec", type=Path, help="MVTec AD's folder: the talk's pairs")
