@@ -71,7 +71,7 @@ def gradient_field_figure(
         reject_empty(f"rows[{title!r}]", fields)
     columns = max(map(len, rows.values()))
     with picture(path, width=_SIDE * columns + 0.6, height=_SIDE * len(rows) + 0.4) as figure:
-        parts = np.atleast_1d(figure.subfigures(len(rows), 1))
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for part, (title, fields) in zip(parts, rows.items(), strict=True):
             part.suptitle(title, fontsize=11, x=0.01, ha="left")
             panels = part.subplots(1, columns, squeeze=False)[0]

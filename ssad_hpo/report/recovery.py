@@ -79,7 +79,7 @@ def trajectories_figure(
     groups, starts = (list(dict.fromkeys(getattr(t, of) for t in drawn)) for of in ("group", "start"))
     heights = [2.6 * len(names), *([1.7] if images else [])]
     with picture(path, width=1.1 * WIDTH * len(panels), height=sum(heights) + 0.5) as figure:
-        parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
+        parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         grid = parts[0].subplots(len(names), len(panels), squeeze=False, sharex=True, sharey="row")
         for column, panel in enumerate(panels):
             grid[0, column].set_title(panel.title)
