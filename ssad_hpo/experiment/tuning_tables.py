@@ -114,8 +114,8 @@ def markdown(rows: Sequence[Row], header: str, heroes: Sequence[str], reference:
         "which makes p-values optimistic; the intervals below resample train sets.\n\n"
         f"{against}\n"
         f"## Cost on one task\n\n{cost_table(rows, reference)}\n"
-        "Thousands of images passed forward and backward, to train and to judge. Second: those whose backward "
-        "pass was differentiated again, each counted as two more passes in all. Of a random static "
+        "Thousands of images passed forward and backward, to train and to judge. Second: those whose "
+        "backward pass was differentiated again, each counted as two more passes in all. Of a random static "
         "augmentation one run. Seconds of one core, loading not included.\n"
     )
 
