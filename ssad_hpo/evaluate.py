@@ -311,6 +311,21 @@ def rank_agreement(criterion: Values, aucs: Values) -> float | None:
     return _spearman(-_vector("criterion", criterion), _vector("aucs", aucs))
 
 
+def factor_off(found: float, true: float) -> float:
+    """By which factor a hyperparameter was missed, max(found / true, true / found); 1 is exact.
+
+    Args:
+        found, true: positive and finite, such as areas or aspects.
+
+    Raises:
+        ValueError: naming the value that is not.
+    """
+    for name, value in (("found", found), ("true", true)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return max(found / true, true / found)
+
+
 def _vector(name: str, values: Values) -> NDArray[np.float64]:
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()

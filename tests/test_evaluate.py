@@ -14,6 +14,7 @@ from ssad_hpo.evaluate import (
     compare,
     evaluate_alignment,
     evaluate_candidates,
+    factor_off,
     mean_grid,
     rank_agreement,
     wilcoxon_greater,
@@ -304,3 +305,17 @@ def test_an_aligned_f_aug_that_shares_the_first_place_is_not_beaten():
 def test_alignment_rejects_what_it_cannot_compare(aucs, distances, complaint):
     with pytest.raises(ValueError, match=f"^{complaint}"):
         evaluate_alignment(aucs, distances)
+
+
+def test_a_factor_is_the_same_above_and_below_and_1_where_nothing_is_missed():
+    assert factor_off(0.04, 0.02) == factor_off(0.01, 0.02) == 2
+    assert factor_off(3.3, 3.3) == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "true", "message"),
+    [(0.0, 1.0, "found: expected a finite number above 0"), (1.0, float("inf"), "true: expected a finite")],
+)
+def test_a_factor_needs_positive_finite_values(found, true, message):
+    with pytest.raises(ValueError, match=message):
+        factor_off(found, true)
