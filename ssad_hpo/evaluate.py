@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata, spearmanr, wilcoxon
-from sklearn.metrics import roc_auc_score
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +34,8 @@ def auc(labels: Values, scores: Values) -> float:
         ValueError: naming the argument, for a wrong shape or length, labels other than 0 and 1 or of
             one class only, scores that are not finite.
     """
+    from sklearn.metrics import roc_auc_score  # here and below: slow, and needed when a search has ended
+
     truth, predicted = _vector("labels", labels), _vector("scores", scores)
     if len(truth) != len(predicted):
         raise ValueError(f"scores: expected one for each of {len(truth)} labels, got {len(predicted)}")
@@ -199,6 +199,8 @@ def average_ranks(table: Mapping[str, Sequence[float]]) -> dict[str, float]:
     Raises:
         ValueError: when there is no method or no task, lengths differ, or a value is not finite.
     """
+    from scipy.stats import rankdata
+
     if not table:
         raise ValueError("table: expected at least one method, got none")
     rows = {method: _vector(f"table[{method!r}]", aucs) for method, aucs in table.items()}
@@ -222,6 +224,8 @@ def wilcoxon_greater(a: Values, b: Values) -> float:
     Raises:
         ValueError: naming the argument, for a wrong shape, different lengths, values not finite.
     """
+    from scipy.stats import wilcoxon
+
     first, second = _vector("a", a), _vector("b", b)
     if len(first) != len(second) or len(first) == 0:
         raise ValueError(f"b: expected as many values as a, at least 1, got {len(first)} and {len(second)}")
@@ -338,6 +342,8 @@ def _vector(name: str, values: Values) -> NDArray[np.float64]:
 
 
 def _spearman(goodness: NDArray[np.float64], aucs: NDArray[np.float64]) -> float | None:
+    from scipy.stats import spearmanr
+
     if len(aucs) < 3 or np.ptp(goodness) == 0 or np.ptp(aucs) == 0:
         return None
     return float(spearmanr(goodness, aucs).statistic)
