@@ -23,8 +23,8 @@ a killed run goes on where it was; other settings make other files; delete them 
 library. Labels only judge, after everything is trained and chosen.
 
 Size: 22 searches of 16 trials, 110 tunings and 122 plain trainings. From the CPU time of single steps
-(33 ms; a step of the hyperparameters 274 ms with second order, 64 ms with first; measured on a busy machine):
-2.5 hours on two cores, 2 where a second-order step costs no more than 4 others. A third seed adds half.
+(34 ms; a step of the hyperparameters 120 ms more with second order): two hours on two cores. A third seed
+adds half.
 Writes st_ssad_table.md and .csv.
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssad_hpo.augment import check_fits
 from ssad_hpo.bilevel.checkpoint import Progress, read_checkpoint, write_checkpoint
 from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.gradient import check_second_derivatives
 from ssad_hpo.bilevel.result import (
     CollapseWarning,
     Cost,
@@ -28,6 +29,7 @@ from ssad_hpo.bilevel.run import Run, Setting
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError, evaluate_all
 from ssad_hpo.detector import Detector, check_device, untrained_network
+from ssad_hpo.detector.numerics import prepare_allocator
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, Task, Training
 
 # Steps and batches of the trials that the loss, the rates and batch norm's mode were chosen by.
@@ -53,7 +55,11 @@ def prepare(
     # All pairs within the bounds fit, so every point of a trajectory does.
     check_fits(augmentation, height=height, width=width)
     starts = [coordinates.start(start) for start in tuning.starts]
-    untrained_network(training, (channels, height, width))  # an encoder that cannot be, says so now
+    # An encoder that cannot be, or not with this order, says so now.
+    network = untrained_network(training, (channels, height, width))
+    if tuning.order == 2 and training.encoder != "small":
+        check_second_derivatives(network, (channels, height, width))
+    prepare_allocator(torch.device(device), height * width)
     if training.precision == "auto":
         training = replace(training, precision="float32")
     return Setting(task, coordinates, tuning, training, torch.device(device)), starts
