@@ -39,7 +39,7 @@ from typing import Any
 import torch
 
 from ssad_hpo.augment import apply
-from ssad_hpo.bilevel import DEFAULT_TRAINING, LOSSES, CollapseWarning, TunedStart, Tuning, tune
+from ssad_hpo.bilevel import DEFAULT_TRAINING, LOSSES, CollapseWarning, FailedStart, TunedStart, Tuning, tune
 from ssad_hpo.data import Source, load, read_labels
 from ssad_hpo.evaluate import auc, factor_off
 from ssad_hpo.experiment.cells import cell_path, provenance, run_missing, write_csv
@@ -134,7 +134,12 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             result = tune(task, Augmentation(KIND), cell.tuning, training)
     except DetectorError as error:
         return {"failure": str(error)}
-    starts = [{**kept_of(start), "auc": auc(labels, start.scores)} for start in result.starts]
+    starts = [
+        {"failure": start.reason}
+        if isinstance(start, FailedStart)
+        else {**kept_of(start), "auc": auc(labels, start.scores)}
+        for start in result.starts
+    ]
     return {"starts": starts, "images": result.cost.images}
 
 
@@ -167,10 +172,11 @@ def rows_of(cells: Sequence[Cell], kept: Sequence[dict[str, Any]]) -> list[Row]:
         if cell.tuning is None:
             continue
         task = (cell.texture, cell.true_area, cell.seed)
-        for area, start in zip(STARTS, content.get("starts", [None] * len(STARTS)), strict=True):
+        for area, start in zip(STARTS, content.get("starts", [{}] * len(STARTS)), strict=True):
             row: Row = {"variant": cell.variant, "texture": cell.texture, "true_area": cell.true_area}
-            row |= {"seed": cell.seed, "start": area, "failure": content.get("failure")}
-            if start is not None:
+            failure = content.get("failure") or start.get("failure")
+            row |= {"seed": cell.seed, "start": area, "failure": failure}
+            if failure is None:
                 learned = start["learned"]
                 row |= {
                     **learned,
@@ -204,13 +210,15 @@ def draw(cells: Sequence[Cell], kept: Sequence[dict[str, Any]], path: Path) -> N
             for cell, starts in shown
             if cell.true_area == area
             for at, start in zip(STARTS, starts, strict=True)
+            if "failure" not in start
         ]
         truth = {"patch_area": area, "patch_aspect": ASPECT}
         panels.append(TrajectoryPanel(f"f_gen: area {area:g}, aspect {ASPECT:g}", truth, ways))
     images: list[tuple[str, torch.Tensor]] = []
     for cell, starts in shown:
-        if (cell.texture, cell.true_area) == SHOWN_TASK:
-            images = list(images_along(cell, starts[STARTS.index(SHOWN_START)]))
+        start = starts[STARTS.index(SHOWN_START)]
+        if (cell.texture, cell.true_area) == SHOWN_TASK and "failure" not in start:
+            images = list(images_along(cell, start))
     where = f"{SHOWN_TASK[0]}, f_gen's area {SHOWN_TASK[1]:g}, from {SHOWN_START:g}: what the detector saw"
     trajectories_figure(panels, images, where, path)
 
@@ -234,8 +242,12 @@ def images_along(cell: Cell, start: dict[str, Any]) -> Iterator[tuple[str, torch
 
 def page(cells: Sequence[Cell], kept: Sequence[dict[str, Any]], rows: list[Row], options: Any) -> str:
     training = cells[0].training
-    both = list(zip(cells, kept, strict=True))
-    failed = [f"{c.path.stem}: {content['failure']}" for c, content in both if "failure" in content]
+    failed = [
+        f"{cell.path.stem}: {part['failure']}"
+        for cell, content in zip(cells, kept, strict=True)
+        for part in (content, *content.get("starts", []))
+        if "failure" in part
+    ]
     command = "python studies/st_ssad_recovery.py" + (" --ablate" if options.ablate else "")
     title = "ST-SSAD: what the defaults rest on" if options.ablate else "ST-SSAD: is f_gen found?"
     picture = "\n![Hyperparameters on their way to those of f_gen](st_ssad_recovery.png)\n"

@@ -20,6 +20,7 @@ from ssad_hpo.bilevel import (
     LOSSES,
     CollapseWarning,
     Coordinates,
+    FailedStart,
     TrainingBatch,
     Tuning,
     ValidationBatch,
@@ -597,14 +598,15 @@ def test_a_broken_checkpoint_is_named(tmp_path, content):
 # What goes wrong
 
 
-def test_a_loss_that_is_not_finite_stops_the_tuning_and_names_the_hyperparameters(listener):
+def test_a_loss_that_is_not_finite_stops_every_start_and_names_the_hyperparameters(listener):
     def broken(train, augmented, unlabeled):
         return augmented.sum() * float("nan")
 
     with pytest.raises(DetectorError, match=r"diverged: validation loss nan .* step 6 under cutdiff\(patch_"):
         tune(TASK, "cutdiff", replace(QUICK, loss=broken), TINY, recorder=listener)
-    _, status, _, reason = listener.of("ended")[0]
-    assert status == "failed" and "cutdiff(patch_area=" in reason
+    ends = listener.of("ended")
+    assert len(ends) == len(QUICK.starts)
+    assert all(status == "failed" and "cutdiff(patch_area=" in reason for _, status, _, reason in ends)
 
 
 def test_a_training_that_diverges_in_its_warm_start_names_the_range():
@@ -620,12 +622,43 @@ def test_a_training_that_diverges_later_names_the_hyperparameters():
         tune(TASK, "cutdiff", tuning, replace(TINY, learning_rate=1e30))
 
 
-def test_embeddings_that_collapse_stop_the_tuning_and_name_the_hyperparameters():
+def test_embeddings_that_collapse_stop_every_start_and_name_the_hyperparameters():
     def collapsed(train, augmented, unlabeled):
         raise DegenerateError("train: expected rows that differ, got 6 identical ones")
 
-    with pytest.raises(DetectorError, match=r"^collapsed at step 6 under cutdiff\(.*: train: expected rows"):
+    with pytest.raises(
+        DetectorError, match=r"start 0: collapsed at step 6 under cutdiff\(.*: train: expected rows"
+    ):
         tune(TASK, "cutdiff", replace(QUICK, loss=collapsed), TINY)
+
+
+def test_a_starting_point_that_fails_fails_alone_also_after_a_resume(listener, tmp_path):
+    calls = 0
+
+    def once(train, augmented, unlabeled):
+        nonlocal calls
+        calls += 1
+        loss = LOSSES["soft_alignment"](train, augmented, unlabeled)
+        return loss * float("nan") if calls == 1 else loss
+
+    checkpoint, kept = tmp_path / "tuning.pt", []
+    tuning = replace(QUICK, loss=once, starts=(0.5, 0.8))
+
+    def run(**told):
+        said = r"^start 0: diverged: validation loss nan .* step 6 under cutdiff\(patch_area="
+        with pytest.warns(CollapseWarning, match=said):
+            return tune(TASK, "cutdiff", tuning, TINY, checkpoint=checkpoint, **told)
+
+    result = run(recorder=listener, keep=lambda index, start: kept.append((index, start)))
+    failed, tuned = result.starts
+    assert isinstance(failed, FailedStart) and failed.reason.startswith("diverged: validation loss nan")
+    assert kept == [(0, failed), (1, tuned)]
+    assert result.tuned == (tuned,) and result.kept is tuned and result.chosen == 1
+    assert [status for _, status, *_ in listener.of("ended")] == ["failed", "complete"]
+    alone = tune(TASK, "cutdiff", replace(QUICK, starts=(0.8,)), TINY)
+    assert tuned.trajectory == alone.kept.trajectory
+    again = run()
+    assert again.starts[0] == failed and again.cost == replace(result.cost, seconds=again.cost.seconds)
 
 
 def spread(train, augmented, unlabeled):
