@@ -188,7 +188,7 @@ def collapse_signs(
         vanishing = side == "lower" and (name == "patch_area" or kind == "rotation")
         remedy = (
             "augmented images may have merged with normal ones: start higher, let the detector keep up (a "
-            "longer warm_start, more detector_steps), or use loss='soft_alignment'"
+            "longer warm_start, more detector_steps), or use loss='two_sided_alignment'"
             if vanishing
             else "it may have run away: start elsewhere, or widen its range if the bound is too tight"
         )

@@ -16,6 +16,7 @@ from ssad_hpo.criteria import (
     mmd_normalised,
     smooth_alignment,
     soft_alignment,
+    two_sided_alignment,
 )
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -24,6 +25,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {
     "smooth_alignment": smooth_alignment,
     "soft_alignment": soft_alignment,
+    "two_sided_alignment": two_sided_alignment,
     "mmd": mmd,
     "mmd_normalised": mmd_normalised,
 }
@@ -68,7 +70,7 @@ class Tuning:
         ValueError: naming the setting that is out of its range.
     """
 
-    loss: str | Loss = "soft_alignment"
+    loss: str | Loss = "two_sided_alignment"
     order: Literal[1, 2] = 2
     detector_steps: int = 4
     learning_rate: float = 0.03
