@@ -13,9 +13,10 @@ as in the talk, also where f_gen is another kind, and Rotation on digits; both o
 All detectors of all methods train for 500 steps of 64 (+ 64) images with width 16. ST-SSAD, MMD1, MMD2,
 soft and two-sided alignment are `Tuning()` with that loss and second order: a shared warm start, three
 starting points, one kept by DSV; FO is ST-SSAD with first order. Two-sided alignment is `Tuning()` as it
-stands, the configuration that was chosen for use (on other seeds, see `st_ssad_recovery.py`). DSV search is 16 trials of TPE; "4 trials" its first four, at about
-ST-SSAD's cost. RS- is the mean of two random values a seed. RS and RD of the tuned kind are Rotation's on
-digits, and "best trial" is the search's best by labels, for reference.
+stands, the configuration that was chosen for use (on other seeds, see `st_ssad_recovery.py`). DSV search
+is 16 trials of TPE; "4 trials" its first four, at about ST-SSAD's cost. RS- is the mean of two random
+values a seed. RS and RD of the tuned kind are Rotation's on digits, and "best trial" is the search's best
+by labels, for reference.
 
 What does not read the unlabeled images (AE, D-SVDD, RS-, RD-) is trained once for all tasks with the same
 train images; its cost is counted as if it were trained for each. Every training is kept as a file, so that

@@ -43,7 +43,7 @@ def test_the_sizes_that_the_docstrings_state_are_those_of_the_studies(monkeypatc
     options = recovery.argparse.Namespace(cells=tmp_path, smoke=False, seeds=3, ablate=False)
     cells = recovery.cells_of(options)
     ablation = recovery.cells_of(recovery.argparse.Namespace(**{**vars(options), "ablate": True}))
-    for these, tunings in ((cells, 144), (ablation, 84)):
+    for these, tunings in ((cells, 180), (ablation, 108)):
         assert sum(cell.tuning is not None for cell in these) == tunings
         assert len({cell.path for cell in these}) == len(these)
         assert f"{tunings}\ntunings" in recovery.__doc__ or f"{tunings} tunings" in recovery.__doc__
