@@ -21,9 +21,8 @@ before as well, but for the loss: two-sided alignment was written after soft ali
 the ablation's seeds, and tried there.
 
 Size: 180 tunings of 2 x 500 steps (a warm start of 150 is shared) and 18 plain trainings; the ablation has
-84 tunings and 6 plain trainings. From the CPU time of single steps (33 ms; a step of the
-hyperparameters 274 ms with second order, 64 ms with first; measured on a busy machine): 65 minutes on two
-cores, 50 where a second-order step costs no more than 4 others; the ablation about 45.
+108 tunings and 6 plain trainings. From the CPU time of single steps (34 ms; a step of the hyperparameters
+120 ms more with second order): 65 minutes on two cores; the ablation about 45.
 Writes st_ssad_recovery.md, .csv and .png, or st_ssad_ablation.md and .csv.
 """
 
