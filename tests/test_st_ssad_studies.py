@@ -115,7 +115,7 @@ def test_the_cost_of_every_method_is_the_number_of_images_that_pass_its_encoder(
 def test_the_gradient_field_writes_table_rows_and_picture(tmp_path):
     run_study("gradient_field", "--out", tmp_path)
     rows = read_rows(tmp_path / "gradient_field.csv")
-    assert len(rows) == 8 and all(
+    assert len(rows) == 10 and all(
         sum(float(v) for k, v in row.items() if k.startswith("ends")) == pytest.approx(1) for row in rows
     )
     assert (tmp_path / "gradient_field.png").read_bytes().startswith(b"\x89PNG")
