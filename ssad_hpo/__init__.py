@@ -52,6 +52,7 @@ _ROOMS = {
     "report_run": "experiment",
     "resume_study": "experiment",
     "run_study": "experiment",
+    "run_sweep": "experiment",
     "score_images": "experiment",
 }
 # Ready-made objectives on the embedded testbed -> their criterion.

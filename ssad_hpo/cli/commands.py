@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssad_hpo.cli.display import Display, announce, command, run_name, say, show, show_ranking, warn
+from ssad_hpo.cli import options
+from ssad_hpo.cli.display import Display, announce, say, show, show_ranking, warn
 
 if TYPE_CHECKING:
-    from ssad_hpo.task import SearchSpace
+    pass
 
 app = typer.Typer(
     name="ssad-hpo",
@@ -33,25 +33,16 @@ def _help_without_command(context: typer.Context) -> None:
 
 _HARD_TASK = "gravel/cutpaste"
 
-Trials = Annotated[int, typer.Option("--trials", "-n", help="Candidates to train.")]
-Seed = Annotated[int, typer.Option(help="Of the sampler and of every training.")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads for training; all by default.")]
-RunName = Annotated[str | None, typer.Option("--run", help="Run folder: a path, or a name below runs/.")]
-TrackingUri = Annotated[
-    str, typer.Option(help="MLflow's address; 'default' is MLFLOW_TRACKING_URI or sqlite:///mlflow.db.")
-]
-NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Write nothing to MLflow.")]
-
 
 @app.command(epilog="Example: `ssad-hpo demo --seed 3`")
 def demo(
     hard: Annotated[bool, typer.Option("--hard", help="A harder task: pasted patches.")] = False,
-    trials: Trials = 16,
+    trials: options.Trials = 16,
     seed: Annotated[int, typer.Option(help="Of the images, the sampler and every training.")] = 0,
-    threads: Threads = None,
-    run: RunName = None,
-    tracking_uri: TrackingUri = "default",
-    no_tracking: NoTracking = False,
+    threads: options.Threads = None,
+    run: options.RunName = None,
+    tracking_uri: options.TrackingUri = "default",
+    no_tracking: options.NoTracking = False,
 ) -> None:
     """Search on an embedded texture with known anomalies, then compare the choice with the truth.
 
@@ -65,7 +56,7 @@ def demo(
     source = builtin(name)
     source = Source(source.loader, {**source.arguments, "seed": seed})
     kind = name.partition("/")[2]
-    with _kept_on_interrupt(), Display(trials) as display:
+    with options.kept_on_interrupt(), Display(trials) as display:
         result = run_study(
             source,
             space=kind,
@@ -86,86 +77,47 @@ def demo(
     "`ssad-hpo search --resume NAME`"
 )
 def search(
-    path: Annotated[
-        str | None,
-        typer.Argument(help="A folder in the layout of MVTec AD, or a built-in name: gravel/cutavg."),
-    ] = None,
-    category: Annotated[str | None, typer.Option(help="Of a folder that has several.")] = None,
-    anomaly: Annotated[
-        str | None, typer.Option(help="Only test/good and test/ANOMALY: a benchmark pair.")
-    ] = None,
-    train: Annotated[
-        Path | None, typer.Option(help="A folder of normal images; goes with --unlabeled.")
-    ] = None,
-    unlabeled: Annotated[Path | None, typer.Option(help="A folder with the unlabelled mixture.")] = None,
-    image_size: Annotated[int, typer.Option(help="Pixels, of images from folders.")] = 64,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so.")
-    ] = False,
-    augmentation: Annotated[
-        list[str] | None,
-        typer.Option("--augmentation", "-a", help="A kind of f_aug to search; may be repeated. cutavg."),
-    ] = None,
-    ranges: Annotated[
-        list[str] | None,
-        typer.Option("--range", help="cutavg.patch_area=0.01:0.1 or cutavg.patch_aspect=1; repeatable."),
-    ] = None,
-    criterion: Annotated[str, typer.Option(help="What chooses, without labels; lower is better.")] = "dsv",
-    trials: Annotated[
-        int | None, typer.Option("--trials", "-n", help="Candidates to train; 16 by default.")
-    ] = None,
+    path: options.ImagesPath = None,
+    category: options.Category = None,
+    anomaly: options.Anomaly = None,
+    train: options.TrainFolder = None,
+    unlabeled: options.UnlabeledFolder = None,
+    image_size: options.ImageSize = 64,
+    skip_unreadable: options.SkipUnreadable = False,
+    augmentation: options.Kinds = None,
+    ranges: options.Ranges = None,
+    criterion: options.Criterion = "dsv",
+    trials: options.TotalTrials = None,
     sampler: Annotated[str, typer.Option(help="tpe, random, grid or gp (one kind only).")] = "tpe",
     pruner: Annotated[str, typer.Option(help="none, asha or median.")] = "none",
-    grid_points: Annotated[int, typer.Option(help="Values per hyperparameter of the grid.")] = 4,
-    encoder: Annotated[str, typer.Option(help="small, or a torchvision classifier: resnet18.")] = "small",
-    width: Annotated[int, typer.Option(help="Of the small encoder.")] = 16,
-    steps: Annotated[int | None, typer.Option(help="Training steps of a candidate.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Normal images a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of SGD, annealed to 0.")] = 0.03,
-    score: Annotated[str, typer.Option(help="density or classifier.")] = "density",
-    contamination: Annotated[
-        float | None, typer.Option(help="The share of anomalies that you believe in, if you do.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    seed: Seed = 0,
-    keep: Annotated[int, typer.Option(help="Best detectors to keep.")] = 3,
+    grid_points: options.GridPoints = 4,
+    encoder: options.Encoder = "small",
+    width: options.Width = 16,
+    steps: options.Steps = None,
+    batch_size: options.BatchSize = 32,
+    learning_rate: options.LearningRate = 0.03,
+    score: options.Score = "density",
+    contamination: options.Contamination = None,
+    precision: options.Precision = "auto",
+    seed: options.Seed = 0,
+    keep: options.Keep = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Threads = None,
-    run: RunName = None,
-    storage: Annotated[
-        str | None, typer.Option(help="Optuna's database URL; a journal file by default.")
-    ] = None,
-    tracking_uri: TrackingUri = "default",
-    no_tracking: NoTracking = False,
-    resume: Annotated[
-        str | None, typer.Option(help="Go on with this run; of all else only --trials counts.")
-    ] = None,
+    threads: options.Threads = None,
+    run: options.RunName = None,
+    storage: options.Storage = None,
+    tracking_uri: options.TrackingUri = "default",
+    no_tracking: options.NoTracking = False,
+    resume: options.Resume = None,
 ) -> None:
     """Train detectors with different augmentations and choose one, without labels."""
-    from ssad_hpo.data import Source
-    from ssad_hpo.experiment import find_source, open_run, resume_study, run_study
+    from ssad_hpo.experiment import run_study
     from ssad_hpo.task import Training
 
     if resume is not None:
-        if path is not None or train is not None:
-            raise typer.BadParameter("--resume takes its images from the run; leave PATH and --train out")
-        total = trials or open_run(resume).settings.n_trials
-        with _kept_on_interrupt(), Display(total) as display:
-            result = resume_study(resume, n_trials=trials, listeners=[display], announce=announce)
-        show(result)
+        options.resume(resume, path, train, trials)
         return
-    if (train is None) != (unlabeled is None):
-        raise typer.BadParameter("--train and --unlabeled go together")
-    if (path is None) == (train is None):
-        raise typer.BadParameter("give PATH, or --train and --unlabeled, or --resume")
     total = 16 if trials is None else trials
-    if path is None:
-        arguments = {"train": str(train), "unlabeled": str(unlabeled), "image_size": image_size}
-        source = Source("folders", {**arguments, "skip_unreadable": skip_unreadable})
-    else:
-        source = find_source(
-            path, category=category, anomaly=anomaly, image_size=image_size, skip_unreadable=skip_unreadable
-        )
+    source = options.source_of(path, train, unlabeled, category, anomaly, image_size, skip_unreadable)
     training = Training(
         encoder=encoder,
         width=width,
@@ -177,11 +129,11 @@ def search(
         precision=precision,  # type: ignore[arg-type]
         seed=seed,
     )
-    with _kept_on_interrupt(), Display(total) as display:
+    with options.kept_on_interrupt(), Display(total) as display:
         result = run_study(
             source,
             criterion=criterion,
-            space=_space(augmentation or ["cutavg"], ranges or []),
+            space=options.space_of(augmentation or ["cutavg"], ranges or []),
             training=training,
             n_trials=total,
             sampler=sampler,
@@ -298,37 +250,6 @@ def _show_warning(
         warn(str(message))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
-
-
-@contextlib.contextmanager
-def _kept_on_interrupt() -> Iterator[None]:
-    """On Ctrl-C in a study, say how to go on."""
-    from ssad_hpo.experiment import StudyInterrupted
-
-    try:
-        yield
-    except StudyInterrupted as stopped:
-        name = run_name(stopped.run)
-        warn(f"stopped; all that is done is kept. Go on with: {command()} search --resume {name}")
-        raise typer.Exit(130) from None
-
-
-def _space(kinds: list[str], ranges: list[str]) -> SearchSpace:
-    from ssad_hpo.task import DEFAULT_RANGES, Range, SearchSpace
-
-    space: dict[str, dict[str, float | Range]] = {kind: {} for kind in kinds}
-    for given in ranges:
-        name, _, value = given.partition("=")
-        kind, _, hyperparameter = name.partition(".")
-        if kind not in space:
-            raise typer.BadParameter(f"--range {given}: {kind!r} is not searched; add -a {kind}")
-        try:
-            low, _, high = value.partition(":")
-            log = DEFAULT_RANGES.get(kind, {}).get(hyperparameter, Range(0, 1)).log
-            space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
-        except ValueError as error:
-            raise typer.BadParameter(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from error
-    return SearchSpace(space)
 
 
 def _stdout() -> Any:

@@ -31,6 +31,23 @@ class RunError(ValueError):
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """How a study's trials run on a Ray cluster; see `raytune.sweep`.
+
+    Attributes:
+        address: of the cluster; None for a Ray of its own.
+        storage_path: a folder or URI that all nodes reach, absolute.
+        cpus_per_trial, gpus_per_trial, max_concurrent: of the trials.
+    """
+
+    address: str | None
+    storage_path: str
+    cpus_per_trial: float
+    gpus_per_trial: float
+    max_concurrent: int | None
+
+
+@dataclass(frozen=True)
 class Settings:
     """A study's settings, as its run folder keeps them.
 
@@ -43,6 +60,7 @@ class Settings:
         storage: URL of Optuna's storage; None for the journal file in the run folder.
         tracking_uri, experiment: of MLflow; a tracking_uri of None switches tracking off.
         created: UTC time. versions: of the libraries that a result depends on.
+        cluster: of a sweep, whose `pruner` is a scheduler of Ray Tune's; None for a local search.
     """
 
     study_name: str
@@ -65,6 +83,7 @@ class Settings:
     experiment: str
     created: str
     versions: dict[str, str]
+    cluster: Cluster | None = None
 
     def without_passwords(self) -> dict[str, Any]:
         """The fields by name; passwords in addresses are starred out, and are never written down."""
@@ -77,13 +96,14 @@ class Settings:
         """Settings as one level of names and plain values, without passwords: for tracking and showing."""
         values = self.without_passwords()
         training, space = values.pop("training"), values.pop("space")
-        source, versions = values.pop("source"), values.pop("versions")
+        source, versions, cluster = values.pop("source"), values.pop("versions"), values.pop("cluster")
         return {
             **values,
             "space": json.dumps(space.to_json()),
             "source": json.dumps(source.to_json()) if source else "in memory",
             **{f"training.{name}": value for name, value in asdict(training).items()},
             **{f"version.{name}": value for name, value in versions.items()},
+            **({f"cluster.{name}": value for name, value in asdict(cluster).items()} if cluster else {}),
         }
 
 
@@ -135,6 +155,7 @@ class Run:
         values["source"] = self.settings.source.to_json() if self.settings.source else None
         values["space"] = self.settings.space.to_json()
         values["training"] = asdict(self.settings.training)
+        values["cluster"] = asdict(self.settings.cluster) if self.settings.cluster else None
         partial = self.folder / (_SETTINGS_FILE + ".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +203,7 @@ def open_run(name: str | Path) -> Run:
         values["source"] = Source.from_json(values["source"]) if values["source"] else None
         values["space"] = SearchSpace.from_json(values["space"])
         values["training"] = Training(**values["training"])
+        values["cluster"] = Cluster(**values["cluster"]) if values.get("cluster") else None
         if _hides_password(values["tracking_uri"]):
             values["tracking_uri"] = tracking.default_tracking_uri()
         if _hides_password(values["storage"]):

@@ -11,6 +11,7 @@ import torch
 
 from ssad_hpo import data, tracking
 from ssad_hpo.detector import check_device, resolve_precision
+from ssad_hpo.experiment.cluster import check_cluster, sweep_trials
 from ssad_hpo.experiment.judging import (
     StudyResult,
     judge,
@@ -21,6 +22,7 @@ from ssad_hpo.experiment.judging import (
     record_result,
 )
 from ssad_hpo.experiment.run_folder import (
+    Cluster,
     Run,
     Settings,
     choose_run_folder,
@@ -29,6 +31,7 @@ from ssad_hpo.experiment.run_folder import (
     new_study_name,
     open_run,
 )
+from ssad_hpo.experiment.sources import find_source
 from ssad_hpo.search import (
     Objective,
     make_pruner,
@@ -39,7 +42,7 @@ from ssad_hpo.search import (
 from ssad_hpo.task import Recorder, SearchSpace, Status, Task, Training
 
 DEFAULT_TRACKING = "default"
-_EXPERIMENT = "ssad_hpo"
+EXPERIMENT = "ssad_hpo"
 
 
 class StudyInterrupted(KeyboardInterrupt):
@@ -48,34 +51,6 @@ class StudyInterrupted(KeyboardInterrupt):
     def __init__(self, run: Path) -> None:
         super().__init__(f"stopped; go on with resume_study({str(run)!r})")
         self.run = run
-
-
-def find_source(
-    place: str | Path,
-    *,
-    category: str | None = None,
-    anomaly: str | None = None,
-    image_size: int = 64,
-    skip_unreadable: bool = False,
-) -> data.Source:
-    """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
-
-    Args:
-        place: a folder, or a built-in name; a folder of that name goes first.
-        category, anomaly, image_size, skip_unreadable: of a folder, see `ssad_hpo.data.load_folder`.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if Path(place).is_dir():
-        arguments = {"category": category, "anomaly": anomaly, "image_size": image_size}
-        return data.Source("folder", {"root": str(place), "skip_unreadable": skip_unreadable, **arguments})
-    if category is not None or anomaly is not None:
-        raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
-    try:
-        return data.builtin(str(place))
-    except ValueError as error:
-        raise ValueError(f"{place}: there is no such folder; as a built-in {error}") from error
 
 
 def run_study(
@@ -93,9 +68,10 @@ def run_study(
     run: str | Path | None = None,
     storage: str | None = None,
     tracking_uri: str | None = DEFAULT_TRACKING,
-    experiment: str = _EXPERIMENT,
+    experiment: str = EXPERIMENT,
     device: str = "cpu",
     threads: int | None = None,
+    cluster: Cluster | None = None,
     listeners: Sequence[Recorder] = (),
     announce: Callable[[Run], None] | None = None,
 ) -> StudyResult:
@@ -121,6 +97,7 @@ def run_study(
         experiment: of MLflow.
         device: where to train, "cpu" or "cuda".
         threads: of the processor for training; torch's own choice if None.
+        cluster: run the trials on Ray, see `run_sweep`; `pruner` is then its scheduler.
         listeners: told of every trial as it happens, beside MLflow.
         announce: told of the run, with all its settings, before the first trial.
 
@@ -140,14 +117,20 @@ def run_study(
         raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
-    check_device(device)
+    folder = choose_run_folder(run, task.name)
+    if cluster is None:
+        check_device(device)
+    else:
+        cluster = check_cluster(cluster, folder, n_trials, pruner, device, storage)
     if tracking_uri == DEFAULT_TRACKING:
         tracking_uri = tracking.default_tracking_uri()
     elif tracking_uri is not None:
         tracking_uri = tracking.absolute_uri(tracking_uri)
     training = training or Training(seed=seed)
     height, width = task.train.shape[2:]
-    folder = choose_run_folder(run, task.name)
+    if device == "cpu" or torch.cuda.is_available():  # else the nodes with GPUs decide
+        precision = resolve_precision(training, torch.device(device), height * width)
+        training = replace(training, precision=precision)
     settings = Settings(
         study_name=new_study_name(folder),
         source=source,
@@ -155,9 +138,7 @@ def run_study(
         content_hash=task.content_hash,
         criterion=criterion,
         space=space if isinstance(space, SearchSpace) else SearchSpace(space or "cutavg"),
-        training=replace(
-            training, precision=resolve_precision(training, torch.device(device), height * width)
-        ),
+        training=training,
         n_trials=n_trials,
         sampler=sampler,
         pruner=pruner,
@@ -169,6 +150,7 @@ def run_study(
         storage=storage,
         tracking_uri=tracking_uri,
         experiment=experiment,
+        cluster=cluster,
         **creation_facts(),
     )
     made = Run(folder, settings)
@@ -186,6 +168,7 @@ def resume_study(
     *,
     task: Task | None = None,
     n_trials: int | None = None,
+    address: str | None = None,
     listeners: Sequence[Recorder] = (),
     announce: Callable[[Run], None] | None = None,
 ) -> StudyResult:
@@ -198,10 +181,12 @@ def resume_study(
         run: the run folder, or its name below runs/.
         task: the task, if the study was started on one in memory.
         n_trials: another total number of trials.
+        address: another Ray cluster for the rest of a sweep.
         listeners, announce: as in `run_study`.
 
     Raises:
         RunError: if there is no such run, another process works on it, or the images have changed.
+        ValueError: for a wrong argument.
     """
     opened = open_run(run)
     task = load_task(opened, task)
@@ -209,6 +194,12 @@ def resume_study(
         if n_trials < 1:
             raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
         opened = Run(opened.folder, replace(opened.settings, n_trials=n_trials))
+    if address is not None:
+        if opened.settings.cluster is None:
+            raise ValueError(f"{opened.folder}: is a local search, and has no Ray cluster")
+        cluster = replace(opened.settings.cluster, address=address)
+        opened = Run(opened.folder, replace(opened.settings, cluster=cluster))
+    if n_trials is not None or address is not None:
         with locked(opened.folder):
             opened.write()
     return _search(opened, _objective(opened, task), listeners, announce)
@@ -291,11 +282,14 @@ def _search(
                 settings.study_name,
                 objective,
                 sampler=settings.sampler,
-                pruner=settings.pruner,
+                pruner=settings.pruner if settings.cluster is None else "none",
                 seed=settings.seed,
                 grid_points=settings.grid_points,
             )
-            run_search(study, objective, settings.n_trials)
+            if settings.cluster is None:
+                run_search(study, objective, settings.n_trials)
+            else:
+                sweep_trials(settings, settings.cluster, study, objective)
             # The search is over; only now may ground truth be read.
             result = judge(run, study)
         except KeyboardInterrupt:
