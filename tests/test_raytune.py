@@ -34,7 +34,7 @@ from ssad_hpo.raytune import (
     trainable,
 )
 from ssad_hpo.raytune.book import CHECKPOINT, Book, patiently
-from ssad_hpo.raytune.tuning import _replay
+from ssad_hpo.raytune.schedulers import replay
 from ssad_hpo.search import (
     FAILURE,
     evaluations,
@@ -375,6 +375,10 @@ def test_studies_of_the_same_name_are_not_merged_by_default(objective: Objective
     assert len(one.book.study.trials) == len(two.book.study.trials) == 1
 
 
+class Poor:
+    trial_id = "poor"
+
+
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_a_scheduler_compares_with_the_trials_of_an_earlier_driver(name: str, study: optuna.Study) -> None:
     """A trial that is worse than all before is stopped at once; without history the first one goes on."""
@@ -385,13 +389,13 @@ def test_a_scheduler_compares_with_the_trials_of_an_earlier_driver(name: str, st
         trial.report(value, 3)
         trial.report(value, 6)
         study.tell(trial, value)
-    poor = SimpleNamespace(trial_id="poor")
+    poor = Poor()
     controller = SimpleNamespace(get_live_trials=list)
     decisions = []
     for history in (optuna.create_study(), study):
         scheduler = make_scheduler(name, "dsv", TRAINING)
         assert scheduler is not None
-        _replay(scheduler, history, "dsv")
+        replay(scheduler, history, "dsv")
         scheduler.on_trial_add(controller, poor)
         decisions.append(scheduler.on_trial_result(controller, poor, {"step": 3, "dsv": 0.9}))
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
@@ -691,13 +695,17 @@ def test_a_users_restored_tuner_keeps_its_searcher_and_agrees_with_its_database(
 def test_ctrl_c_marks_what_runs_and_the_sweep_goes_on_later(
     local_ray: str, task: Task, tmp_path: Path
 ) -> None:
+    pressed: list[str] = []
+
     class Impatient:
         def trial_started(self, *_: Any) -> None: ...
 
         def trial_progress(self, *_: Any) -> None: ...
 
-        def trial_ended(self, *_: Any) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
+        def trial_ended(self, trial: str, status: str, *_: Any) -> None:
+            if status == "complete" and not pressed:
+                pressed.append(trial)
+                os.kill(os.getpid(), signal.SIGINT)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(StudyInterrupted):

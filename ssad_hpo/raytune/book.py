@@ -70,6 +70,7 @@ class Book:
         self.objective = objective
         self.study = study
         self._started: set[int] = set()
+        self._told: dict[int, int] = {}  # the last step that the recorder has heard of
         self._numbers = {
             t.user_attrs[RAY_TRIAL]: t.number
             for t in study.get_trials(deepcopy=False)
@@ -117,12 +118,15 @@ class Book:
         """A trial has reported "step" and `METRICS`; what is not finite is told to the recorder alone."""
         trial = patiently(lambda: self._open(ray_trial))
         step = result["step"]
-        if trial is None or "reason" in result or step <= max(trial.intermediate_values, default=0):
+        if trial is None or "reason" in result:
+            return
+        if step <= max(self._told.get(trial.number, 0), *trial.intermediate_values, 0):
             return
         value = result[self.objective.criterion]
         if math.isfinite(value):
             store = self.study._storage  # `Trial.report` needs the object that `ask` gave; it may be gone
             patiently(lambda: store.set_trial_intermediate_value(trial._trial_id, step, value))
+        self._told[trial.number] = step
         self.objective.tell_progress(trial.number, step, _metrics(result))
 
     def checkpointed(self, ray_trial: str, address: str) -> None:
