@@ -55,7 +55,9 @@ def replay(scheduler: TrialScheduler, study: optuna.Study, criterion: str) -> No
             continue
         stand_in: Any = _Earlier(f"before-{position(study, trial)}")
         scheduler.on_trial_add(controller, stand_in)
-        for step, value in trial.intermediate_values.items():
-            result = {"step": step, criterion: value}
-            scheduler.on_trial_result(controller, stand_in, result)
-        scheduler.on_trial_complete(controller, stand_in, result)
+        results = [{"step": step, criterion: value} for step, value in trial.intermediate_values.items()]
+        for result in results:
+            # What a scheduler would stop, now that it knows the others, it wants to hear no more of.
+            if scheduler.on_trial_result(controller, stand_in, result) == TrialScheduler.STOP:
+                break
+        scheduler.on_trial_complete(controller, stand_in, results[-1])

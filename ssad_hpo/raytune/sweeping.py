@@ -136,6 +136,7 @@ def _folder_name(trial: Trial) -> str:
 
 _ENVIRONMENT = {  # where the user has not set them
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints a table, however quiet it is asked to be
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard beside MLflow
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the reason is with the trial
 }
@@ -146,6 +147,9 @@ def _surroundings() -> Iterator[None]:
     """Ray Tune's settings while it works; its handlers of signals do not outlive it."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGUSR1)} if in_main_thread else {}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it misses the files that the loggers do not write
     added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -153,6 +157,7 @@ def _surroundings() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+        logger.setLevel(level)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
