@@ -80,6 +80,7 @@ def sweep(
                 scheduler=rungs,
                 num_samples=remaining,
                 max_concurrent_trials=max_concurrent,
+                reuse_actors=True,  # a new worker process imports for seconds
                 trial_dirname_creator=_folder_name,
             ),
             run_config=tune.RunConfig(
