@@ -629,7 +629,8 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_nothing_is_lost_or_counted_t
     assert not {"RUNNING", "WAITING"} & set(states(result.study))
     interrupted = [trial for trial in after if not is_final(trial)]
     repeated = [trial for trial in after if RETRY_OF in trial.user_attrs]
-    assert [t.params for t in repeated] == [t.params for t in interrupted]
+    for again, first in zip(repeated, interrupted, strict=True):
+        assert again.params.items() >= first.params.items()  # the kill may have come between two draws
     training = open_run(folder).settings.training
     for trial in repeated:
         *_, last = evaluations(task, SPACE.augmentation(trial.params), training)
@@ -659,7 +660,7 @@ def tune_by_hand(place: Path, address: str) -> None:
     else:
         tuner = tune.Tuner(
             trainable(objective),
-            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=5),
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=5, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="tuned", storage_path=str(place), callbacks=[searcher.callback], verbose=0
             ),
