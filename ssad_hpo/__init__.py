@@ -39,6 +39,10 @@ _ROOMS = {
     "semantic_labels": "data",
     "semantic_task": "data",
     "Detector": "detector",
+    "CollapseWarning": "bilevel",
+    "Tuning": "bilevel",
+    "TuningResult": "bilevel",
+    "tune": "bilevel",
     "Candidate": "search",
     "Objective": "search",
     "candidates": "search",
@@ -50,9 +54,12 @@ _ROOMS = {
     "evaluate_run": "experiment",
     "load_detector": "experiment",
     "report_run": "experiment",
+    "read_trajectory": "experiment",
     "resume_study": "experiment",
+    "resume_tuning": "experiment",
     "run_study": "experiment",
     "run_sweep": "experiment",
+    "run_tuning": "experiment",
     "score_images": "experiment",
 }
 # Ready-made objectives on the embedded testbed -> their criterion.

@@ -51,6 +51,19 @@ def mmd(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
     return (torch.cat([train, augmented]).mean(0) - unlabeled.mean(0)).square().sum()
 
 
+def mmd_normalised(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
+    """`mmd` after total distance normalisation (MMD2 of ST-SSAD's ablation); lower is better.
+
+    A loss for tuning, and no key of `CRITERIA`: its value does not depend on the scale of the sets.
+
+    Raises:
+        DegenerateError: as `base`.
+    """
+    _check(train, augmented, unlabeled)
+    train, augmented, unlabeled = _normalise(train, augmented, unlabeled)
+    return (torch.cat([train, augmented]).mean(0) - unlabeled.mean(0)).square().sum()
+
+
 def std(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
     """Minus the population standard deviation of all ||z - z'||, z in Z_trn u Z_aug, z' in Z_test.
 
@@ -142,6 +155,8 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "smooth_alignment": smooth_alignment,
     "soft_alignment": soft_alignment,
 }
+# What detectors of one tuning can be ranked by besides: the loss that they were tuned down, whichever it is.
+VALIDATION_LOSS = "validation_loss"
 
 
 @torch.no_grad()

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import rankdata, spearmanr, wilcoxon
-from sklearn.metrics import roc_auc_score
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +34,8 @@ def auc(labels: Values, scores: Values) -> float:
         ValueError: naming the argument, for a wrong shape or length, labels other than 0 and 1 or of
             one class only, scores that are not finite.
     """
+    from sklearn.metrics import roc_auc_score  # here and below: slow, and needed when a search has ended
+
     truth, predicted = _vector("labels", labels), _vector("scores", scores)
     if len(truth) != len(predicted):
         raise ValueError(f"scores: expected one for each of {len(truth)} labels, got {len(predicted)}")
@@ -115,6 +115,80 @@ def evaluate_candidates(
     )
 
 
+@dataclass(frozen=True)
+class AlignmentEvaluation:
+    """How much better detectors find the anomalies whose f_gen is their own f_aug.
+
+    Attributes:
+        aligned: mean AUC over the pairs where f_aug is f_gen, the diagonal.
+        misaligned: mean AUC over all other pairs.
+        unbeaten: for how many f_gen no other f_aug has a higher AUC than f_gen itself.
+        spearman: rank correlation of -distance with AUC over all pairs, -1..1, higher is better; None
+            where it is undefined: fewer than 3 pairs, or all equal in distance or AUC.
+        spearman_within: the same over the f_aug of one f_gen, averaged over the f_gen where it is
+            defined; None where it nowhere is.
+    """
+
+    aligned: float
+    misaligned: float
+    unbeaten: int
+    spearman: float | None
+    spearman_within: float | None
+
+
+def evaluate_alignment(aucs: ArrayLike, distances: ArrayLike) -> AlignmentEvaluation:
+    """Does AUC follow the alignment of f_aug with f_gen [1]?
+
+    Args:
+        aucs: (K, K), 0..1, K >= 2: rows are f_gen, columns f_aug, in the same order of kinds. NaN where a
+            training failed; such pairs are left out.
+        distances: (K, K) of the augmented images' embeddings from those of the anomalies, NaN alike.
+
+    Raises:
+        ValueError: naming the argument, for a wrong shape, NaN in one array only, or no pair at all on
+            the diagonal or off it.
+    """
+    found, apart = np.asarray(aucs, dtype=float), np.asarray(distances, dtype=float)
+    if found.ndim != 2 or found.shape[0] != found.shape[1]:
+        raise ValueError(f"aucs: expected (K, K), got {found.shape}")
+    there = np.isfinite(found)
+    if apart.shape != found.shape or not np.array_equal(np.isfinite(apart), there):
+        raise ValueError(f"distances: expected {found.shape} as aucs, NaN at the same pairs")
+    diagonal = np.eye(len(found), dtype=bool)
+    if not (there & diagonal).any() or not (there & ~diagonal).any():
+        raise ValueError("aucs: expected at least one pair on the diagonal and one off it, got none")
+    rows = zip(-apart, found, there, strict=True)
+    within = [_spearman(near[pairs], of_row[pairs]) for near, of_row, pairs in rows]
+    defined = [value for value in within if value is not None]
+    return AlignmentEvaluation(
+        aligned=float(found[there & diagonal].mean()),
+        misaligned=float(found[there & ~diagonal].mean()),
+        unbeaten=sum(bool(there[i, i] and row[i] >= np.nanmax(row)) for i, row in enumerate(found)),
+        spearman=_spearman(-apart[there], found[there]),
+        spearman_within=float(np.mean(defined)) if defined else None,
+    )
+
+
+def mean_grid(
+    pairs: Sequence[tuple[Any, Any]], values: Sequence[float], rows: Sequence[Any], columns: Sequence[Any]
+) -> NDArray[np.float64]:
+    """(R, C): the mean of all values whose pair is (row, column); NaN where there is none.
+
+    Args:
+        pairs, values: N each.
+        rows, columns: the R and C keys that are asked for; other pairs are left out.
+
+    Raises:
+        ValueError: if there are not as many values as pairs.
+    """
+    if len(values) != len(pairs):
+        raise ValueError(f"values: expected one for each of {len(pairs)} pairs, got {len(values)}")
+    groups: dict[tuple[Any, Any], list[float]] = {}
+    for pair, value in zip(pairs, values, strict=True):
+        groups.setdefault(pair, []).append(value)
+    return np.array([[np.mean(groups.get((r, c), [np.nan])) for c in columns] for r in rows])
+
+
 def average_ranks(table: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Each method's rank averaged over tasks; rank 1 is the best AUC of a task, ties averaged.
 
@@ -125,6 +199,8 @@ def average_ranks(table: Mapping[str, Sequence[float]]) -> dict[str, float]:
     Raises:
         ValueError: when there is no method or no task, lengths differ, or a value is not finite.
     """
+    from scipy.stats import rankdata
+
     if not table:
         raise ValueError("table: expected at least one method, got none")
     rows = {method: _vector(f"table[{method!r}]", aucs) for method, aucs in table.items()}
@@ -148,6 +224,8 @@ def wilcoxon_greater(a: Values, b: Values) -> float:
     Raises:
         ValueError: naming the argument, for a wrong shape, different lengths, values not finite.
     """
+    from scipy.stats import wilcoxon
+
     first, second = _vector("a", a), _vector("b", b)
     if len(first) != len(second) or len(first) == 0:
         raise ValueError(f"b: expected as many values as a, at least 1, got {len(first)} and {len(second)}")
@@ -237,6 +315,21 @@ def rank_agreement(criterion: Values, aucs: Values) -> float | None:
     return _spearman(-_vector("criterion", criterion), _vector("aucs", aucs))
 
 
+def factor_off(found: float, true: float) -> float:
+    """By which factor a hyperparameter was missed, max(found / true, true / found); 1 is exact.
+
+    Args:
+        found, true: positive and finite, such as areas or aspects.
+
+    Raises:
+        ValueError: naming the value that is not.
+    """
+    for name, value in (("found", found), ("true", true)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return max(found / true, true / found)
+
+
 def _vector(name: str, values: Values) -> NDArray[np.float64]:
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
@@ -249,6 +342,8 @@ def _vector(name: str, values: Values) -> NDArray[np.float64]:
 
 
 def _spearman(goodness: NDArray[np.float64], aucs: NDArray[np.float64]) -> float | None:
+    from scipy.stats import spearmanr
+
     if len(aucs) < 3 or np.ptp(goodness) == 0 or np.ptp(aucs) == 0:
         return None
     return float(spearmanr(goodness, aucs).statistic)

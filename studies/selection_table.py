@@ -13,7 +13,9 @@ Chosen before any result was seen: textures gravel, brick and grass, each with f
 CutPaste and CutDiff at areas 0.02 and 0.1 (aspect 0.5 to 2) and with crops of the two other textures as
 anomalies (30 tasks); digits 1, 4 and 7 against turned and against other digits, under Rotation (6 tasks).
 Candidates: areas 0.005, 0.02, 0.06 and 0.2 at aspects 0.5 and 2 (CutPaste's angle drawn for every
-image), angles 30 to 180 in six steps for Rotation; and one random dynamic detector (Rand.).
+image), angles 30 to 180 in six steps for Rotation; and one random dynamic detector (Rand.). Added after the
+first results were seen: the choice among the candidates of any kind, DSV without its clamp, and the tables of
+where DSV wins and of what candidates learned.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from ssad_hpo.criteria import evaluate_all
 from ssad_hpo.data import Source, builtin, find_categories, load, read_labels
 from ssad_hpo.detector import train
 from ssad_hpo.evaluate import auc
-from ssad_hpo.experiment.selector_tables import RANDOM_DYNAMIC, Row, markdown
+from ssad_hpo.experiment.selector_tables import ANY_KIND, RANDOM_DYNAMIC, Row, markdown
 from ssad_hpo.task import Augmentation, DetectorError, Range, Training
 
 AREAS, ASPECTS, ANGLES = (0.005, 0.02, 0.06, 0.2), (0.5, 2.0), (30.0, 60.0, 90.0, 120.0, 150.0, 180.0)
@@ -176,10 +178,9 @@ def run_cells(cells: list[Cell], folder: Path, jobs: int) -> None:
     print()
 
 
-def judge(cells: Iterable[Cell], folder: Path) -> list[Row]:
-    """A row for every kept (task, f_aug, candidate, seed): AUC, all criteria, all consensus merits."""
-    rows: list[Row] = []
-    scores: dict[tuple[str, str, int], list[tuple[int, np.ndarray]]] = defaultdict(list)
+def judge(cells: Iterable[Cell], folder: Path) -> list[tuple[Row, np.ndarray]]:
+    """A row with AUC and all criteria for every kept (task, f_aug, candidate, seed), and its scores."""
+    judged: list[tuple[Row, np.ndarray]] = []
     labels: dict[str, np.ndarray | None] = {}
     for cell in cells:
         kept = json.loads((folder / f"{cell.name}.json").read_text())
@@ -194,34 +195,45 @@ def judge(cells: Iterable[Cell], folder: Path) -> list[Row]:
                 truth, score = labels[key], arrays[task.replace("/", "|")]
                 if truth is None:
                     continue
-                if cell.candidate != RANDOM_DYNAMIC:
-                    scores[task, cell.augmentation.kind, cell.seed].append((len(rows), score))
-                rows.append(
-                    {
-                        "task": task,
-                        "train_set": cell.train_set.name,
-                        "anomaly": anomaly_of(source),
-                        "f_aug": cell.augmentation.kind,
-                        "candidate": cell.candidate,
-                        **{
-                            k: kept["hyperparameters"].get(k) for k in ("patch_area", "patch_aspect", "angle")
-                        },
-                        "seed": cell.seed,
-                        "steps": kept["steps"],
-                        "loss": kept["loss"],
-                        "seconds": kept["seconds"],
-                        "auc": auc(truth, score),
-                        **criteria,
-                    }
-                )
-    for models in scores.values():
-        usable = [(i, s) for i, s in models if np.ptp(s) > 0]  # a constant score ranks nothing
-        if len(usable) > 1:
-            matrix = np.stack([s for _, s in usable], axis=1)
+                row: Row = {
+                    "task": task,
+                    "train_set": cell.train_set.name,
+                    "anomaly": anomaly_of(source),
+                    "f_aug": cell.augmentation.kind,
+                    "candidate": cell.candidate,
+                    **{k: kept["hyperparameters"].get(k) for k in ("patch_area", "patch_aspect", "angle")},
+                    "seed": cell.seed,
+                    "steps": kept["steps"],
+                    "loss": kept["loss"],
+                    "seconds": kept["seconds"],
+                    "auc": auc(truth, score),
+                    **criteria,
+                }
+                judged.append((row, score))
+    return judged
+
+
+def with_consensus(judged: list[tuple[Row, np.ndarray]]) -> list[Row]:
+    """The rows with all consensus merits, taken among the candidates of a task, f_aug and seed."""
+    groups: dict[tuple[str, str, int], list[tuple[Row, np.ndarray]]] = defaultdict(list)
+    for row, score in judged:
+        if row["candidate"] != RANDOM_DYNAMIC and np.ptp(score) > 0:  # a constant score ranks nothing
+            groups[row["task"], row["f_aug"], row["seed"]].append((row, score))
+    for models in groups.values():
+        if len(models) > 1:
+            matrix = np.stack([score for _, score in models], axis=1)
             for name, selector in SELECTORS.items():
-                for (i, _), merit in zip(usable, selector(matrix), strict=True):
-                    rows[i][name] = float(merit)
-    return rows
+                for (row, _), merit in zip(models, selector(matrix), strict=True):
+                    row[name] = float(merit)
+    return [row for row, _ in judged]
+
+
+def of_any_kind(judged: list[tuple[Row, np.ndarray]]) -> list[tuple[Row, np.ndarray]]:
+    """The same candidates, those of all kinds together, where a train set has several kinds."""
+    kinds = defaultdict(set)
+    for row, _ in judged:
+        kinds[row["train_set"]].add(row["f_aug"])
+    return [({**row, "f_aug": ANY_KIND}, s) for row, s in judged if len(kinds[row["train_set"]]) > 1]
 
 
 def track(rows: list[Row], out: Path, uri: str) -> None:
@@ -250,6 +262,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=Training.steps)
+    parser.add_argument("--kinds", nargs="+", help="of f_aug; all by default")
     parser.add_argument("--mvtec", type=Path)
     parser.add_argument("--mpdd", type=Path)
     parser.add_argument("--image-size", type=int, default=256, help="of MVTec AD and MPDD")
@@ -273,13 +286,16 @@ def main() -> None:
             sets = [replace(s, sources=s.sources[:2], kinds=s.kinds[:1]) for s in (sets[0], sets[-1])]
         for train_set in sets:
             for kind in train_set.kinds:
+                if options.kinds and kind not in options.kinds:
+                    continue
                 chosen = list(candidates(kind))
                 chosen = [*chosen[:2], chosen[-1]] if options.smoke else chosen
                 cells += [Cell(train_set, augmentation, name, seed) for name, augmentation in chosen]
 
     started = time.monotonic()
     run_cells(cells, options.cells, options.jobs)
-    rows = judge(cells, options.cells)
+    judged = judge(cells, options.cells)
+    rows = with_consensus(judged)
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "selection_table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(
@@ -294,7 +310,7 @@ def main() -> None:
         f"one core; {os.cpu_count()} cores ({platform.processor() or platform.machine()}), torch "
         f"{torch.__version__}, {date.today()}, commit {revision.strip() or 'none'}."
     )
-    text = markdown(rows, header)
+    text = markdown([*rows, *with_consensus(of_any_kind(judged))], header)
     (options.out / "selection_table.md").write_text(text)
     print(text)
     if options.tracking_uri:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssad_hpo import baselines
 from ssad_hpo.baselines import random_static, train_autoencoder, train_deep_svdd
+from ssad_hpo.baselines import training as baseline_training
 from ssad_hpo.data import Source, builtin, load, read_labels
 from ssad_hpo.detector import Detector
 from ssad_hpo.evaluate import auc
@@ -224,7 +224,7 @@ def test_a_collapse_of_different_images_is_detected(monkeypatch):
     images = noise(16)
     svdd = train_deep_svdd(images, training)
     assert svdd.score(images).std() > 0
-    monkeypatch.setattr(baselines, "_measure_batch_statistics", lambda *_: None)
+    monkeypatch.setattr(baseline_training, "_measure_batch_statistics", lambda *_: None)
     with pytest.raises(DetectorError, match=r"^collapsed: "):
         train_deep_svdd(images, training)
 

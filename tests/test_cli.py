@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 
 PROGRAM = [sys.executable, "-m", "ssad_hpo"]
 QUICK = "--steps 4 --batch-size 4 --width 2 --image-size 16 --threads 1 --no-tracking".split()
+LEARNING = "--steps 30 --batch-size 8 --width 4 --image-size 32 --threads 1 --no-tracking".split()
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 
 
@@ -116,6 +117,21 @@ def test_searching_a_folder_ends_with_a_table_the_figures_and_the_next_command(s
     assert f"AUC selected {figures.auc_selected:.3f} · random {figures.auc_random:.3f}" in said.out
     assert f"oracle {figures.auc_oracle:.3f}" in said.out and f"regret {figures.regret:.3f}" in said.out
     assert said.out.rstrip().endswith("score first IMAGES...")
+
+
+def test_a_choice_that_learned_nothing_is_told_as_such(
+    searched: Searched, call: Callable[..., Ended]
+) -> None:
+    result = open_result("first")
+    assert result.selected.loss == result.study.trials[result.selected.number].user_attrs["loss"]
+    hardly = f"trial {result.selected.number} hardly tells augmented images from normal ones"
+    assert (hardly in searched.said.out) == (not result.selected.learned)
+    large = ("-a", "cutout", "--range", "cutout.patch_area=0.2:0.3")
+    learned = call("search", "gravel/cutout", "--trials", "1", *large, *LEARNING)
+    assert learned.code == 0 and "hardly tells" not in learned.out
+    tiny = ("-a", "cutavg", "--range", "cutavg.patch_area=0.002:0.003")
+    blind = call("search", "gravel/cutout", "--trials", "1", *tiny, *LEARNING)
+    assert blind.code == 0 and "hardly tells augmented images" in blind.out
 
 
 def test_a_folder_of_several_categories_lists_them(
@@ -453,6 +469,29 @@ WRONG = [
     ("search cloth --tracking-uri mlruns", "tracking_uri"),
     ("search cloth --run cloth", "exists already"),
     ("search --resume missing", "missing"),
+    ("tune", "give PATH, or --train and --unlabeled, or --resume"),
+    ("tune cloth", "--augmentation: expected the one kind to tune, got none"),
+    ("tune cloth -a cutdiff -a cutout", "the one kind to tune, got cutdiff, cutout"),
+    ("tune cloth -a blur", "blur"),
+    ("tune cloth -a cutdiff --loss dsv", "loss: expected one of smooth_alignment"),
+    ("tune cloth -a cutdiff --order 3", "order: expected one of 1, 2"),
+    ("tune cloth -a cutdiff --starts 0.4,1.2", "starts: expected a fraction 0..1"),
+    ("tune cloth -a cutdiff --starts many", "--starts many: expected 0.4,0.9 or NAME=VALUE"),
+    ("tune cloth -a cutdiff --starts angle=3", "starts: expected values of patch_area"),
+    ("tune cloth -a cutdiff --starts patch_area=9", "starts: expected patch_area in 0.002..0.3"),
+    ("tune cloth -a cutdiff --steps 1", "steps: expected at least 4"),
+    ("tune cloth -a cutdiff --warm-start 1", "warm_start"),
+    ("tune cloth -a cutdiff --detector-steps 0", "detector_steps"),
+    ("tune cloth -a cutdiff --choose-by auc", "choose_by: expected one of dsv"),
+    ("tune cloth -a cutdiff --encoder mind", "encoder"),
+    ("tune cloth -a cutdiff --device abacus", "device"),
+    ("tune cloth -a cutdiff --threads 0", "threads"),
+    ("tune cloth -a cutdiff --tracking-uri mlruns", "tracking_uri"),
+    ("tune cloth -a cutdiff --range cutout.patch_area=0.1", "--range cutout.patch_area=0.1"),
+    ("tune cloth -a rotation --range rotation.angle=30", "expected a range for what is to be tuned"),
+    ("tune cloth -a cutdiff --run cloth", "exists already"),
+    ("tune --resume missing", "missing"),
+    ("tune cloth -a cutdiff --resume missing", "--resume takes its images from the run"),
     ("search cloth --resume missing", "--resume takes its images from the run"),
     ("search gravel/cutavg --category gravel", "only folders have a category"),
     ("demo --seed -1", "seed"),
@@ -483,6 +522,7 @@ def test_wrong_usage_ends_with_2_and_one_sentence_and_leaves_nothing(
 WRONG_ON_A_RUN = [
     ("sync first", "without tracking"),
     ("search --resume first --trials 0", "n_trials"),
+    ("tune --resume first", "is a search, which `search --resume`"),
     ("score first missing.png", "missing.png"),
     ("score first IMAGES --out no/such/folder.csv", "no/such/folder.csv"),
     ("score first IMAGES --out .", "'.'"),

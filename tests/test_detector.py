@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from ssad_hpo.augment import augment, jitter
 from ssad_hpo.criteria import DegenerateError, evaluate_all
-from ssad_hpo.detector import Checkpoint, Detector, Embeddings, resolve_precision, train
+from ssad_hpo.detector import Checkpoint, Detector, Embeddings, Transform, resolve_precision, train
 from ssad_hpo.encoder import build_network
 from ssad_hpo.task import Augmentation, DetectorError, Range, Training
 
@@ -369,6 +369,7 @@ def test_a_detector_without_a_density_says_how_it_gets_one(tmp_path):
         last.detector.score(textures(6))
     with pytest.raises(ValueError, match="no density yet; call fit_density"):
         last.detector.save(tmp_path / "detector")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -459,12 +460,47 @@ def test_a_folder_without_a_detector_is_named(tmp_path):
             Detector.load(folder)
 
 
-def test_a_detector_of_a_newer_format_is_rejected(learnt, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "found"), [({"format": 2}, "format 2"), ({"format": "0"}, "format '0'"), ({}, "none")]
+)
+def test_a_detector_of_another_format_is_rejected_with_the_format_found_and_expected(
+    learnt, tmp_path, change, found
+):
     learnt[2].save(tmp_path)
     settings = json.loads((tmp_path / "detector.json").read_text())
-    (tmp_path / "detector.json").write_text(json.dumps(settings | {"format": 2}))
-    with pytest.raises(ValueError, match=rf"{tmp_path}: written by a newer version"):
+    del settings["format"]
+    (tmp_path / "detector.json").write_text(json.dumps(settings | change))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: expected a detector of format 1, found {found}$"):
         Detector.load(tmp_path)
+
+
+# Functions as f_aug
+
+INVERT = Transform("invert", lambda images, _: 1 - images)
+
+
+def test_a_function_in_place_of_an_augmentation_gives_the_same_bits():
+    as_function = Transform("cutout", lambda images, generator: augment(images, CUTOUT, generator))
+    images = textures(10)
+    one, other = (trained(images, augmentation=f_aug) for f_aug in (CUTOUT, as_function))
+    assert_same_bits(weights(one), weights(other))
+    assert torch.equal(one.embed_augmented(images), other.embed_augmented(images))
+
+
+def test_a_detector_learns_to_tell_what_a_function_does():
+    images = (textures(40) / 4).byte()  # dark, so that inverted ones are bright
+    training = replace(SHORT, steps=60, batch_size=8, score="classifier")
+    (checkpoint,) = train(images, INVERT, training)
+    assert checkpoint.loss < 0.3  # ln 2 = 0.69 is a guess
+    scores = checkpoint.detector.score(torch.cat([images, 255 - images]))
+    assert scores[:40].max() < 0.5 < scores[40:].min()
+
+
+def test_a_detector_trained_with_a_function_is_not_saved_under_another_name(tmp_path):
+    detector = trained(textures(10), augmentation=INVERT)
+    with pytest.raises(ValueError, match=r"trained with Transform\(name='invert'\), which no file can hold"):
+        detector.save(tmp_path / "detector")
+    assert not list(tmp_path.iterdir())
 
 
 # Precision

@@ -12,7 +12,10 @@ from ssad_hpo.evaluate import (
     auc,
     average_ranks,
     compare,
+    evaluate_alignment,
     evaluate_candidates,
+    factor_off,
+    mean_grid,
     rank_agreement,
     wilcoxon_greater,
 )
@@ -256,3 +259,63 @@ def test_rank_agreement_is_1_where_the_lowest_criterion_goes_with_the_highest_au
     assert rank_agreement([0.1, 0.2, 0.4], [0.6, 0.8, 0.9]) == pytest.approx(-1)
     assert rank_agreement([0.1, 0.1, 0.1], [0.6, 0.8, 0.9]) is None
     assert rank_agreement([0.1, 0.2], [0.6, 0.8]) is None
+
+
+def test_a_grid_holds_means_of_equal_pairs_and_nan_where_there_is_none():
+    pairs = [("a", 0), ("a", 1), ("a", 0), ("b", 1), ("c", 0)]
+    grid = mean_grid(pairs, [1.0, 2.0, 5.0, 4.0, 9.0], ["b", "a"], [0, 1])
+    np.testing.assert_array_equal(grid, [[np.nan, 4.0], [3.0, 2.0]])
+    with pytest.raises(ValueError, match=r"^values: expected one for each of 5 pairs, got 1$"):
+        mean_grid(pairs, [1.0], ["a"], [0])
+
+
+def test_alignment_tells_the_diagonal_from_the_rest():
+    aucs = [[0.9, 0.5, 0.6], [0.8, 0.7, 0.4], [0.3, 0.2, 1.0]]
+    distances = [[0.1, 0.9, 0.8], [0.3, 0.6, 0.7], [1.1, 1.2, 0.5]]
+    found = evaluate_alignment(aucs, distances)
+    assert found.aligned == pytest.approx((0.9 + 0.7 + 1.0) / 3)
+    assert found.misaligned == pytest.approx((0.5 + 0.6 + 0.8 + 0.4 + 0.3 + 0.2) / 6)
+    assert found.unbeaten == 2  # by rows: of the second f_gen another f_aug finds more
+    assert found.spearman == pytest.approx(slow_spearman(-np.ravel(distances), np.ravel(aucs)))
+    assert found.spearman_within == pytest.approx(1.0)
+
+
+def test_alignment_leaves_failed_pairs_out():
+    gap = np.nan
+    found = evaluate_alignment([[0.9, gap], [0.7, gap]], [[0.2, gap], [0.8, gap]])
+    assert (found.aligned, found.misaligned, found.unbeaten) == (0.9, 0.7, 1)
+    assert found.spearman is None and found.spearman_within is None  # two pairs are too few
+
+
+def test_an_aligned_f_aug_that_shares_the_first_place_is_not_beaten():
+    found = evaluate_alignment(np.ones((3, 3)), np.arange(9).reshape(3, 3))
+    assert found.unbeaten == 3 and found.spearman is None  # nothing varies that could be ranked
+
+
+@pytest.mark.parametrize(
+    ("aucs", "distances", "complaint"),
+    [
+        (np.ones((2, 3)), np.ones((2, 3)), r"aucs: expected \(K, K\), got \(2, 3\)"),
+        (np.ones((2, 2)), np.ones((3, 3)), r"distances: expected \(2, 2\) as aucs"),
+        (np.ones((2, 2)), [[1, np.nan], [1, 1]], r"distances: expected \(2, 2\) as aucs"),
+        (np.ones((1, 1)), np.ones((1, 1)), "aucs: expected at least one pair on the diagonal and one off"),
+    ],
+    ids=["not square", "other shape", "other gaps", "one kind"],
+)
+def test_alignment_rejects_what_it_cannot_compare(aucs, distances, complaint):
+    with pytest.raises(ValueError, match=f"^{complaint}"):
+        evaluate_alignment(aucs, distances)
+
+
+def test_a_factor_is_the_same_above_and_below_and_1_where_nothing_is_missed():
+    assert factor_off(0.04, 0.02) == factor_off(0.01, 0.02) == 2
+    assert factor_off(3.3, 3.3) == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "true", "message"),
+    [(0.0, 1.0, "found: expected a finite number above 0"), (1.0, float("inf"), "true: expected a finite")],
+)
+def test_a_factor_needs_positive_finite_values(found, true, message):
+    with pytest.raises(ValueError, match=message):
+        factor_off(found, true)

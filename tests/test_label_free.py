@@ -14,9 +14,19 @@ import numpy as np
 import pytest
 
 from ssad_hpo import data
+from ssad_hpo.bilevel import Tuning
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.evaluate import auc
-from ssad_hpo.experiment import StudyResult, evaluate_run, find_source, open_run, run_study
+from ssad_hpo.experiment import (
+    StudyResult,
+    evaluate_run,
+    find_source,
+    open_result,
+    open_run,
+    read_trajectory,
+    run_study,
+    run_tuning,
+)
 from ssad_hpo.search import Objective, candidates, open_journal, open_study, run_search, select
 from ssad_hpo.search.objective import ARTIFACTS
 from ssad_hpo.task import SearchSpace, Task, Training
@@ -268,3 +278,54 @@ def test_a_task_holds_images_only_and_the_objective_is_given_no_more(
     study = open_study(open_journal(tmp_path / "journal"), "study", objective, pruner="asha")
     run_search(study, objective, SETTINGS["n_trials"])
     assert observations(study) == observations(published().study)
+
+
+# Tuning by gradient
+
+
+def tune(images: Path, run: Path, listener: Any = None) -> StudyResult:
+    return run_tuning(
+        find_source(images, image_size=IMAGE_SIZE),
+        "cutdiff",
+        tuning=Tuning(detector_steps=2, starts=(0.5, 0.9), validation_train=6, validation_unlabeled=6),
+        training=Training(steps=8, batch_size=4, width=2),
+        run=run,
+        tracking_uri=None,
+        listeners=[] if listener is None else [listener],
+    )
+
+
+@pytest.mark.filterwarnings("ignore::ssad_hpo.bilevel.CollapseWarning")
+def test_false_labels_change_the_figures_of_a_tuning_and_nothing_else(
+    tmp_path: Path, make_category: Callable[..., Path]
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    right = tune(images, tmp_path / "right")
+    (images / "test" / "good").rename(images / "test" / "was good")
+    (images / "test" / "scratch").rename(images / "test" / "good")
+    wrong = tune(images, tmp_path / "wrong")
+    check_same_search(wrong, right)
+    for mine, theirs in zip(candidates(wrong.study), candidates(right.study), strict=True):
+        assert read_trajectory(mine) == read_trajectory(theirs)
+    assert right.aucs is not None and wrong.aucs is not None and wrong.aucs != right.aucs
+
+
+@pytest.mark.filterwarnings("ignore::ssad_hpo.bilevel.CollapseWarning")
+def test_a_tuning_reads_labels_once_and_after_its_last_start_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_category: Callable[..., Path], listener: Any
+) -> None:
+    class NoLabelsError(Exception):
+        pass
+
+    def refuse(source: data.Source) -> None:
+        listener.heard.append(("labels", source))
+        raise NoLabelsError
+
+    images = make_category(tmp_path / "cloth")
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_labels", refuse)
+        with pytest.raises(NoLabelsError):
+            tune(images, tmp_path / "refused", listener)
+    events = [event for event, *_ in listener.heard]
+    assert events.count("labels") == 1 and events[-1] == "labels" and events.count("ended") == 2
+    check_same_search(open_result(tmp_path / "refused"), tune(images, tmp_path / "judged"))

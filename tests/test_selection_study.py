@@ -12,11 +12,13 @@ import pytest
 from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.experiment.selector_tables import (
+    ANY_KIND,
     RANDOM_DYNAMIC,
     alignment_table,
     auc_and_rank_tables,
     choices,
     comparison_table,
+    learning_table,
     markdown,
 )
 
@@ -32,6 +34,7 @@ def made_up_rows():
         for candidate, auc in [*zip("abc", values, strict=True), (RANDOM_DYNAMIC, 0.65)]:
             row = {"task": f"{texture}/cutavg", "train_set": texture, "anomaly": "cutavg", "f_aug": "cutout"}
             row |= {"candidate": candidate, "seed": seed, "auc": auc, "separability": 0.2 + auc / 2}
+            row |= {"patch_area": 0.1 if candidate == "a" else 0.2, "angle": None, "loss": 1 - auc}
             row |= dict.fromkeys(CRITERIA, auc) | {"dsv": -auc, "discordance": 2 - auc}
             row |= dict.fromkeys(SELECTORS, auc) if candidate != RANDOM_DYNAMIC else {}
             rows.append(row)
@@ -59,13 +62,13 @@ def test_the_tables_average_seeds_then_tasks_and_rank_the_columns():
     assert float(shown["DSV"]) == pytest.approx((0.85 + 0.85) / 2)
     assert float(shown["Base"]) == pytest.approx((0.55 + 0.55) / 2)
     by_rank = dict(zip(cells_of(ranks)["f_aug"], cells_of(ranks)["cutout"], strict=True))
-    assert by_rank["DSV"] == by_rank["MC"] == by_rank["SEL"] == "3.00"  # five columns share the best AUC
+    assert by_rank["DSV"] == by_rank["MC"] == by_rank["SEL"] == "3.50"  # six columns share the best AUC
     assert "oracle" not in by_rank
 
 
 def test_dsv_is_compared_with_each_column_and_regret_is_taken_from_the_oracle():
     rows = made_up_rows()
-    lines = cells_of(comparison_table(rows, choices(rows)))
+    lines = cells_of(comparison_table(rows))
     assert lines["Base"][:2] == ["0.300 ± 0.050", "+0.300"]  # seeds 0 and 1: 0.35 and 0.25
     assert lines["DSV"][0] == "0.000 ± 0.000"
     assert float(lines["Base"][3]) == 0.25 and float(lines["Base"][4]) == 1 / 16
@@ -78,9 +81,28 @@ def test_the_table_of_alignment_says_how_often_the_clamp_hides_the_separability(
     assert [float(x) for x in line[4:6]] == [1, 1]
 
 
+def test_the_table_of_learning_tells_loss_and_choices_by_size():
+    lines = [line.strip("| ").split(" | ") for line in learning_table(made_up_rows()).splitlines()[2:]]
+    # candidate a (area 0.1) has AUC 0.6, 0.5, 0.9, 0.8 and is the best of both runs on brick
+    assert lines[0] == ["cutout", "0.1", "0.30", "0.70", "-0.70", "2"]
+    assert [line[-1] for line in lines] == ["2", "2"]
+
+
+def test_the_choice_among_any_kind_stands_beside_the_single_kinds_and_is_never_averaged_with_them():
+    rows = made_up_rows()
+    among = [{**row, "f_aug": ANY_KIND, "auc": row["auc"] / 2} for row in rows]
+    alone, both = (cells_of(auc_and_rank_tables(choices(r))[0]) for r in (rows, [*rows, *among]))
+    assert both["all"] == alone["all"] and float(both[ANY_KIND][10]) == pytest.approx(0.85 / 2, abs=1e-3)
+    assert comparison_table([*rows, *among]) == comparison_table(rows)
+    assert comparison_table([*rows, *among], any_kind=True) == comparison_table(among, any_kind=True)
+    assert learning_table([*rows, *among]) == learning_table(rows)
+    page = markdown([*rows, *among], "")
+    assert "candidates of any kind" in page and "of 4 runs" in page
+
+
 def test_the_whole_page_holds_every_table():
     page = markdown(made_up_rows(), "three candidates")
-    assert page.count("\n| --- ") == 4 and "2 tasks, seeds 0, 1." in page and "nan" not in page
+    assert page.count("\n| --- ") == 5 and "2 tasks, seeds 0, 1." in page and "nan" not in page
 
 
 def run_study(*arguments):

@@ -4,9 +4,11 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +72,35 @@ def test_the_precision_study_goes_on_where_it_was(tmp_path):
     assert len(list((tmp_path / "cells").glob("*.json"))) == len(cells)
     again = (tmp_path / "precision.md").read_text()
     assert again.partition("## AUC")[2] == whole.partition("## AUC")[2]  # above stand seconds and the date
+
+
+def test_the_stacked_study_measures_every_way_of_training_several_detectors(tmp_path):
+    run_study("stacked", tmp_path)
+    rows = read_rows(tmp_path / "stacked.csv")
+    ways = {(row["way"], row["precision"], row["processes"]) for row in rows}
+    assert {("vmap", "float32", "1"), ("grouped", "float32", "1"), ("grouped", "bfloat16", "1")} < ways
+    assert ("ordinary", "float32", "2") in ways
+    assert min(float(row["detector_steps_per_second"]) for row in rows) > 0
+    page = (tmp_path / "stacked.md").read_text()
+    assert "smoke run" in page and "nan" not in page
+
+
+@pytest.mark.parametrize("way", ["vmap", "grouped"])
+def test_stacked_detectors_take_the_steps_that_they_would_take_apart(way, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from studies.stacked.ways import Cell, Trainer
+
+    # The same to rounding in float64. In float32 the order of a sum decides which ReLU of a value near 0
+    # is open, so that after an update only the losses are alike.
+    for precision, tolerance in (("float64", 1e-9), ("float32", 1e-3)):
+        one = Cell(32, precision, "ordinary", batch=8)
+        apart, together = (
+            [Trainer(one, first) for first in range(3)],
+            Trainer(replace(one, way=way, detectors=3)),
+        )
+        for _ in range(3):
+            expected = torch.cat([trainer.step() for trainer in apart])
+            torch.testing.assert_close(together.step(), expected, rtol=tolerance, atol=0)
+        assert len(set(expected.tolist())) == 3
+        for k, trainer in enumerate(apart if precision == "float64" else []):
+            torch.testing.assert_close(together.state(k), trainer.state(0), rtol=1e-6, atol=1e-9)

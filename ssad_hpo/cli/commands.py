@@ -5,16 +5,47 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ssad_hpo.cli import options
-from ssad_hpo.cli.display import Display, announce, say, show, show_ranking, warn
-
-if TYPE_CHECKING:
-    pass
+from ssad_hpo.cli.display import Display, announce, command, run_name, say, show, show_ranking, warn
+from ssad_hpo.cli.options import (
+    Anomaly,
+    BatchSize,
+    Category,
+    Contamination,
+    Criterion,
+    Device,
+    Encoder,
+    GridPoints,
+    ImageSize,
+    Keep,
+    Kinds,
+    LearningRate,
+    NoTracking,
+    Place,
+    Precision,
+    Ranges,
+    RunName,
+    Sampler,
+    Score,
+    Seed,
+    SkipUnreadable,
+    Steps,
+    Storage,
+    Threads,
+    TotalTrials,
+    TrackingUri,
+    Train,
+    Trials,
+    Unlabeled,
+    Width,
+    source_of,
+    space_of,
+)
 
 app = typer.Typer(
     name="ssad-hpo",
@@ -37,12 +68,12 @@ _HARD_TASK = "gravel/cutpaste"
 @app.command(epilog="Example: `ssad-hpo demo --seed 3`")
 def demo(
     hard: Annotated[bool, typer.Option("--hard", help="A harder task: pasted patches.")] = False,
-    trials: options.Trials = 16,
+    trials: Trials = 16,
     seed: Annotated[int, typer.Option(help="Of the images, the sampler and every training.")] = 0,
-    threads: options.Threads = None,
-    run: options.RunName = None,
-    tracking_uri: options.TrackingUri = "default",
-    no_tracking: options.NoTracking = False,
+    threads: Threads = None,
+    run: RunName = None,
+    tracking_uri: TrackingUri = "default",
+    no_tracking: NoTracking = False,
 ) -> None:
     """Search on an embedded texture with known anomalies, then compare the choice with the truth.
 
@@ -56,7 +87,7 @@ def demo(
     source = builtin(name)
     source = Source(source.loader, {**source.arguments, "seed": seed})
     kind = name.partition("/")[2]
-    with options.kept_on_interrupt(), Display(trials) as display:
+    with kept_on_interrupt(), Display(trials) as display:
         result = run_study(
             source,
             space=kind,
@@ -77,47 +108,57 @@ def demo(
     "`ssad-hpo search --resume NAME`"
 )
 def search(
-    path: options.ImagesPath = None,
-    category: options.Category = None,
-    anomaly: options.Anomaly = None,
-    train: options.TrainFolder = None,
-    unlabeled: options.UnlabeledFolder = None,
-    image_size: options.ImageSize = 64,
-    skip_unreadable: options.SkipUnreadable = False,
-    augmentation: options.Kinds = None,
-    ranges: options.Ranges = None,
-    criterion: options.Criterion = "dsv",
-    trials: options.TotalTrials = None,
-    sampler: Annotated[str, typer.Option(help="tpe, random, grid or gp (one kind only).")] = "tpe",
+    path: Place = None,
+    category: Category = None,
+    anomaly: Anomaly = None,
+    train: Train = None,
+    unlabeled: Unlabeled = None,
+    image_size: ImageSize = 64,
+    skip_unreadable: SkipUnreadable = False,
+    augmentation: Kinds = None,
+    ranges: Ranges = None,
+    criterion: Criterion = "dsv",
+    trials: TotalTrials = None,
+    sampler: Sampler = "tpe",
     pruner: Annotated[str, typer.Option(help="none, asha or median.")] = "none",
-    grid_points: options.GridPoints = 4,
-    encoder: options.Encoder = "small",
-    width: options.Width = 16,
-    steps: options.Steps = None,
-    batch_size: options.BatchSize = 32,
-    learning_rate: options.LearningRate = 0.03,
-    score: options.Score = "density",
-    contamination: options.Contamination = None,
-    precision: options.Precision = "auto",
-    seed: options.Seed = 0,
-    keep: options.Keep = 3,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: options.Threads = None,
-    run: options.RunName = None,
-    storage: options.Storage = None,
-    tracking_uri: options.TrackingUri = "default",
-    no_tracking: options.NoTracking = False,
-    resume: options.Resume = None,
+    grid_points: GridPoints = 4,
+    encoder: Encoder = "small",
+    width: Width = 16,
+    steps: Steps = None,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.03,
+    score: Score = "density",
+    contamination: Contamination = None,
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    keep: Keep = 3,
+    device: Device = "cpu",
+    threads: Threads = None,
+    run: RunName = None,
+    storage: Storage = None,
+    tracking_uri: TrackingUri = "default",
+    no_tracking: NoTracking = False,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run; of all else only --trials counts.")
+    ] = None,
 ) -> None:
     """Train detectors with different augmentations and choose one, without labels."""
     from ssad_hpo.experiment import run_study
     from ssad_hpo.task import Training
 
     if resume is not None:
-        options.resume(resume, path, train, trials)
+        go_on(resume, path, train, trials, resumed_by="search")
         return
     total = 16 if trials is None else trials
-    source = options.source_of(path, train, unlabeled, category, anomaly, image_size, skip_unreadable)
+    source = source_of(
+        path,
+        train,
+        unlabeled,
+        category=category,
+        anomaly=anomaly,
+        image_size=image_size,
+        skip_unreadable=skip_unreadable,
+    )
     training = Training(
         encoder=encoder,
         width=width,
@@ -129,11 +170,11 @@ def search(
         precision=precision,  # type: ignore[arg-type]
         seed=seed,
     )
-    with options.kept_on_interrupt(), Display(total) as display:
+    with kept_on_interrupt(), Display(total) as display:
         result = run_study(
             source,
             criterion=criterion,
-            space=options.space_of(augmentation or ["cutavg"], ranges or []),
+            space=space_of(augmentation or ["cutavg"], ranges or []),
             training=training,
             n_trials=total,
             sampler=sampler,
@@ -149,6 +190,26 @@ def search(
             announce=announce,
             tracking_uri=None if no_tracking else tracking_uri,
         )
+    show(result)
+
+
+def go_on(
+    run: str,
+    path: str | None,
+    train: Path | None,
+    trials: int | None,
+    *,
+    resumed_by: str,
+    address: str | None = None,
+) -> None:
+    """Go on with a search or a sweep, and show its result."""
+    from ssad_hpo.experiment import open_run, resume_study
+
+    if path is not None or train is not None:
+        raise typer.BadParameter("--resume takes its images from the run; leave PATH and --train out")
+    total = trials or open_run(run).settings.n_trials
+    with kept_on_interrupt(resumed_by), Display(total) as display:
+        result = resume_study(run, n_trials=trials, address=address, listeners=[display], announce=announce)
     show(result)
 
 
@@ -205,10 +266,8 @@ def score(
     ],
     paths: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     out: Annotated[Path | None, typer.Option(help="A CSV file; standard output by default.")] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    skip_unreadable: SkipUnreadable = False,
+    device: Device = "cpu",
 ) -> None:
     """Score new images with a run's chosen detector: a CSV of path and score, higher is more anomalous."""
     import csv
@@ -250,6 +309,23 @@ def _show_warning(
         warn(str(message))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
+@contextlib.contextmanager
+def kept_on_interrupt(resumed_by: str = "search") -> Iterator[None]:
+    """On Ctrl-C in a study, say which command goes on; if no detector could be trained, say why."""
+    from ssad_hpo.experiment import StudyInterrupted
+    from ssad_hpo.task import DetectorError
+
+    try:
+        yield
+    except DetectorError as error:
+        warn(str(error))
+        raise typer.Exit(1) from None
+    except StudyInterrupted as stopped:
+        name = run_name(stopped.run)
+        warn(f"stopped; all that is done is kept. Go on with: {command()} {resumed_by} --resume {name}")
+        raise typer.Exit(130) from None
 
 
 def _stdout() -> Any:

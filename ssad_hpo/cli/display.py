@@ -96,8 +96,73 @@ class Display:
         self.progress.update(self.bar, completed=self.done)
 
 
+class TuningDisplay:
+    """A recorder that shows a tuning as it runs: a line per finished start, a live one below them."""
+
+    def __init__(self) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def __enter__(self) -> TuningDisplay:
+        self.progress: Any = None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def announce(self, run: Run) -> None:
+        """The settings of a tuning that begins or goes on; from here on there is a live line."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        settings, training, tuning = run.settings, run.settings.training, run.settings.tuning
+        assert tuning is not None
+        (kind,) = settings.space.kinds
+        batch = training.batch_size
+        say(
+            f"[bold]{escape(settings.task_name)}[/bold]: {kind} tuned from {settings.n_trials} starts down "
+            f"{tuning.loss}, order {tuning.order}; the lowest {settings.criterion} is kept, without labels\n"
+            f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images a start, "
+            f"{tuning.warm_start_steps(training.steps)} of them before the hyperparameters move; "
+            f"{settings.device}, {settings.threads} threads, seed {settings.seed}\n"
+            f"run folder {escape(os.path.relpath(run.folder))}"
+        )
+        self.steps, self.criterion = training.steps, settings.criterion
+        columns = [BarColumn(20), TimeRemainingColumn(), TextColumn("{task.description}")]
+        self.progress = Progress(*columns, console=console())
+        self.progress.start()
+        self.bar = self.progress.add_task("warm start", total=settings.n_trials * training.steps)
+
+    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        self.params, self.begun = params, time.monotonic()
+        self.progress.update(self.bar, completed=int(trial) * self.steps)
+
+    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())
+        self.progress.update(
+            self.bar,
+            completed=int(trial) * self.steps + step,
+            description=f"start {trial}, step {step}: {shown}",
+        )
+
+    def trial_ended(
+        self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
+    ) -> None:
+        if status != "complete":  # whoever stopped it says why
+            return
+        self.progress.update(self.bar, completed=(int(trial) + 1) * self.steps)
+        value = metrics.get(self.criterion, metrics["finished.validation_loss"])
+        learned = {n: metrics.get(f"learned.{n}", v) for n, v in self.params.items()}
+        self.progress.console.print(
+            f"start {trial:>3}  {self.criterion} {value:7.3f}  {time.monotonic() - self.begun:5.1f} s  "
+            f"{_hyperparameters(self.params)} became {_hyperparameters(learned)}",
+            highlight=False,
+        )
+
+
 def announce(run: Run) -> None:
-    """The settings of a study that begins or goes on."""
+    """The settings of a search that begins or goes on."""
     settings, training = run.settings, run.settings.training
     kinds, batch = ", ".join(settings.space.kinds), training.batch_size
     say(
@@ -114,17 +179,20 @@ def show(result: StudyResult) -> None:
     """A study's candidates, the choice, the figures that judge it, and the next commands."""
     from rich.table import Table
 
+    from ssad_hpo.experiment.tuning import COLLAPSE
     from ssad_hpo.search import FAILURE, candidates
     from ssad_hpo.tracking import ui_command
 
     settings, criterion = result.run.settings, result.run.settings.criterion
+    word = "trial" if settings.tuning is None else "start"
     choices = sorted(candidates(result.study), key=lambda c: (c.criteria[criterion], c.number))
     names = list(dict.fromkeys(name for c in choices for name in c.augmentation.hyperparameters))
+    how = settings.sampler if settings.tuning is None else str(settings.tuning.loss)
     table = Table(
         title=f"{escape(settings.task_name)}: {settings.training.steps} steps a candidate, "
-        f"{settings.training.precision}, {settings.sampler}, seed {settings.seed}"
+        f"{settings.training.precision}, {how}, seed {settings.seed}"
     )
-    table.add_column("trial", justify="right")
+    table.add_column(word, justify="right")
     table.add_column("f_aug")
     for heading in (*names, criterion.upper() if criterion == "dsv" else criterion):
         table.add_column(heading.replace("_", " "), justify="right")
@@ -144,7 +212,13 @@ def show(result: StudyResult) -> None:
     for trial in result.study.get_trials(deepcopy=False):
         if FAILURE in trial.user_attrs:
             say(f"trial {trial.number} failed: {escape(trial.user_attrs[FAILURE])}")
+        for sign in trial.user_attrs.get(COLLAPSE, ()):
+            told = f"start {trial.number}: {sign}"
+            warn(told) if trial.number == result.selected.number else say(escape(told))
     others = len(result.study.get_trials(deepcopy=False)) - len(choices)
+    if settings.tuning is not None and len(choices) < settings.n_trials:
+        resume = f"{command()} tune --resume {run_name(result.run.folder)}"
+        say(f"{settings.n_trials - len(choices)} more starts are not done; go on with: {escape(resume)}")
     if others:
         say(f"{others} more trials were pruned, failed or interrupted; they do not compete")
     if (figures := result.evaluation) is not None:
@@ -155,7 +229,12 @@ def show(result: StudyResult) -> None:
             + ("" if figures.spearman is None else f" · Spearman {figures.spearman:.2f}")
         )
     else:
-        say(f"chosen without labels: trial {result.selected.number}, {result.selected.augmentation}")
+        say(f"chosen without labels: {word} {result.selected.number}, {result.selected.augmentation}")
+    if settings.tuning is None and not result.selected.learned:  # a tuning's signs of collapse say so
+        say(
+            f"[yellow]trial {result.selected.number} hardly tells augmented images from normal ones: loss "
+            f"{result.selected.loss:.2f}, a coin has 0.69; its choice means little, use more --steps[/]"
+        )
     say("\nnext:")
     name = escape(run_name(result.run.folder))
     if result.lost:

@@ -6,9 +6,39 @@ from typing import Annotated
 
 import typer
 
-from ssad_hpo.cli import options
-from ssad_hpo.cli.commands import app
+from ssad_hpo.cli.commands import app, go_on, kept_on_interrupt
 from ssad_hpo.cli.display import Display, announce, show
+from ssad_hpo.cli.options import (
+    Anomaly,
+    BatchSize,
+    Category,
+    Contamination,
+    Criterion,
+    Encoder,
+    GridPoints,
+    ImageSize,
+    Keep,
+    Kinds,
+    LearningRate,
+    NoTracking,
+    Place,
+    Precision,
+    Ranges,
+    RunName,
+    Sampler,
+    Score,
+    Seed,
+    SkipUnreadable,
+    Steps,
+    Storage,
+    TotalTrials,
+    TrackingUri,
+    Train,
+    Unlabeled,
+    Width,
+    source_of,
+    space_of,
+)
 
 
 @app.command(
@@ -17,13 +47,13 @@ from ssad_hpo.cli.display import Display, announce, show
     "`ssad-hpo sweep --resume NAME`"
 )
 def sweep(
-    path: options.ImagesPath = None,
-    category: options.Category = None,
-    anomaly: options.Anomaly = None,
-    train: options.TrainFolder = None,
-    unlabeled: options.UnlabeledFolder = None,
-    image_size: options.ImageSize = 64,
-    skip_unreadable: options.SkipUnreadable = False,
+    path: Place = None,
+    category: Category = None,
+    anomaly: Anomaly = None,
+    train: Train = None,
+    unlabeled: Unlabeled = None,
+    image_size: ImageSize = 64,
+    skip_unreadable: SkipUnreadable = False,
     address: Annotated[
         str | None,
         typer.Option(help="A Ray cluster: auto or HOST:PORT. By default a Ray of its own, on this machine."),
@@ -39,27 +69,27 @@ def sweep(
         str | None,
         typer.Option(help="A folder or URI that all nodes reach, for checkpoints; in the run folder."),
     ] = None,
-    augmentation: options.Kinds = None,
-    ranges: options.Ranges = None,
-    criterion: options.Criterion = "dsv",
-    trials: options.TotalTrials = None,
-    sampler: Annotated[str, typer.Option(help="tpe, random, grid or gp (one kind only).")] = "tpe",
+    augmentation: Kinds = None,
+    ranges: Ranges = None,
+    criterion: Criterion = "dsv",
+    trials: TotalTrials = None,
+    sampler: Sampler = "tpe",
     scheduler: Annotated[str, typer.Option(help="asha, median or none.")] = "asha",
-    grid_points: options.GridPoints = 4,
-    encoder: options.Encoder = "small",
-    width: options.Width = 16,
-    steps: options.Steps = None,
-    batch_size: options.BatchSize = 32,
-    learning_rate: options.LearningRate = 0.03,
-    score: options.Score = "density",
-    contamination: options.Contamination = None,
-    precision: options.Precision = "auto",
-    seed: options.Seed = 0,
-    keep: options.Keep = 3,
-    run: options.RunName = None,
-    storage: options.Storage = None,
-    tracking_uri: options.TrackingUri = "default",
-    no_tracking: options.NoTracking = False,
+    grid_points: GridPoints = 4,
+    encoder: Encoder = "small",
+    width: Width = 16,
+    steps: Steps = None,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.03,
+    score: Score = "density",
+    contamination: Contamination = None,
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    keep: Keep = 3,
+    run: RunName = None,
+    storage: Storage = None,
+    tracking_uri: TrackingUri = "default",
+    no_tracking: NoTracking = False,
     resume: Annotated[
         str | None, typer.Option(help="Go on with this run; of all else --trials and --address count.")
     ] = None,
@@ -69,10 +99,18 @@ def sweep(
     from ssad_hpo.task import Training
 
     if resume is not None:
-        options.resume(resume, path, train, trials, address)
+        go_on(resume, path, train, trials, resumed_by="sweep", address=address)
         return
     total = 16 if trials is None else trials
-    source = options.source_of(path, train, unlabeled, category, anomaly, image_size, skip_unreadable)
+    source = source_of(
+        path,
+        train,
+        unlabeled,
+        category=category,
+        anomaly=anomaly,
+        image_size=image_size,
+        skip_unreadable=skip_unreadable,
+    )
     training = Training(
         encoder=encoder,
         width=width,
@@ -84,11 +122,11 @@ def sweep(
         precision=precision,  # type: ignore[arg-type]
         seed=seed,
     )
-    with options.kept_on_interrupt(), Display(total) as display:
+    with kept_on_interrupt("sweep"), Display(total) as display:
         result = run_sweep(
             source,
             criterion=criterion,
-            space=options.space_of(augmentation or ["cutavg"], ranges or []),
+            space=space_of(augmentation or ["cutavg"], ranges or []),
             training=training,
             n_trials=total,
             sampler=sampler,

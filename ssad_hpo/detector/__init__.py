@@ -4,7 +4,7 @@ A detector learns to tell normal images from augmented ones [DSV, section 2.1] a
 the Mahalanobis distance of its embedding to a Gaussian fitted to the train embeddings.
 """
 
-from ssad_hpo.detector.model import Detector, Embeddings, untrained_network
+from ssad_hpo.detector.model import Detector, Embeddings, Transform, pseudo_anomalies, untrained_network
 from ssad_hpo.detector.numerics import check_device, resolve_precision
 from ssad_hpo.detector.training import Checkpoint, train
 
@@ -12,7 +12,9 @@ __all__ = [
     "Checkpoint",
     "Detector",
     "Embeddings",
+    "Transform",
     "check_device",
+    "pseudo_anomalies",
     "resolve_precision",
     "train",
     "untrained_network",

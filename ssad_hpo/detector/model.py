@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from ssad_hpo.task import Augmentation, DetectorError, Range, Training
 _EMBED_BATCH = 256
 # Added to the seed for the augmented images of the criteria, so that they are not those of training.
 _EVALUATION_STREAM = 1_000_003
+_FORMAT = 1  # of the files that `save` writes
 _SETTINGS_FILE, _WEIGHTS_FILE = "detector.json", "detector.safetensors"
 
 
@@ -36,6 +37,31 @@ class Embeddings:
     train: Tensor
     augmented: Tensor
     unlabeled: Tensor
+
+
+@dataclass(frozen=True)
+class Transform:
+    """An f_aug beyond `Augmentation`'s kinds, for experiments: any function, known by its name alone.
+
+    Attributes:
+        name: tells it from others, so it should say the function's settings too.
+        function: of (N, C, H, W) float images in [0, 1] and a generator on their device; gives images of
+            the same shape and range. It may draw from that generator only.
+    """
+
+    name: str
+    function: Callable[[Tensor, torch.Generator], Tensor] = field(repr=False)
+
+
+def pseudo_anomalies(images: Tensor, f_aug: Augmentation | Transform, generator: torch.Generator) -> Tensor:
+    """(N, C, H, W) float images in [0, 1], each changed by f_aug; all randomness is the generator's.
+
+    Raises:
+        ValueError: if a patch of an `Augmentation` does not fit the images.
+    """
+    if isinstance(f_aug, Transform):
+        return f_aug.function(images, generator)
+    return augment(images, f_aug, generator)
 
 
 def untrained_network(
@@ -66,7 +92,7 @@ class Detector:
     """
 
     network: Network
-    augmentation: Augmentation
+    augmentation: Augmentation | Transform
     training: Training
     image_shape: tuple[int, int, int]
     mean: Tensor | None = None
@@ -113,7 +139,7 @@ class Detector:
             images = images[torch.arange(count) % len(images)]
         generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
         return self._embed(
-            augment(to_float(block), self.augmentation, generator) for block in self._blocks(images)
+            pseudo_anomalies(to_float(block), self.augmentation, generator) for block in self._blocks(images)
         )
 
     def embed_task(self, train: Tensor, unlabeled: Tensor) -> Embeddings:
@@ -157,17 +183,19 @@ class Detector:
         """Write the detector into a folder as safetensors and JSON, whole or not at all.
 
         Raises:
-            ValueError: if it has no density yet.
+            ValueError: if it has no density yet, or was trained with a `Transform`.
         """
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.augmentation, Transform):
+            raise ValueError(f"detector: was trained with {self.augmentation}, which no file can hold")
         if self.mean is None or self.whitening is None:
             raise ValueError("detector: it has no density yet; call fit_density before save")
+        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"network.{name}": t.contiguous() for name, t in self.network.state_dict().items()}
         tensors |= {"density.mean": self.mean, "density.whitening": self.whitening}
         settings = {
-            "format": 1,
+            "format": _FORMAT,
             "image_shape": list(self.image_shape),
             "augmentation": {
                 "kind": self.augmentation.kind,
@@ -191,7 +219,7 @@ class Detector:
 
         Raises:
             FileNotFoundError: if the folder holds no detector.
-            ValueError: if it was written by a newer version, or for a device that is not there.
+            ValueError: if its files are of another format, or for a device that is not there.
         """
         from safetensors.torch import load_file
 
@@ -199,8 +227,9 @@ class Detector:
         if not (folder / _SETTINGS_FILE).is_file():
             raise FileNotFoundError(f"{folder}: holds no detector (no {_SETTINGS_FILE})")
         settings = json.loads((folder / _SETTINGS_FILE).read_text())
-        if settings.get("format") != 1:
-            raise ValueError(f"{folder}: written by a newer version of ssad_hpo; update it to read this")
+        if settings.get("format") != _FORMAT:
+            found = f"format {settings['format']!r}" if "format" in settings else "none"
+            raise ValueError(f"{folder}: expected a detector of format {_FORMAT}, found {found}")
         given = settings["augmentation"]
         augmentation = Augmentation(
             given["kind"],

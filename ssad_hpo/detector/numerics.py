@@ -84,8 +84,16 @@ def to_float(images: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """torch's global generators set to a seed inside, and left as they were outside."""
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+    """torch's global generators set to a seed inside, and left as they were outside.
+
+    On a GPU also with deterministic convolutions, so that the same seed trains the same detector.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+    as_it_was = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = as_it_was or on_gpu
+    try:
+        with torch.random.fork_rng(devices=[device] if on_gpu else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.backends.cudnn.deterministic = as_it_was

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssad_hpo.augment import augment, check_fits, jitter
-from ssad_hpo.detector.model import Detector, untrained_network
+from ssad_hpo.augment import check_fits, jitter
+from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
 from ssad_hpo.detector.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
@@ -38,7 +38,7 @@ class Checkpoint:
 
 def train(
     images: Tensor,
-    augmentation: Augmentation,
+    augmentation: Augmentation | Transform,
     training: Training,
     device: str | torch.device = "cpu",
     state: dict[str, Any] | None = None,
@@ -47,7 +47,7 @@ def train(
 
     Args:
         images: (N, C, H, W) uint8, normal images.
-        augmentation: f_aug; ranges are drawn anew for every image.
+        augmentation: f_aug; ranges are drawn anew for every image. Of a `Transform` nothing is checked.
         training: settings; its seed decides initial weights, batches, jitter and augmentation.
         device: where to train.
         state: of a checkpoint of this same training: go on after it, to the same bits on the same machine.
@@ -64,7 +64,8 @@ def train(
         raise ValueError(f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     device = torch.device(device)
     channels, height, width = images.shape[1:]
-    check_fits(augmentation, height=height, width=width)
+    if isinstance(augmentation, Augmentation):
+        check_fits(augmentation, height=height, width=width)
     training = replace(training, precision=resolve_precision(training, device, height * width))
     prepare_allocator(device, height * width)
     network = untrained_network(training, (channels, height, width), device)
@@ -78,7 +79,7 @@ def train(
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     generator = torch.Generator(device).manual_seed(training.seed)
     images = images.to(device)
-    batches = _batches(len(images), training, generator)
+    batches = draw_batches(len(images), training, generator)
     targets = torch.arange(2, device=device).repeat_interleave(training.batch_size)
     detector = Detector(network, augmentation, training, (channels, height, width))
     if state is not None:
@@ -97,7 +98,7 @@ def train(
         with seeded(training.seed + start, device):
             for step in range(start, end):
                 normal = jitter(to_float(images[batches[step]]), training.jitter, generator)
-                augmented = augment(normal, augmentation, generator)
+                augmented = pseudo_anomalies(normal, augmentation, generator)
                 with autocast(device, training):
                     logits = network(torch.cat([normal, augmented]))
                 loss = F.cross_entropy(logits.float(), targets)
@@ -120,7 +121,7 @@ def train(
         yield Checkpoint(end, detector, mean_loss, state)
 
 
-def _batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
+def draw_batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
     """(steps, batch_size) indices of images: one random order after the other, cut into batches."""
     needed = training.steps * training.batch_size
     orders = [torch.randperm(n, generator=generator, device=generator.device) for _ in range(-(-needed // n))]

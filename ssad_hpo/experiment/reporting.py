@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo import data
 from ssad_hpo.augment import augment
+from ssad_hpo.experiment.conducting import open_recorder
 from ssad_hpo.experiment.judging import StudyResult, load_task, open_result
-from ssad_hpo.experiment.run_folder import Run, locked, open_run
-from ssad_hpo.experiment.study import open_recorder
-from ssad_hpo.report import EmbeddingSets, Findings, ImageRow, Trial, write_report
+from ssad_hpo.experiment.run_folder import Run, Settings, locked, open_run
+from ssad_hpo.experiment.tuning import COLLAPSE, read_trajectory
+from ssad_hpo.report import Course, EmbeddingSets, Findings, ImageRow, Trajectory, Trial, write_report
 from ssad_hpo.search import FAILURE, Candidate, Kept, candidates
 from ssad_hpo.search.objective import HYPERPARAMETERS, INTERRUPTED, RETRY_OF
-from ssad_hpo.task import Augmentation, Range, Status, Task
+from ssad_hpo.task import Augmentation, Hyperparameters, Range, Status, Task
 
 REPORT = "report"  # the folder, in the run's and among MLflow's artifacts
 _IMAGES = 8  # in a row
@@ -67,6 +68,10 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
     scores = _scores(selected, kept, task)
     if "train" not in scores:
         remarks.append("The scores of train and augmented images are missing: they need what is not at hand.")
+    missing = run.settings.n_trials - len(competing) if run.settings.tuning is not None else 0
+    if missing:
+        remarks.append(f"{missing} of {run.settings.n_trials} starts are not done yet, and are not shown.")
+    remarks.extend(result.study.get_trials(deepcopy=False)[selected.number].user_attrs.get(COLLAPSE, ()))
     if task is None:
         remarks.append("The images lived in memory when the study was made, and are not shown.")
     return Findings(
@@ -83,7 +88,40 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
         anomalous=anomalous,
         figures={} if result.evaluation is None else result.evaluation.metrics(),
         remarks=tuple(remarks),
+        course=_course(run, selected, list(competing.values()), task),
     )
+
+
+def _course(run: Run, selected: Candidate, starts: Sequence[Candidate], task: Task | None) -> Course | None:
+    """How a tuning's starts moved, with images along the way of the selected one; None of a search."""
+    tuning, steps = run.settings.tuning, run.settings.training.steps
+    if tuning is None:
+        return None
+    trajectories, examples = [], []
+    for start in starts:
+        way, learned = read_trajectory(start), start.augmentation.hyperparameters
+        points: list[Hyperparameters] = [outer.hyperparameters for outer in way]
+        points.append({name: learned[name] for name in way[0].hyperparameters})
+        trajectories.append(
+            Trajectory(
+                trial=start.number,
+                steps=np.array([outer.step for outer in way]),
+                hyperparameters={n: np.array([point[n] for point in points]) for n in points[0]},
+                training_loss=np.array([outer.training_loss for outer in way]),
+                validation_loss=np.array([outer.validation_loss for outer in way]),
+            )
+        )
+        if start.number == selected.number and task is not None:
+            normal = task.train[:_IMAGES]
+            examples.append(ImageRow("normal", "Normal, from train", normal.numpy()))
+            for place in sorted({round(share * len(way)) for share in (0, 0.25, 0.5, 1)}):
+                augmentation = Augmentation(start.augmentation.kind, {**learned, **points[place]})
+                when = "at the end" if place == len(way) else f"at step {way[place].step}"
+                values = ", ".join(f"{n.replace('_', ' ')} {value:.3g}" for n, value in points[place].items())
+                images = _augmented(normal, augmentation).numpy()
+                examples.append(ImageRow(f"step-{place}", f"Augmented {when}: {values}", images))
+    loss, warm = str(tuning.loss), tuning.warm_start_steps(steps)
+    return Course(loss, warm, steps, tuple(trajectories), tuple(examples))
 
 
 def _trials(result: StudyResult, competing: Mapping[int, Candidate]) -> tuple[Trial, ...]:
@@ -105,6 +143,8 @@ def _trials(result: StudyResult, competing: Mapping[int, Candidate]) -> tuple[Tr
             first = trial.user_attrs.get(RETRY_OF, number)
             if again.get(first, number) > number:
                 reason += f"; run again as trial {again[first]}"
+        else:
+            reason = " ".join(trial.user_attrs.get(COLLAPSE, ())) or None
         drawn = trial.user_attrs.get(HYPERPARAMETERS)
         trials.append(
             Trial(
@@ -143,16 +183,16 @@ def _scores(selected: Candidate, kept: Kept, task: Task | None) -> dict[str, NDA
         augmented = detector.density_score(kept.embeddings.augmented)
     elif task is not None:
         train = detector.score(task.train)
-        augmented = detector.score(_augmented(task.train, selected))
+        augmented = detector.score(_augmented(task.train, selected.augmentation))
     else:
         return unlabeled
     return {"train": train.numpy(), "augmented": augmented.numpy(), **unlabeled}
 
 
-def _augmented(images: torch.Tensor, selected: Candidate) -> torch.Tensor:
-    """Augmented copies under the selected hyperparameters, uint8; always the same."""
+def _augmented(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    """Augmented copies, uint8; always the same, and with patches always in the same places."""
     generator = torch.Generator().manual_seed(0)
-    copies = [augment(block / 255, selected.augmentation, generator) for block in images.split(256)]
+    copies = [augment(block / 255, augmentation, generator) for block in images.split(256)]
     return torch.cat(copies).mul(255).round().to(torch.uint8)
 
 
@@ -164,7 +204,7 @@ def _images(
     rows = [
         ImageRow("normal", "Normal, from train", normal.numpy()),
         ImageRow("augmented", f"Augmented, as trial {selected.number} ({kind}) does",
-                 _augmented(normal, selected).numpy()),
+                 _augmented(normal, selected.augmentation).numpy()),
     ]  # fmt: skip
     ranking, count = np.argsort(-scores, kind="stable"), min(_IMAGES, len(scores) // 2)
     for name, places in (("highest", ranking[:count]), ("lowest", ranking[::-1][:count])):
@@ -172,6 +212,30 @@ def _images(
         images = task.unlabeled[torch.from_numpy(places.copy())].numpy()
         rows.append(ImageRow(name, f"Unlabeled, {name} scores", images, scores[places], truth))
     return tuple(rows)
+
+
+def _method(settings: Settings) -> dict[str, str]:
+    """How the detectors were found, as texts by heading."""
+    tuning = settings.tuning
+    if tuning is None:
+        return {
+            "search": f"{settings.n_trials} trials, sampler {settings.sampler}, pruner {settings.pruner}, "
+            f"seed {settings.seed}",
+            "evaluated at": "steps " + ", ".join(map(str, settings.training.evaluation_steps)),
+        }
+    warm = tuning.warm_start_steps(settings.training.steps)
+    return {
+        "tuning": f"{settings.n_trials} starts down {tuning.loss}, order {tuning.order}, batch norm in "
+        f"{tuning.batch_norm} mode, learning rate {tuning.learning_rate:g}, virtual rate "
+        f"{tuning.virtual_rate:g}, {tuning.detector_steps} training steps to one of the hyperparameters",
+        "warm start": f"{warm} steps on the {tuning.warm_start_on}",
+        "starts": "; ".join(
+            ", ".join(f"{name} {value:g}" for name, value in start.items())
+            if isinstance(start, Mapping)
+            else f"{start:g} of the range"
+            for start in tuning.starts
+        ),
+    }
 
 
 def _settings(run: Run, task: Task | None) -> dict[str, str]:
@@ -201,13 +265,11 @@ def _settings(run: Run, task: Task | None) -> dict[str, str]:
     contamination = training.contamination
     return {
         **texts,
-        "search": f"{settings.n_trials} trials, sampler {settings.sampler}, pruner {settings.pruner}, "
-        f"seed {settings.seed}",
+        **_method(settings),
         "encoder": training.encoder + width_of,
         "training": f"{training.steps} steps of {training.batch_size} + {training.batch_size} images, "
         f"learning rate {training.learning_rate:g}, momentum {training.momentum:g}, weight decay "
         f"{training.weight_decay:g}, jitter {training.jitter:g}, seed {training.seed}",
-        "evaluated at": "steps " + ", ".join(map(str, training.evaluation_steps)),
         "anomaly score": training.score,
         "contamination": "not assumed" if contamination is None else f"{contamination:g}",
         "machine": f"{settings.device}, {settings.threads} threads, {training.precision}",

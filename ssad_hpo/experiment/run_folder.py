@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssad_hpo import tracking
+from ssad_hpo.bilevel import Tuning
 from ssad_hpo.data import Source
 from ssad_hpo.task import SearchSpace, Training
 
@@ -60,6 +61,9 @@ class Settings:
         storage: URL of Optuna's storage; None for the journal file in the run folder.
         tracking_uri, experiment: of MLflow; a tracking_uri of None switches tracking off.
         created: UTC time. versions: of the libraries that a result depends on.
+        tuning: of a tuning by gradient; None for a search. Every starting point of a tuning is a trial of
+            its study: n_trials counts them, criterion is what keeps one, space is the one augmentation
+            that is tuned; sampler, pruner and grid_points have no use.
         cluster: of a sweep, whose `pruner` is a scheduler of Ray Tune's; None for a local search.
     """
 
@@ -83,6 +87,7 @@ class Settings:
     experiment: str
     created: str
     versions: dict[str, str]
+    tuning: Tuning | None = None
     cluster: Cluster | None = None
 
     def without_passwords(self) -> dict[str, Any]:
@@ -96,12 +101,17 @@ class Settings:
         """Settings as one level of names and plain values, without passwords: for tracking and showing."""
         values = self.without_passwords()
         training, space = values.pop("training"), values.pop("space")
-        source, versions, cluster = values.pop("source"), values.pop("versions"), values.pop("cluster")
+        source, versions = values.pop("source"), values.pop("versions")
+        cluster, tuning = values.pop("cluster"), values.pop("tuning")
+        if tuning is not None:
+            for name in ("sampler", "pruner", "grid_points"):
+                del values[name]
         return {
             **values,
             "space": json.dumps(space.to_json()),
             "source": json.dumps(source.to_json()) if source else "in memory",
             **{f"training.{name}": value for name, value in asdict(training).items()},
+            **{f"tuning.{name}": value for name, value in (asdict(tuning) if tuning else {}).items()},
             **{f"version.{name}": value for name, value in versions.items()},
             **({f"cluster.{name}": value for name, value in asdict(cluster).items()} if cluster else {}),
         }
@@ -138,6 +148,11 @@ class Run:
         return self.folder / "journal.log"
 
     @property
+    def checkpoint(self) -> Path:
+        """How far a tuning is."""
+        return self.folder / "checkpoint.pt"
+
+    @property
     def artifacts(self) -> Path:
         return self.folder / "artifacts"
 
@@ -155,6 +170,7 @@ class Run:
         values["source"] = self.settings.source.to_json() if self.settings.source else None
         values["space"] = self.settings.space.to_json()
         values["training"] = asdict(self.settings.training)
+        values["tuning"] = asdict(self.settings.tuning) if self.settings.tuning else None
         values["cluster"] = asdict(self.settings.cluster) if self.settings.cluster else None
         partial = self.folder / (_SETTINGS_FILE + ".partial")
         try:
@@ -203,6 +219,8 @@ def open_run(name: str | Path) -> Run:
         values["source"] = Source.from_json(values["source"]) if values["source"] else None
         values["space"] = SearchSpace.from_json(values["space"])
         values["training"] = Training(**values["training"])
+        # Runs made before there were tunings and sweeps have no such settings.
+        values["tuning"] = Tuning(**values["tuning"]) if values.get("tuning") else None
         values["cluster"] = Cluster(**values["cluster"]) if values.get("cluster") else None
         if _hides_password(values["tracking_uri"]):
             values["tracking_uri"] = tracking.default_tracking_uri()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import optuna
 import torch
 
 from ssad_hpo import data, tracking
 from ssad_hpo.detector import check_device, resolve_precision
 from ssad_hpo.experiment.cluster import check_cluster, sweep_trials
+from ssad_hpo.experiment.conducting import (
+    DEFAULT_TRACKING,
+    EXPERIMENT,
+    common_settings,
+    conduct,
+    load_images,
+    open_recorder,
+    undelivered,
+)
 from ssad_hpo.experiment.judging import (
     StudyResult,
-    judge,
     load_task,
     open_database,
     open_result,
@@ -24,33 +32,14 @@ from ssad_hpo.experiment.judging import (
 from ssad_hpo.experiment.run_folder import (
     Cluster,
     Run,
+    RunError,
     Settings,
     choose_run_folder,
-    creation_facts,
     locked,
-    new_study_name,
     open_run,
 )
-from ssad_hpo.experiment.sources import find_source
-from ssad_hpo.search import (
-    Objective,
-    make_pruner,
-    make_sampler,
-    open_study,
-    run_search,
-)
-from ssad_hpo.task import Recorder, SearchSpace, Status, Task, Training
-
-DEFAULT_TRACKING = "default"
-EXPERIMENT = "ssad_hpo"
-
-
-class StudyInterrupted(KeyboardInterrupt):
-    """Ctrl-C in a study. All that is done is kept in `run`; `resume_study(run)` goes on."""
-
-    def __init__(self, run: Path) -> None:
-        super().__init__(f"stopped; go on with resume_study({str(run)!r})")
-        self.run = run
+from ssad_hpo.search import Objective, make_pruner, make_sampler, open_study, run_search
+from ssad_hpo.task import Recorder, SearchSpace, Task, Training
 
 
 def run_study(
@@ -109,33 +98,23 @@ def run_study(
             its whole budget.
         StudyInterrupted: on Ctrl-C, with all that is done kept; `resume_study` goes on.
     """
-    if isinstance(images, str | Path):
-        images = find_source(images)
-    source = images if isinstance(images, data.Source) else None
-    task = data.load(images) if isinstance(images, data.Source) else images
+    task, source = load_images(images)
     if n_trials < 1:
         raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}")
+    training = training or Training(seed=seed)
+    height, width = task.train.shape[2:]
     folder = choose_run_folder(run, task.name)
     if cluster is None:
         check_device(device)
     else:
         cluster = check_cluster(cluster, folder, n_trials, pruner, device, storage)
-    if tracking_uri == DEFAULT_TRACKING:
-        tracking_uri = tracking.default_tracking_uri()
-    elif tracking_uri is not None:
-        tracking_uri = tracking.absolute_uri(tracking_uri)
-    training = training or Training(seed=seed)
-    height, width = task.train.shape[2:]
+    common = common_settings(
+        folder, task, source, device=device, threads=threads, tracking_uri=tracking_uri, experiment=experiment
+    )
     if device == "cpu" or torch.cuda.is_available():  # else the nodes with GPUs decide
         precision = resolve_precision(training, torch.device(device), height * width)
         training = replace(training, precision=precision)
     settings = Settings(
-        study_name=new_study_name(folder),
-        source=source,
-        task_name=task.name,
-        content_hash=task.content_hash,
         criterion=criterion,
         space=space if isinstance(space, SearchSpace) else SearchSpace(space or "cutavg"),
         training=training,
@@ -145,13 +124,9 @@ def run_study(
         grid_points=grid_points,
         seed=seed,
         keep=keep,
-        device=device,
-        threads=threads or torch.get_num_threads(),
         storage=storage,
-        tracking_uri=tracking_uri,
-        experiment=experiment,
         cluster=cluster,
-        **creation_facts(),
+        **common,
     )
     made = Run(folder, settings)
     objective = _objective(made, task)
@@ -185,10 +160,13 @@ def resume_study(
         listeners, announce: as in `run_study`.
 
     Raises:
-        RunError: if there is no such run, another process works on it, or the images have changed.
+        RunError: if there is no such run or it is a tuning, another process works on it, or the images
+            have changed.
         ValueError: for a wrong argument.
     """
     opened = open_run(run)
+    if opened.settings.tuning is not None:
+        raise RunError(f"{opened.folder}: is a tuning, which `tune --resume` (resume_tuning) goes on with")
     task = load_task(opened, task)
     if n_trials is not None:
         if n_trials < 1:
@@ -219,7 +197,7 @@ def evaluate_run(run: str | Path) -> StudyResult:
         )
     with locked(result.run.folder), open_recorder(result.run) as recorder:
         record_result(recorder, result)
-    return replace(result, undelivered=_undelivered(result.run), lost=recorder.lost)
+    return replace(result, undelivered=undelivered(result.run), lost=recorder.lost)
 
 
 def sync_run(run: str | Path) -> tracking.SyncResult:
@@ -247,79 +225,30 @@ def _objective(run: Run, task: Task) -> Objective:
     )
 
 
-def open_recorder(run: Run) -> tracking.NullRecorder:
-    """What writes a run to MLflow; with tracking off, what writes nothing."""
-    settings = run.settings
-    if settings.tracking_uri is None:
-        return tracking.NullRecorder()
-    return tracking.MlflowRecorder(
-        run.outbox, settings.tracking_uri, settings.experiment, settings.study_name
-    )
-
-
-def _undelivered(run: Run) -> int:
-    return tracking.pending(run.outbox) if run.settings.tracking_uri else 0
-
-
 def _search(
     run: Run,
     objective: Objective,
     listeners: Sequence[Recorder],
     announce: Callable[[Run], None] | None,
 ) -> StudyResult:
-    """Bring a run's study to its number of trials, then judge it; all of it told to MLflow."""
-    settings = run.settings
-    torch.set_num_threads(settings.threads)
-    with locked(run.folder), open_recorder(run) as recorder:
-        if announce is not None:
-            announce(run)
-        tags = {"task": settings.task_name, "criterion": settings.criterion, "sampler": settings.sampler}
-        objective.recorder = _Everyone([recorder, *listeners], tags)
-        recorder.study_started(settings.flat(), tags)
-        try:
-            study = open_study(
-                open_storage(run),
-                settings.study_name,
-                objective,
-                sampler=settings.sampler,
-                pruner=settings.pruner if settings.cluster is None else "none",
-                seed=settings.seed,
-                grid_points=settings.grid_points,
-            )
-            if settings.cluster is None:
-                run_search(study, objective, settings.n_trials)
-            else:
-                sweep_trials(settings, settings.cluster, study, objective)
-            # The search is over; only now may ground truth be read.
-            result = judge(run, study)
-        except KeyboardInterrupt:
-            recorder.study_ended("interrupted")
-            raise StudyInterrupted(run.folder) from None
-        except Exception as error:
-            recorder.study_ended("failed", str(error))
-            raise
-        record_result(recorder, result)
-        recorder.study_ended("complete")
-    return replace(result, undelivered=_undelivered(run), lost=recorder.lost)
+    """Bring a run's study to its number of trials, then judge it."""
+    settings, cluster = run.settings, run.settings.cluster
 
+    def work(everyone: Recorder, _: tracking.NullRecorder) -> optuna.Study:
+        objective.recorder = everyone
+        study = open_study(
+            open_storage(run),
+            settings.study_name,
+            objective,
+            sampler=settings.sampler,
+            pruner=settings.pruner if cluster is None else "none",  # Ray's scheduler stops the trials
+            seed=settings.seed,
+            grid_points=settings.grid_points,
+        )
+        if cluster is None:
+            run_search(study, objective, settings.n_trials)
+        else:
+            sweep_trials(settings, cluster, study, objective)
+        return study
 
-class _Everyone:
-    """A recorder that tells several others, with the study's own tags on every trial."""
-
-    def __init__(self, recorders: Sequence[Recorder], tags: Mapping[str, str]) -> None:
-        self.recorders = recorders
-        self.tags = tags
-
-    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        for recorder in self.recorders:
-            recorder.trial_started(trial, params, {**self.tags, **tags})
-
-    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
-        for recorder in self.recorders:
-            recorder.trial_progress(trial, step, metrics)
-
-    def trial_ended(
-        self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
-    ) -> None:
-        for recorder in self.recorders:
-            recorder.trial_ended(trial, status, metrics, reason)
+    return conduct(run, work, listeners, announce, tags={"sampler": settings.sampler}, resume="resume_study")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ssad_hpo import data
+from ssad_hpo.experiment.conducting import DEFAULT_TRACKING, EXPERIMENT
 from ssad_hpo.experiment.judging import StudyResult
 from ssad_hpo.experiment.run_folder import Cluster, Run
-from ssad_hpo.experiment.study import DEFAULT_TRACKING, EXPERIMENT, run_study
+from ssad_hpo.experiment.study import run_study
 from ssad_hpo.task import Recorder, SearchSpace, Task, Training
 
 

@@ -3,8 +3,17 @@
 matplotlib is imported where a figure is drawn, so that importing this room stays fast.
 """
 
-from ssad_hpo.report.findings import EmbeddingSets, Findings, ImageRow, Trial
+from ssad_hpo.report.findings import Course, EmbeddingSets, Findings, ImageRow, Trajectory, Trial
 from ssad_hpo.report.page import write_report
 from ssad_hpo.report.throughput import throughput_figure
 
-__all__ = ["EmbeddingSets", "Findings", "ImageRow", "Trial", "throughput_figure", "write_report"]
+__all__ = [
+    "Course",
+    "EmbeddingSets",
+    "Findings",
+    "ImageRow",
+    "Trajectory",
+    "Trial",
+    "throughput_figure",
+    "write_report",
+]

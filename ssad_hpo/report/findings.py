@@ -22,7 +22,7 @@ class Trial:
         value: the criterion after the whole budget, lower is better; None unless complete.
         curve: the criterion by training step, at each evaluation that took place.
         auc: 0..1, higher is better; None without ground truth, or unless complete.
-        reason: why it was pruned, failed or interrupted.
+        reason: why it was pruned, failed or interrupted; or what is wrong with a start that is complete.
     """
 
     number: int
@@ -84,6 +84,43 @@ class ImageRow:
 
 
 @dataclass(frozen=True, eq=False)
+class Trajectory:
+    """How one start of a tuning moved.
+
+    Attributes:
+        trial: its number.
+        steps: (S,) training steps done at each step of the hyperparameters, rising, S >= 1.
+        hyperparameters: for each tuned one its (S + 1,) values before these steps and after the last.
+        training_loss: (S,) mean since the step before. validation_loss: (S,) of a mini-batch.
+    """
+
+    trial: int
+    steps: NDArray[np.integer]
+    hyperparameters: Mapping[str, NDArray[np.floating]]
+    training_loss: NDArray[np.floating]
+    validation_loss: NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """The course of a tuning.
+
+    Attributes:
+        loss: name of the validation loss.
+        warm_start: training steps before the hyperparameters moved.
+        steps: training steps of each start.
+        trajectories: of the starts that are finished.
+        examples: images along the way of the selected start; empty where they are not at hand.
+    """
+
+    loss: str
+    warm_start: int
+    steps: int
+    trajectories: tuple[Trajectory, ...]
+    examples: tuple[ImageRow, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
     """All that a report shows of a study.
 
@@ -102,7 +139,8 @@ class Findings:
         anomalous: (N_test,) whether each unlabelled image is an anomaly; None without ground truth.
         figures: "auc_selected", "auc_oracle", "auc_random", "auc_worst", "regret" and, where defined,
             "spearman"; empty without ground truth.
-        remarks: sentences about what is not shown, and why.
+        remarks: sentences about what is not shown, and why, and what to mind about the result.
+        course: of a tuning, whose starts are the trials; None of a search.
 
     Raises:
         ValueError: if the selected trial is not among the complete ones.
@@ -121,6 +159,7 @@ class Findings:
     anomalous: NDArray[np.bool_] | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    course: Course | None = None
 
     def __post_init__(self) -> None:
         if self.selected not in {t.number for t in self.trials if t.status == "complete"}:

@@ -12,9 +12,10 @@ from string import Template
 from typing import NamedTuple
 
 from ssad_hpo.report.detectors import embedding_figure, images_figure, scores_figure
-from ssad_hpo.report.findings import Findings
+from ssad_hpo.report.findings import Course, Findings
 from ssad_hpo.report.style import name_of
 from ssad_hpo.report.tables import candidates_table, figures_list, settings_list
+from ssad_hpo.report.trajectory import examples_figure, trajectory_figure
 from ssad_hpo.report.trials import auc_figure, hyperparameters_figure, learning_curves_figure, searched
 from ssad_hpo.task import Range
 
@@ -86,12 +87,35 @@ def _choice(findings: Findings) -> str:
 
 def _sections(findings: Findings, folder: Path) -> Iterator[_Section]:
     """Draw every picture into the folder, section by section."""
+    if findings.course is not None:
+        yield _course(findings, findings.course, folder)
     if findings.images:
         yield _images(findings, folder)
     yield _scores(findings, folder)
-    yield _criterion(findings, folder)
+    if findings.course is None or findings.anomalous is not None:
+        yield _criterion(findings, folder)
     yield _hyperparameters(findings, folder)
     yield _embeddings(findings, folder)
+
+
+def _course(findings: Findings, course: Course, folder: Path) -> _Section:
+    ((kind, hyperparameters),) = findings.space.kinds.items()
+    bounds = {name: value for name, value in hyperparameters.items() if isinstance(value, Range)}
+    text = (
+        f"How the hyperparameters of {name_of(kind)} moved, by gradient, while the detectors trained. A line "
+        "that runs into the edge of its panel has left what was allowed, and a training loss near a coin's "
+        "means that augmented images could not be told from normal ones."
+    )
+    path = folder / "trajectories.png"
+    trajectory_figure(course, bounds, findings.selected, path)
+    shown = ", ".join(map(name_of, bounds))
+    pictures = [_Picture(path, f"{shown}, training loss and validation loss over training steps")]
+    if course.examples:
+        text += " Beside it, the same images as the kept start changed them along its way."
+        path = folder / "images-along-the-way.png"
+        examples_figure(course.examples, path)
+        pictures.append(_Picture(path, "; ".join(row.title for row in course.examples)))
+    return _Section("The tuning's course", text, pictures)
 
 
 def _images(findings: Findings, folder: Path) -> _Section:
@@ -132,23 +156,29 @@ def _criterion(findings: Findings, folder: Path) -> _Section:
     heading, pictures = f"{name} in the course of the trainings", []
     text = f"{name} at each evaluation. Pruned trials end early and do not compete."
     if findings.anomalous is not None:
-        heading = f"{name}, truth and training"
-        text = (
+        known = (
             "Where the criterion knows the good detectors, points fall from left to right; the leftmost one "
-            f"is selected. Beside it, {text}"
         )
+        if findings.course is None:
+            heading, text = f"{name}, truth and training", f"{known}is selected. Beside it, {text}"
+        else:
+            heading, text = f"{name} and truth", f"{known}is kept."
         path = folder / "auc.png"
         auc_figure(trials, findings.selected, findings.criterion, path)
         pictures.append(_Picture(path, f"{name} against AUC, a point per candidate"))
-    path = folder / "learning-curves.png"
-    learning_curves_figure(trials, findings.selected, findings.criterion, path)
-    pictures.append(_Picture(path, f"{name} over training steps, a line per trial"))
+    if findings.course is None:
+        path = folder / "learning-curves.png"
+        learning_curves_figure(trials, findings.selected, findings.criterion, path)
+        pictures.append(_Picture(path, f"{name} over training steps, a line per trial"))
     return _Section(heading, text, pictures)
 
 
 def _hyperparameters(findings: Findings, folder: Path) -> _Section:
     space, name = findings.space, name_of(findings.criterion)
     text = "Every trial at its hyperparameters; dark is a low, good value, in all pictures the same."
+    heading = "Hyperparameters tried"
+    if findings.course is not None:
+        heading, text = "Hyperparameters learned", text.replace("trial at its", "start at its learned")
     fixed = [name_of(kind) for kind in space.kinds if not searched(space, kind)]
     if fixed:
         text += f" Nothing was searched of {', '.join(fixed)}."
@@ -162,7 +192,7 @@ def _hyperparameters(findings: Findings, folder: Path) -> _Section:
             )
             shown = " and ".join(name_of(n) for n in names if n)
             pictures.append(_Picture(path, f"{name_of(kind)}: {shown} of every trial, coloured by {name}"))
-    return _Section("Hyperparameters tried", text, pictures)
+    return _Section(heading, text, pictures)
 
 
 def _embeddings(findings: Findings, folder: Path) -> _Section:

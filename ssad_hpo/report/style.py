@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssad_hpo.task import DEFAULT_RANGES
+from ssad_hpo.task import DEFAULT_RANGES, Range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,6 +157,19 @@ def plain_log_ticks(axis: Any, low: float, high: float) -> None:
     axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0, 3.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def range_axis(axes: Axes, which: str, searched: Range) -> None:
+    """Scale, limits and ticks of the axis ("x" or "y") of one hyperparameter: its range, a little beyond."""
+    low, high = searched.low, searched.high
+    if searched.log:
+        beyond = (high / low) ** 0.05
+        getattr(axes, f"set_{which}scale")("log")
+        getattr(axes, f"set_{which}lim")(low / beyond, high * beyond)
+        plain_log_ticks(getattr(axes, f"{which}axis"), low, high)
+    else:
+        beyond = (high - low) * 0.05
+        getattr(axes, f"set_{which}lim")(low - beyond, high + beyond)
 
 
 def reject_empty(name: str, rows: Sequence[Any] | np.ndarray) -> None:

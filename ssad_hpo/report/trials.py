@@ -18,7 +18,7 @@ from ssad_hpo.report.style import (
     legend_below,
     name_of,
     panel,
-    plain_log_ticks,
+    range_axis,
     reject_empty,
 )
 from ssad_hpo.task import Range, SearchSpace
@@ -233,18 +233,9 @@ def _hyperparameter(trial: Trial, name: str) -> float:
 
 
 def _range_axis(axes: Axes, which: str, name: str, searched: float | Range) -> None:
-    """Label, scale and ticks of the axis of one hyperparameter: the whole range, a little beyond."""
     assert isinstance(searched, Range)
-    low, high = searched.low, searched.high
     getattr(axes, f"set_{which}label")(AXES[name])
-    if searched.log:
-        beyond = (high / low) ** 0.05
-        getattr(axes, f"set_{which}scale")("log")
-        getattr(axes, f"set_{which}lim")(low / beyond, high * beyond)
-        plain_log_ticks(getattr(axes, f"{which}axis"), low, high)
-    else:
-        beyond = (high - low) * 0.05
-        getattr(axes, f"set_{which}lim")(low - beyond, high + beyond)
+    range_axis(axes, which, searched)
 
 
 def _mark(axes: Axes, x: float, y: float, look: Look, label: str) -> None:

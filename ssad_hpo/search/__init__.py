@@ -3,7 +3,14 @@
 from ssad_hpo.search.kept import Kept, open_kept
 from ssad_hpo.search.objective import FAILURE, Evaluation, Objective, evaluations, final_scores
 from ssad_hpo.search.offline import Ranking, select_detectors
-from ssad_hpo.search.running import open_journal, open_study, reconcile, remaining_trials, run_search
+from ssad_hpo.search.running import (
+    open_journal,
+    open_study,
+    reconcile,
+    remaining_trials,
+    run_search,
+    was_interrupted,
+)
 from ssad_hpo.search.sampling import (
     PRUNERS,
     SAMPLERS,
@@ -40,4 +47,5 @@ __all__ = [
     "run_search",
     "select",
     "select_detectors",
+    "was_interrupted",
 ]

@@ -131,12 +131,12 @@ def run_search(study: optuna.Study, objective: Objective, n_trials: int) -> None
         try:
             study.optimize(objective, n_trials=remaining)
         except Exception as error:
-            if _was_interrupted(error):
+            if was_interrupted(error):
                 raise KeyboardInterrupt from error
             raise
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
+def was_interrupted(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind an error: interrupted while it writes, Optuna raises others in its place."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__

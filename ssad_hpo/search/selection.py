@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.criteria import CRITERIA, VALIDATION_LOSS
 from ssad_hpo.detector import Detector
 from ssad_hpo.search.kept import Kept, load_scores, open_kept
 from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS
 from ssad_hpo.task import Augmentation
+
+# Share of a coin's cross-entropy from which on a training counts as having learned nothing.
+_CHANCE = 0.9
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class Candidate:
     Attributes:
         number: of the trial.
         augmentation: kind and hyperparameters of its f_aug.
-        criteria: every criterion (lower is better) and the unclamped "separability".
+        criteria: every criterion (lower is better) and the unclamped "separability"; of a tuned one also
+            its "validation_loss" (lower is better).
+        loss: mean cross-entropy of its last stretch of training; that of a coin is log 2 = 0.693.
         budget: its training steps.
         address: where its scores, embeddings and detector are.
     """
@@ -33,8 +39,14 @@ class Candidate:
     number: int
     augmentation: Augmentation
     criteria: dict[str, float]
+    loss: float
     budget: int
     address: str
+
+    @property
+    def learned(self) -> bool:
+        """Whether its training told augmented images from normal ones, clearly better than a coin does."""
+        return self.loss < _CHANCE * math.log(2)
 
     def scores(self) -> np.ndarray:
         """(N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous."""
@@ -80,15 +92,18 @@ def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None =
 
     Args:
         study: run with an `Objective` on any criterion.
-        criterion: a key of `ssad_hpo.CRITERIA`.
+        criterion: a key of `ssad_hpo.CRITERIA`, or "validation_loss" among the starts of a tuning.
         artifacts: where the artifacts folder is now, if it was moved since.
 
     Raises:
         ValueError: for an unknown criterion, or a study without a trial that ran its whole budget.
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
     choices = candidates(study, artifacts)
+    known = [*CRITERIA]
+    if not choices or all(VALIDATION_LOSS in candidate.criteria for candidate in choices):
+        known.append(VALIDATION_LOSS)
+    if criterion not in known:
+        raise ValueError(f"criterion: expected one of {', '.join(known)}, got {criterion!r}")
     if not choices:
         states = Counter(t.state.name.lower() for t in study.get_trials(deepcopy=False))
         found = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
@@ -101,10 +116,12 @@ def _candidate(trial: FrozenTrial, artifacts: Path | None) -> Candidate:
     address = attributes[ARTIFACTS]
     if artifacts is not None:
         address = str(artifacts / Path(address).name)
+    names = [*CRITERIA, "separability", *([VALIDATION_LOSS] if VALIDATION_LOSS in attributes else [])]
     return Candidate(
         number=trial.number,
         augmentation=Augmentation(trial.params["augmentation"], attributes[HYPERPARAMETERS]),
-        criteria={name: attributes[name] for name in (*CRITERIA, "separability")},
+        criteria={name: attributes[name] for name in names},
+        loss=attributes["loss"],
         budget=attributes[BUDGET],
         address=address,
     )

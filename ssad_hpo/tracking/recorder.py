@@ -84,6 +84,10 @@ class NullRecorder:
         """Values found after the search, such as a trial's AUC."""
         self._append({"trial": str(trial), "metrics": _numbers(metrics)})
 
+    def trial_tags(self, trial: str, tags: Mapping[str, str]) -> None:
+        """Texts found when a trial was over, such as a sign of collapse."""
+        self._append({"trial": str(trial), "tags": _texts(tags)})
+
     def study_started(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """The study begins or is resumed; a parameter that changed since becomes the tag `resumed.NAME`."""
         self._append({"status": "running", "params": _texts(params), "tags": _texts(tags)})
@@ -91,6 +95,10 @@ class NullRecorder:
     def study_metrics(self, metrics: Mapping[str, float]) -> None:
         """Values of the whole study, such as `auc_selected`."""
         self._append({"metrics": _numbers(metrics)})
+
+    def study_tags(self, tags: Mapping[str, str]) -> None:
+        """Texts that hold for the whole study."""
+        self._append({"tags": _texts(tags)})
 
     def study_ended(self, status: Status, reason: str | None = None) -> None:
         """The study is over; `reason` says why when it failed."""

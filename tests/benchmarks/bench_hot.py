@@ -4,6 +4,9 @@ Each is called with what a step or an evaluation at the demo's size or at the pa
 thread: several would wait for each other wherever something else needs a core.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -94,3 +97,19 @@ def test_density_score(benchmark, checkpoint):
 
 def test_model_centrality_of_32_models(benchmark):
     benchmark(mc, torch.rand(128, 32, generator=seeded()).double().numpy())
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["import ssad_hpo", "import optuna", "from ssad_hpo import Objective"],
+    ids=["ssad_hpo", "optuna-beside-it", "objective"],
+)
+def test_a_fresh_interpreter_that_imports(benchmark, program):
+    command = [sys.executable, "-c", program]
+    benchmark.pedantic(subprocess.run, (command,), {"check": True}, rounds=10, warmup_rounds=1)
+
+
+def test_help_of_the_command_line(benchmark):
+    command = [sys.executable, "-m", "ssad_hpo", "--help"]
+    how = {"check": True, "stdout": subprocess.DEVNULL}
+    benchmark.pedantic(subprocess.run, (command,), how, rounds=10, warmup_rounds=1)

@@ -1,0 +1,29 @@
+"""ST-SSAD: an augmentation's hyperparameters tuned by gradient while the detector trains, without labels.
+
+`tune` runs it. The search chooses among detectors that were trained one by one; this trains one detector
+for each starting point and moves its augmentation on the way [Yoo et al., KDD 2025].
+"""
+
+from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.gradient import BilevelGradient, TrainingBatch, ValidationBatch, bilevel_gradient
+from ssad_hpo.bilevel.result import CollapseWarning, Cost, OuterStep, TunedStart, TuningResult
+from ssad_hpo.bilevel.settings import LOSSES, Tuning
+from ssad_hpo.bilevel.tuning import DEFAULT_TRAINING, prepare, tune
+
+__all__ = [
+    "DEFAULT_TRAINING",
+    "LOSSES",
+    "BilevelGradient",
+    "CollapseWarning",
+    "Coordinates",
+    "Cost",
+    "OuterStep",
+    "TrainingBatch",
+    "TunedStart",
+    "Tuning",
+    "TuningResult",
+    "ValidationBatch",
+    "bilevel_gradient",
+    "prepare",
+    "tune",
+]

@@ -1,0 +1,182 @@
+"""What a tuning gives back: the detectors of its starting points, the one that was kept, and the cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.criteria import VALIDATION_LOSS
+from ssad_hpo.detector import Detector, Embeddings
+from ssad_hpo.task import Augmentation
+
+# Mean training loss, as a share of log 2 (that of a coin), from which on the two classes count as not told
+# apart. A choice, not yet measured on real tasks.
+_CHANCE = 0.9
+
+
+class CollapseWarning(UserWarning):
+    """A tuning ended where its result means little; the message names the sign and the remedy."""
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """One step of the hyperparameters.
+
+    Attributes:
+        step: training steps done, the warm start's included.
+        hyperparameters: the tuned ones by name, as they were when the losses were taken.
+        training_loss: mean cross-entropy of the training steps since the outer step before.
+        validation_loss: L_val of a mini-batch after the virtual step.
+    """
+
+    step: int
+    hyperparameters: dict[str, float]
+    training_loss: float
+    validation_loss: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Images passed through a network, one by one; exact.
+
+    Attributes:
+        forward: images passed forward, to train, for validation losses and to judge finished detectors.
+        backward: images passed backward.
+        second: images whose backward pass was itself differentiated, for second order. One does the work
+            of about one more pass forward and one more backward.
+        seconds: of wall-clock time, those before a resume included.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    second: int = 0
+    seconds: float = 0.0
+
+    @property
+    def images(self) -> int:
+        """All passes together, forward and backward, a second derivative counted as one of each."""
+        return self.forward + self.backward + 2 * self.second
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.second + other.second,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TunedStart:
+    """One starting point, tuned to the end.
+
+    Attributes:
+        start: the augmentation that it began with.
+        augmentation: the learned one, static.
+        trajectory: every step of the hyperparameters, in order.
+        detector: finished, with its density.
+        embeddings: of train, hard augmented and unlabeled images under the detector.
+        scores: (N_test,) float64 anomaly scores of the unlabeled images, higher is more anomalous.
+        criteria: every criterion and "separability" of the finished detector, see `evaluate_all`.
+        training_loss: mean cross-entropy over the last tenth of the outer steps.
+        validation_loss: the tuning's loss of the finished detector, over all images.
+        warnings: signs of collapse, each with its remedy; empty where there are none.
+        cost: of this starting point alone, without a shared warm start.
+    """
+
+    start: Augmentation
+    augmentation: Augmentation
+    trajectory: tuple[OuterStep, ...]
+    detector: Detector
+    embeddings: Embeddings
+    scores: Tensor
+    criteria: dict[str, float]
+    training_loss: float
+    validation_loss: float
+    warnings: tuple[str, ...]
+    cost: Cost
+
+    def value(self, choose_by: str) -> float:
+        """What starting points are compared by, lower is better: a criterion or "validation_loss"."""
+        return self.validation_loss if choose_by == VALIDATION_LOSS else self.criteria[choose_by]
+
+
+@dataclass(frozen=True, eq=False)
+class TuningResult:
+    """All starting points of a tuning, and the one that was kept without labels.
+
+    Attributes:
+        starts: in the order in which they ran.
+        choose_by: what the kept one is lowest in.
+        cost: of everything, shared warm start and all starting points included.
+    """
+
+    starts: tuple[TunedStart, ...]
+    choose_by: str
+    cost: Cost
+
+    @property
+    def chosen(self) -> int:
+        """Index of the kept starting point; of equal ones the first."""
+        return min(range(len(self.starts)), key=lambda i: (self.starts[i].value(self.choose_by), i))
+
+    @property
+    def kept(self) -> TunedStart:
+        """The starting point that was kept."""
+        return self.starts[self.chosen]
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The learned augmentation."""
+        return self.kept.augmentation
+
+    @property
+    def detector(self) -> Detector:
+        """The detector that was trained while its augmentation was tuned."""
+        return self.kept.detector
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Signs of collapse of the kept starting point."""
+        return self.kept.warnings
+
+
+def last_training_loss(trajectory: tuple[OuterStep, ...]) -> float:
+    """Mean training loss over the last tenth of the outer steps, at least one."""
+    last = trajectory[-max(1, len(trajectory) // 10) :]
+    return sum(step.training_loss for step in last) / len(last)
+
+
+def collapse_signs(
+    coordinates: Coordinates, point: Tensor, training_loss: float, tolerance: float
+) -> tuple[str, ...]:
+    """Why the end of a tuning means little: a hyperparameter at its bound, or classes not told apart.
+
+    Args:
+        coordinates, point: where the hyperparameters ended.
+        training_loss: as `last_training_loss`.
+        tolerance: what counts as at the bound, in the point's coordinates.
+    """
+    kind = coordinates.augmentation.kind
+    signs = []
+    for name, side in coordinates.at_bounds(point, tolerance):
+        bound = coordinates.bounds[name]
+        end = bound.low if side == "lower" else bound.high
+        vanishing = side == "lower" and (name == "patch_area" or kind == "rotation")
+        remedy = (
+            "augmented images may have merged with normal ones: start higher, let the detector keep up (a "
+            "longer warm_start, more detector_steps), or use loss='soft_alignment'"
+            if vanishing
+            else "it may have run away: start elsewhere, or widen its range if the bound is too tight"
+        )
+        signs.append(f"{kind}.{name} ended at its {side} bound {end:g}; {remedy}")
+    if training_loss > _CHANCE * math.log(2):
+        signs.append(
+            f"the detector cannot tell augmented images from normal ones (training loss {training_loss:.3f}, "
+            f"a coin has {math.log(2):.3f}); start from a stronger augmentation, train for more steps, or "
+            "tune another kind"
+        )
+    return tuple(signs)

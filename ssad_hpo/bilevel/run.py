@@ -1,0 +1,232 @@
+"""One starting point on its way: the training steps, and every few of them a step of the hyperparameters."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssad_hpo.augment import Hyperparameter, apply, draw_noise, jitter
+from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.gradient import TrainingBatch, ValidationBatch, bilevel_gradient
+from ssad_hpo.bilevel.result import Cost, OuterStep
+from ssad_hpo.bilevel.settings import Tuning
+from ssad_hpo.criteria import DegenerateError
+from ssad_hpo.detector import untrained_network
+from ssad_hpo.detector.numerics import autocast, seeded, to_float
+from ssad_hpo.detector.training import draw_batches
+from ssad_hpo.task import Augmentation, DetectorError, Task, Training
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same for all starting points.
+
+    Attributes:
+        task: images, without labels.
+        coordinates: the augmentation that is tuned.
+        tuning, training: settings; the training's precision is resolved.
+        device: where everything is computed.
+    """
+
+    task: Task
+    coordinates: Coordinates
+    tuning: Tuning
+    training: Training
+    device: torch.device
+
+    @property
+    def warm(self) -> int:
+        """Training steps of the warm start."""
+        return self.tuning.warm_start_steps(self.training.steps)
+
+
+class Run:
+    """A network and a point that are trained in turn; all that a checkpoint must hold is in `state`.
+
+    Runs of one setting draw the same batches and noise: they differ by their starting points alone.
+
+    Attributes:
+        network: theta.
+        point: (K,) float64, the hyperparameters.
+        step: training steps done.
+        trajectory: the steps of the hyperparameters so far.
+        cost: of this run; see `load`.
+    """
+
+    def __init__(self, setting: Setting, point: Tensor) -> None:
+        self.setting, training = setting, setting.training
+        self.train_images = setting.task.train.to(setting.device)
+        self.unlabeled_images = setting.task.unlabeled.to(setting.device)
+        channels, height, width = setting.task.train.shape[1:]
+        network = untrained_network(training, (channels, height, width), setting.device)
+        self.network = network.to(setting.device).to(memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
+        self.point = point.to(setting.device, copy=True)
+        self.adam = torch.optim.Adam([self.point], lr=setting.tuning.learning_rate)
+        self.generator = torch.Generator(setting.device).manual_seed(training.seed)
+        self.batches = draw_batches(len(self.train_images), training, self.generator)
+        self.targets = torch.arange(2, device=setting.device).repeat_interleave(training.batch_size)
+        self.step = 0
+        self.trajectory: list[OuterStep] = []
+        self.cost = Cost()
+        self._losses: list[Tensor] = []  # since the last outer step
+
+    def train(self, until: int) -> Iterator[OuterStep]:
+        """Do training steps up to `until`, and yield every step of the hyperparameters when it is done.
+
+        Whenever this yields or ends, `state` is whole.
+
+        Raises:
+            DetectorError: for a loss or gradient that is not finite, or embeddings that collapsed; it
+                names the hyperparameters.
+        """
+        setting, tuning = self.setting, self.setting.tuning
+        while self.step < until:
+            began = time.monotonic()
+            outer, moving = None, self.step + 1 - setting.warm
+            # Dropout, in encoders that have it, draws from torch's global generator; seeded at every step,
+            # it draws the same after a resume.
+            with seeded(setting.training.seed + self.step, setting.device):
+                batch = self._training_batch()
+                if moving > 0 and moving % tuning.detector_steps == 0:
+                    outer = self._outer_step(batch)
+                else:
+                    self._training_step(batch)
+            if self.step + 1 == setting.warm:
+                self._mean_loss()
+            self.step += 1
+            self.cost += Cost(seconds=time.monotonic() - began)
+            if outer is not None:
+                self.trajectory.append(outer)
+                yield outer
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, as tensors, numbers and containers; it shares memory with the run."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "point": self.point,
+            "adam": self.adam.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "trajectory": [asdict(outer) for outer in self.trajectory],
+            "cost": asdict(self.cost),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.load_warm_start(state)
+        self.point.copy_(state["point"])
+        self.adam.load_state_dict(copy.deepcopy(state["adam"]))
+        self.trajectory = [OuterStep(**outer) for outer in state["trajectory"]]
+        self.cost = Cost(**state["cost"])
+
+    def load_warm_start(self, state: dict[str, Any]) -> None:
+        """Begin after another run's warm start, at one's own point; its cost is not taken over."""
+        self.network.load_state_dict(state["network"])
+        # An optimizer keeps the tensors that it is given, and writes into them.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.generator.set_state(state["generator"].cpu())
+        self.step = state["step"]
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What the detector is trained with now: static, or the whole range in a warm start on it."""
+        setting = self.setting
+        if self.step < setting.warm and setting.tuning.warm_start_on == "range":
+            return setting.coordinates.augmentation
+        return setting.coordinates.at(self.point)
+
+    def _training_batch(self) -> TrainingBatch:
+        images = to_float(self.train_images[self.batches[self.step]])
+        images = jitter(images, self.setting.training.jitter, self.generator)
+        return TrainingBatch(images, draw_noise(len(images), self.generator, images), self.targets)
+
+    def _validation_batch(self) -> ValidationBatch:
+        tuning = self.setting.tuning
+        train = self._some(self.train_images, tuning.validation_train)
+        noise = draw_noise(len(train), self.generator, train)
+        return ValidationBatch(train, noise, self._some(self.unlabeled_images, tuning.validation_unlabeled))
+
+    def _some(self, images: Tensor, count: int) -> Tensor:
+        order = torch.randperm(len(images), generator=self.generator, device=self.generator.device)
+        return to_float(images[order[:count]])
+
+    def _training_step(self, batch: TrainingBatch) -> None:
+        setting, augmentation = self.setting, self.setting.coordinates.augmentation
+        hyperparameters: Mapping[str, Hyperparameter] = augmentation.hyperparameters
+        if self.step >= setting.warm or setting.tuning.warm_start_on == "start":
+            hyperparameters = setting.coordinates.values(self.point)
+        augmented = apply(
+            batch.images, augmentation.kind, hyperparameters, batch.noise, setting.tuning.temperature
+        )
+        with autocast(setting.device, setting.training):
+            logits = self.network(torch.cat([batch.images, augmented]))
+        loss = F.cross_entropy(logits.float(), batch.targets)
+        gradients = torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
+        self._descend(loss, gradients)
+        self.cost += Cost(forward=len(batch.targets), backward=len(batch.targets))
+
+    def _outer_step(self, batch: TrainingBatch) -> OuterStep:
+        """A training step whose own gradient is the virtual step's as well, and a step of the point."""
+        setting, tuning = self.setting, self.setting.tuning
+        validation = self._validation_batch()
+        try:
+            found = bilevel_gradient(self.network, setting.coordinates, self.point, batch, validation, tuning)
+        except DegenerateError as error:
+            raise DetectorError(
+                f"collapsed at step {self.step + 1} under {self.augmentation}: {error}"
+            ) from error
+        if not (found.validation_loss.isfinite() and found.hyperparameters.isfinite().all()):
+            raise DetectorError(
+                f"diverged: validation loss {float(found.validation_loss)} with gradient "
+                f"{found.hyperparameters.tolist()} at step {self.step + 1} under {self.augmentation}"
+            )
+        hyperparameters = setting.coordinates.numbers(self.point)
+        self._descend(found.training_loss, found.detector)
+        outer = OuterStep(self.step + 1, hyperparameters, self._mean_loss(), float(found.validation_loss))
+        self.point.grad = found.hyperparameters
+        self.adam.step()
+        setting.coordinates.project(self.point)
+        self.cost += _cost_of_outer_step(len(batch.targets), validation, tuning)
+        return outer
+
+    def _descend(self, loss: Tensor, gradients: tuple[Tensor | None, ...] | list[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        if self.setting.tuning.annealing:
+            for group in self.optimizer.param_groups:
+                done = self.step / self.setting.training.steps
+                group["lr"] = self.setting.training.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        self.optimizer.step()
+        self._losses.append(loss.detach())
+
+    def _mean_loss(self) -> float:
+        """The mean training loss since it was last asked for."""
+        mean = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        if not math.isfinite(mean):
+            raise DetectorError(f"diverged: loss {mean} by step {self.step + 1} under {self.augmentation}")
+        return mean
+
+
+def _cost_of_outer_step(trained: int, validation: ValidationBatch, tuning: Tuning) -> Cost:
+    augmented = len(validation.train)
+    validated = len(validation.train) + augmented + len(validation.unlabeled)
+    if tuning.order == 2:
+        return Cost(forward=trained + validated, backward=trained + validated, second=trained)
+    with_gradient = augmented if tuning.batch_norm == "eval" else validated
+    return Cost(forward=trained + validated, backward=trained + with_gradient)

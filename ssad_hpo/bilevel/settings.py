@@ -1,0 +1,131 @@
+"""What a tuning is told: the loss, how its gradient is taken, how fast and from where it moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ssad_hpo.criteria import (
+    CRITERIA,
+    VALIDATION_LOSS,
+    mmd,
+    mmd_normalised,
+    smooth_alignment,
+    soft_alignment,
+)
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# Name -> validation loss of (Z_trn, Z_aug, Z_test); lower is better, differentiable in all three.
+LOSSES: dict[str, Loss] = {
+    "smooth_alignment": smooth_alignment,
+    "soft_alignment": soft_alignment,
+    "mmd": mmd,
+    "mmd_normalised": mmd_normalised,
+}
+
+BatchNorm = Literal["eval", "train"]
+WarmStartOn = Literal["range", "start"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the hyperparameters of an augmentation are tuned by gradient [ST-SSAD].
+
+    The detector's own settings, the number of its steps and the seed of everything are `Training`'s; the
+    bounds are the ranges of the `Augmentation` that is tuned.
+
+    Attributes:
+        loss: a key of `LOSSES`, or any differentiable function of the unit embeddings of train, augmented
+            and unlabeled images (each (N, D)) that returns a scalar, lower where they are better aligned.
+        order: 2 lets the gradient flow through the virtual step as well, 1 only through the augmented
+            images.
+        detector_steps: training steps to each step of the hyperparameters; the last of them is the one
+            that the virtual step looks ahead by.
+        learning_rate: Adam's, of log area, log aspect and angle in radians.
+        virtual_rate: step size alpha of the virtual step; 0 (with order 1) looks at the detector as it is.
+        warm_start: share of a start's training steps before its hyperparameters move.
+        warm_start_on: "range" warms up on hyperparameters drawn anew for every image from the whole
+            bounds, once for all starting points; "start" on each starting point's own, once for each.
+        validation_train, validation_unlabeled: images of the validation loss's mini-batch (fewer where
+            the task has fewer); as many augmented as train ones go with them.
+        batch_norm: of the validation loss's mini-batch, "eval" (running statistics) or "train".
+        starts: starting points, run in turn. A fraction (0..1) of the way along the range of the first
+            tuned hyperparameter, or values by name; what is not named starts in the middle of its range.
+        choose_by: what keeps one starting point's detector, the lowest: a key of `CRITERIA`, or
+            "validation_loss"; taken of the finished detectors.
+        temperature: softness of patch edges while tuning, in pixels; the finished detector is judged with
+            hard ones. CutDiff and Rotation have no edge.
+        annealing: whether the detector's learning rate falls along a cosine to 0, as in plain training.
+        checkpoint_every: steps of the hyperparameters between two checkpoints.
+
+    Raises:
+        ValueError: naming the setting that is out of its range.
+    """
+
+    loss: str | Loss = "soft_alignment"
+    order: Literal[1, 2] = 2
+    detector_steps: int = 4
+    learning_rate: float = 0.03
+    virtual_rate: float = 0.03
+    warm_start: float = 0.3
+    warm_start_on: WarmStartOn = "range"
+    validation_train: int = 64
+    validation_unlabeled: int = 128
+    batch_norm: BatchNorm = "eval"
+    starts: tuple[float | Mapping[str, float], ...] = (0.4, 0.65, 0.9)
+    choose_by: str = "dsv"
+    temperature: float = 0.5
+    annealing: bool = False
+    checkpoint_every: int = 25
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", tuple(self.starts))
+        if not callable(self.loss) and self.loss not in LOSSES:
+            raise ValueError(f"loss: expected one of {', '.join(LOSSES)} or a function, got {self.loss!r}")
+        if self.choose_by not in (*CRITERIA, VALIDATION_LOSS):
+            known = ", ".join((*CRITERIA, VALIDATION_LOSS))
+            raise ValueError(f"choose_by: expected one of {known}, got {self.choose_by!r}")
+        choices = {"order": (1, 2), "warm_start_on": ("range", "start"), "batch_norm": ("eval", "train")}
+        for name, known_values in choices.items():
+            if getattr(self, name) not in known_values:
+                known = ", ".join(map(str, known_values))
+                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
+        whole = {"detector_steps": 1, "validation_train": 2, "validation_unlabeled": 2, "checkpoint_every": 1}
+        for name, least in whole.items():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise ValueError(f"{name}: expected a whole number >= {least}, got {getattr(self, name)!r}")
+        for name in ("learning_rate", "virtual_rate", "temperature"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)!r}")
+        if self.order == 2 and self.virtual_rate == 0:
+            raise ValueError("virtual_rate: order 2 needs one above 0, got 0; use order 1")
+        if not 0 <= self.warm_start < 1:
+            raise ValueError(
+                f"warm_start: expected a share of the steps, 0 <= share < 1, got {self.warm_start}"
+            )
+        if not self.starts:
+            raise ValueError("starts: expected at least one starting point, got none")
+
+    @property
+    def loss_function(self) -> Loss:
+        """The validation loss as a function."""
+        return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+
+    def warm_start_steps(self, steps: int) -> int:
+        """Training steps of a warm start in a training of `steps`.
+
+        Raises:
+            ValueError: if they leave no step of the hyperparameters.
+        """
+        warm = round(self.warm_start * steps)
+        if steps - warm < self.detector_steps:
+            raise ValueError(
+                f"steps: expected at least {self.detector_steps} (detector_steps) after the warm start's "
+                f"{warm}, got {steps} in all"
+            )
+        return warm
