@@ -8,10 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -438,30 +437,6 @@ def test_a_sweep_on_sqlite_is_refused_before_anything_is_written(workplace: Path
 
 
 # On a real Ray
-
-
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[str]:
-    """A Ray of two processors, and its address. Sockets need a short path."""
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="r")
-    token = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")}
-    os.environ.update(RAY_AUTH_TOKEN=os.urandom(16).hex(), RAY_USAGE_STATS_ENABLED="0")
-    context = ray.init(
-        "local",
-        num_cpus=2,
-        object_store_memory=100 * 2**20,
-        include_dashboard=False,
-        _temp_dir=folder,
-        _node_ip_address="127.0.0.1",
-        log_to_driver=False,
-    )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-    for name, value in token.items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Awkward(SearchSpace):

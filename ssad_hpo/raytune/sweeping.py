@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,12 +16,14 @@ from urllib.parse import urlsplit
 import optuna
 import ray
 from ray import tune
+from ray.exceptions import AuthenticationError
 from ray.tune.experiment import Trial
 
 from ssad_hpo.raytune.schedulers import make_scheduler, replay
 from ssad_hpo.raytune.searcher import StudySearcher
 from ssad_hpo.raytune.worker import trainable
 from ssad_hpo.search import Objective, is_exhausted, reconcile, remaining_trials
+from ssad_hpo.search.objective import INTERRUPTED
 
 MAX_FAILURES = 3  # deaths of its worker after which a trial is given up
 
@@ -54,10 +57,11 @@ def sweep(
         gpus_per_trial: share of a GPU; 0.25 lets four trials share one.
         max_concurrent: how many trials run at once; as many as fit if None.
         address: of a running cluster, "auto" or HOST:PORT; None starts a Ray of its own on this machine,
-            reachable from this machine alone. Where Ray runs in this process already, that is used.
+            which asks for a token as long as RAY_AUTH_MODE does not say otherwise. Where Ray runs in this
+            process already, that is used.
 
     Raises:
-        ValueError: for a wrong argument.
+        ValueError: for a wrong argument, or a cluster that is not there or refuses this process.
         KeyboardInterrupt: on Ctrl-C, after the open trials were marked.
     """
     check_resources(n_trials, cpus_per_trial, gpus_per_trial, max_concurrent, str(objective.device), address)
@@ -93,6 +97,15 @@ def sweep(
         ).fit()
     if searcher.callback.interrupted:
         raise KeyboardInterrupt
+    left = remaining_trials(study, n_trials)
+    if left and not is_exhausted(study):
+        trials = study.get_trials(deepcopy=False)
+        last = next((t.user_attrs[INTERRUPTED] for t in reversed(trials) if INTERRUPTED in t.user_attrs), "")
+        warnings.warn(
+            f"{left} of {n_trials} trials were cut off through no fault of theirs and are run again when the "
+            f"sweep is resumed; the last: {last}",
+            stacklevel=2,
+        )
 
 
 def check_resources(
@@ -127,8 +140,18 @@ def check_resources(
 
 
 def absolute_storage(storage_path: str | Path) -> str:
-    """A storage path as workers need it, who work in folders of their own; a URI stays as it is."""
-    return str(storage_path) if urlsplit(str(storage_path)).scheme else str(Path(storage_path).absolute())
+    """A storage path as workers need it, who work in folders of their own; a URI stays as it is.
+
+    Raises:
+        ValueError: for a folder that cannot be written to or made.
+    """
+    if urlsplit(str(storage_path)).scheme:
+        return str(storage_path)
+    folder = Path(storage_path).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"storage_path: expected a folder to write checkpoints to, cannot write to {there}")
+    return str(folder)
 
 
 def _folder_name(trial: Trial) -> str:
@@ -150,7 +173,9 @@ def _surroundings() -> Iterator[None]:
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGUSR1)} if in_main_thread else {}
     logger = logging.getLogger("ray.tune")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it misses the files that the loggers do not write
+    # It misses files that the loggers do not write and, where the storage fails, those that restore a Tuner,
+    # which no sweep needs. What becomes of a trial is with the trial.
+    logger.setLevel(logging.CRITICAL)
     added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -171,15 +196,23 @@ def _connected(address: str | None) -> Iterator[None]:
         return
     if address is None:
         # Ray asks for a token here by itself, unless RAY_AUTH_MODE says otherwise; this is never set by us.
-        ray.init(
-            "local",
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # It has to: Ray's ports are open to the network also where it serves this machine alone.
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, AuthenticationError) as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0]
+            raise ValueError(
+                f"address: no Ray cluster at {address!r} takes this process ({reason}). Is it up, is this "
+                "machine a node of it, and do RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH give its token?"
+            ) from error
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            warnings.warn(
+                f"the Ray cluster at {address!r} asks for no token: whoever reaches its ports runs what he "
+                "likes on it; start all its nodes with RAY_AUTH_MODE=token",
+                stacklevel=3,
+            )
     try:
         yield
     finally:
