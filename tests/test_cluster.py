@@ -135,7 +135,11 @@ def postgres() -> Iterator[Postgres]:
 
 
 def test_a_sweep_on_postgresql_outlives_a_crash_of_the_server(
-    local_ray: str, postgres: Postgres, task: Task, monkeypatch: pytest.MonkeyPatch
+    local_ray: str,
+    postgres: Postgres,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Optuna waits for its study; MLflow's records wait in the run folder."""
     from mlflow import MlflowClient
@@ -159,6 +163,7 @@ def test_a_sweep_on_postgresql_outlives_a_crash_of_the_server(
         listeners=[Once(crash)],
     )
     back.join()
+    assert "Optuna's storage fails, trying again" in caplog.text
     trials = result.study.get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5
     assert "correct" not in Path("runs/r/settings.json").read_text()
