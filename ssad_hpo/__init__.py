@@ -27,6 +27,7 @@ _ROOMS = {
     "evaluate_all": "criteria",
     "smooth_alignment": "criteria",
     "soft_alignment": "criteria",
+    "two_sided_alignment": "criteria",
     "hits": "consensus",
     "mc": "consensus",
     "sel": "consensus",

@@ -11,6 +11,7 @@ they stream over blocks of pairs in constant memory, and `evaluate_all` shares o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ _BLOCK = 1024
 _EPSILON = 1e-8
 # The clamp on the separability in DSV, as the authors have it.
 _SEPARABILITY_CLAMP = 0.5
-# Temperature of the soft minimum in `soft_alignment`, in units of the normalised distances.
+# Temperature of the soft minima of the alignment losses, in units of the normalised distances.
 _SOFT_TEMPERATURE = 0.2
 
 
@@ -141,8 +142,30 @@ def soft_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tenso
     """
     _check(train, augmented, unlabeled)
     train, augmented, unlabeled = _normalise(train, augmented, unlabeled)
-    distances = torch.stack([_norm(unlabeled - train.mean(0)), _norm(unlabeled - augmented.mean(0))])
-    return -_SOFT_TEMPERATURE * torch.logsumexp(-distances / _SOFT_TEMPERATURE, 0).mean()
+    distances = [_norm(unlabeled - train.mean(0)), _norm(unlabeled - augmented.mean(0))]
+    return _soft_minimum(torch.stack(distances)).mean()
+
+
+def two_sided_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
+    """`soft_alignment`, and mean(Z_aug) pays in turn for the distance to the z in Z_test near it.
+
+    Added is -t log mean exp(-||z - mean Z_aug|| / t), t = 0.2. Without it augmented embeddings may leave
+    everything behind: each z then pays for Z_trn alone, by distances that the normalisation shrinks.
+    Lower is better. A loss for tuning, and no key of `CRITERIA`.
+
+    Raises:
+        DegenerateError: as `base`.
+    """
+    _check(train, augmented, unlabeled)
+    train, augmented, unlabeled = _normalise(train, augmented, unlabeled)
+    to_train, to_augmented = _norm(unlabeled - train.mean(0)), _norm(unlabeled - augmented.mean(0))
+    from_augmented = _soft_minimum(to_augmented) + _SOFT_TEMPERATURE * math.log(len(unlabeled))
+    return _soft_minimum(torch.stack([to_train, to_augmented])).mean() + from_augmented
+
+
+def _soft_minimum(distances: Tensor) -> Tensor:
+    """Over the first dimension; at most the minimum, which it is at temperature 0."""
+    return -_SOFT_TEMPERATURE * torch.logsumexp(-distances / _SOFT_TEMPERATURE, 0)
 
 
 # Name -> criterion, for those that rank detectors (lower is better).

@@ -1,5 +1,6 @@
 """ST-SSAD: the gradient of a hyperparameter step, the tuning's course, its resume, cost and warnings."""
 
+import contextlib
 import gc
 import itertools
 import math
@@ -12,12 +13,14 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+import ssad_hpo.bilevel.gradient
 import ssad_hpo.bilevel.tuning
 from ssad_hpo.augment import apply, check_fits, draw_noise
 from ssad_hpo.bilevel import (
     LOSSES,
     CollapseWarning,
     Coordinates,
+    FailedStart,
     TrainingBatch,
     Tuning,
     ValidationBatch,
@@ -34,6 +37,7 @@ from ssad_hpo.task import DEFAULT_RANGES, Augmentation, DetectorError, Range, Ta
 TINY = Training(width=2, steps=12, batch_size=4)
 QUICK = Tuning(
     detector_steps=2,
+    virtual_images=3,
     warm_start=1 / 3,
     validation_train=6,
     validation_unlabeled=5,
@@ -187,30 +191,53 @@ def test_the_gradient_in_float32_is_that_in_float64():
 
 @every_order
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
-def test_a_step_moves_no_parameter_and_its_running_statistics_as_one_training_step_does(order, batch_norm):
+def test_a_step_leaves_the_network_as_it_was(order, batch_norm):
     step = tiny_step("cutavg", order=order, batch_norm=batch_norm)
-    network, coordinates, point, training, _, tuning = step
+    network = step[0]
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     found = bilevel_gradient(*step)
-    after = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     assert network.training and all(module.training for module in network.modules())
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+    assert not (found.validation_loss.requires_grad or found.hyperparameters.requires_grad)
 
-    network.load_state_dict(before)
-    augmented = apply(
-        training.images, "cutavg", coordinates.values(point), training.noise, tuning.temperature
-    )
-    loss = F.cross_entropy(network(torch.cat([training.images, augmented])), training.targets)
-    expected = network.state_dict()
-    assert list(after) == list(expected)
-    assert all(torch.equal(after[name], expected[name]) for name in expected)
-    assert not torch.equal(after["encoder.norm.running_mean"], before["encoder.norm.running_mean"])
-    for slope, reference in zip(
-        found.detector, torch.autograd.grad(loss, list(network.parameters())), strict=True
-    ):
-        torch.testing.assert_close(slope, reference)
-    assert found.training_loss.item() == pytest.approx(loss.item())
-    tensors = [found.training_loss, found.validation_loss, found.hyperparameters, *found.detector]
-    assert not any(tensor.requires_grad for tensor in tensors)
+
+@pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
+def test_the_derivatives_written_out_are_those_of_torch(encoder, monkeypatch):
+    def gradient():
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(24, 1, 32, 32, generator=generator, dtype=torch.float64)
+        network = untrained_network(Training(encoder=encoder), (1, 32, 32)).to(torch.float64)
+        coordinates = Coordinates.of(Augmentation("cutdiff"))
+        noise = draw_noise(12, generator, images)
+        training = TrainingBatch(images[:4], noise[:4], torch.arange(2).repeat_interleave(4))
+        validation = ValidationBatch(images[4:10], noise[4:10], images[10:])
+        torch.manual_seed(0)  # dropout
+        tuning = Tuning(virtual_rate=0.5)
+        return bilevel_gradient(network, coordinates, coordinates.start(0.5), training, validation, tuning)
+
+    ours = gradient()
+    monkeypatch.setattr(ssad_hpo.bilevel.gradient, "MixedDerivatives", contextlib.nullcontext)
+    torchs = gradient()
+    assert ours.validation_loss.item() == pytest.approx(torchs.validation_loss.item(), rel=1e-9)
+    torch.testing.assert_close(ours.hyperparameters, torchs.hyperparameters, rtol=1e-6, atol=1e-9)
+
+
+def test_an_encoder_without_second_derivatives_is_rejected_before_any_step_and_serves_with_order_1():
+    training = replace(TINY, encoder="mobilenet_v3_small")
+    with pytest.raises(ValueError, match=r"^encoder: order 2 needs second derivatives.*; use order 1$"):
+        tune(TASK, "cutdiff", QUICK, training)
+    assert len(tune(TASK, "cutdiff", replace(QUICK, order=1, starts=(0.5,)), training).starts) == 1
+
+
+def test_the_virtual_step_sees_the_first_images_of_a_batch_and_their_augmented_ones():
+    *_, training, _, _ = tiny_step("cutdiff")
+    first = training.first(3)
+    assert torch.equal(first.images, training.images[:3]) and torch.equal(first.noise, training.noise[:3])
+    assert first.targets.tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal(training.first(9).targets, training.targets)
 
 
 def test_a_step_needs_no_gradient_mode_of_its_caller():
@@ -394,7 +421,7 @@ def test_the_cost_is_counted_to_the_image(order, batch_norm, score):
     assert cost.forward == sum(passed.values())
     # What is passed forward with gradients is passed backward, all of it; 2 starts of 4 outer steps.
     assert cost.backward == passed[True]
-    assert cost.second == (2 * 4 * 2 * TINY.batch_size if order == 2 else 0)
+    assert cost.second == (2 * 4 * 2 * QUICK.virtual_images if order == 2 else 0)
     assert cost.images == cost.forward + cost.backward + 2 * cost.second
     assert cost.seconds > 0
 
@@ -571,14 +598,15 @@ def test_a_broken_checkpoint_is_named(tmp_path, content):
 # What goes wrong
 
 
-def test_a_loss_that_is_not_finite_stops_the_tuning_and_names_the_hyperparameters(listener):
+def test_a_loss_that_is_not_finite_stops_every_start_and_names_the_hyperparameters(listener):
     def broken(train, augmented, unlabeled):
         return augmented.sum() * float("nan")
 
     with pytest.raises(DetectorError, match=r"diverged: validation loss nan .* step 6 under cutdiff\(patch_"):
         tune(TASK, "cutdiff", replace(QUICK, loss=broken), TINY, recorder=listener)
-    _, status, _, reason = listener.of("ended")[0]
-    assert status == "failed" and "cutdiff(patch_area=" in reason
+    ends = listener.of("ended")
+    assert len(ends) == len(QUICK.starts)
+    assert all(status == "failed" and "cutdiff(patch_area=" in reason for _, status, _, reason in ends)
 
 
 def test_a_training_that_diverges_in_its_warm_start_names_the_range():
@@ -594,12 +622,43 @@ def test_a_training_that_diverges_later_names_the_hyperparameters():
         tune(TASK, "cutdiff", tuning, replace(TINY, learning_rate=1e30))
 
 
-def test_embeddings_that_collapse_stop_the_tuning_and_name_the_hyperparameters():
+def test_embeddings_that_collapse_stop_every_start_and_name_the_hyperparameters():
     def collapsed(train, augmented, unlabeled):
         raise DegenerateError("train: expected rows that differ, got 6 identical ones")
 
-    with pytest.raises(DetectorError, match=r"^collapsed at step 6 under cutdiff\(.*: train: expected rows"):
+    with pytest.raises(
+        DetectorError, match=r"start 0: collapsed at step 6 under cutdiff\(.*: train: expected rows"
+    ):
         tune(TASK, "cutdiff", replace(QUICK, loss=collapsed), TINY)
+
+
+def test_a_starting_point_that_fails_fails_alone_also_after_a_resume(listener, tmp_path):
+    calls = 0
+
+    def once(train, augmented, unlabeled):
+        nonlocal calls
+        calls += 1
+        loss = LOSSES["soft_alignment"](train, augmented, unlabeled)
+        return loss * float("nan") if calls == 1 else loss
+
+    checkpoint, kept = tmp_path / "tuning.pt", []
+    tuning = replace(QUICK, loss=once, starts=(0.5, 0.8))
+
+    def run(**told):
+        said = r"^start 0: diverged: validation loss nan .* step 6 under cutdiff\(patch_area="
+        with pytest.warns(CollapseWarning, match=said):
+            return tune(TASK, "cutdiff", tuning, TINY, checkpoint=checkpoint, **told)
+
+    result = run(recorder=listener, keep=lambda index, start: kept.append((index, start)))
+    failed, tuned = result.starts
+    assert isinstance(failed, FailedStart) and failed.reason.startswith("diverged: validation loss nan")
+    assert kept == [(0, failed), (1, tuned)]
+    assert result.tuned == (tuned,) and result.kept is tuned and result.chosen == 1
+    assert [status for _, status, *_ in listener.of("ended")] == ["failed", "complete"]
+    alone = tune(TASK, "cutdiff", replace(QUICK, starts=(0.8,)), TINY)
+    assert tuned.trajectory == alone.kept.trajectory
+    again = run()
+    assert again.starts[0] == failed and again.cost == replace(result.cost, seconds=again.cost.seconds)
 
 
 def spread(train, augmented, unlabeled):

@@ -21,11 +21,13 @@ from ssad_hpo.criteria import (
     separability,
     smooth_alignment,
     soft_alignment,
+    two_sided_alignment,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
 ARGUMENTS = ("train", "augmented", "unlabeled")
-FUNCTIONS = {**CRITERIA, "separability": separability, "mmd_normalised": mmd_normalised}
+LOSSES_ALONE = {"mmd_normalised": mmd_normalised, "two_sided_alignment": two_sided_alignment}
+FUNCTIONS = {**CRITERIA, "separability": separability, **LOSSES_ALONE}
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 # Relative accuracy in the type that the values are computed in.
@@ -74,12 +76,14 @@ def slow_values(train, augmented, unlabeled):
     size = math.sqrt(np.mean([math.dist(z, middle) ** 2 for z in everything]))
     values["mmd_normalised"] = values["mmd"] / size**2
     mean_train, mean_augmented = ((rows.mean(axis=0) - middle) / size for rows in (train, augmented))
-    smooth, soft = [], []
+    smooth, soft, nearness = [], [], []
     for z in (unlabeled - middle) / size:
         to_train, to_augmented = math.dist(z, mean_train), math.dist(z, mean_augmented)
         smooth.append((to_train + to_augmented) / 2)
         soft.append(-0.2 * math.log(math.exp(-to_train / 0.2) + math.exp(-to_augmented / 0.2)))
-    return values | {"smooth_alignment": np.mean(smooth), "soft_alignment": np.mean(soft)}
+        nearness.append(math.exp(-to_augmented / 0.2))
+    values |= {"smooth_alignment": np.mean(smooth), "soft_alignment": np.mean(soft)}
+    return values | {"two_sided_alignment": np.mean(soft) - 0.2 * math.log(np.mean(nearness))}
 
 
 def gradients(function, sets):
@@ -133,7 +137,7 @@ def test_a_criterion_is_a_scalar_that_agrees_with_the_slow_reference(name, devic
     value, expected = FUNCTIONS[name](*sets), slow_values(*sets)[name]
     assert value.shape == () and value.dtype == dtype and value.device == sets[0].device
     assert float(value) == pytest.approx(expected, rel=ACCURACY[dtype])
-    if name != "mmd_normalised":  # a loss alone
+    if name not in LOSSES_ALONE:
         assert evaluate_all(*sets)[name] == pytest.approx(expected, rel=ACCURACY[dtype])
     assert all(torch.equal(rows, old) for rows, old in zip(sets, before, strict=True))
 
@@ -162,7 +166,7 @@ def test_a_criterion_does_not_depend_on_where_the_sets_lie_and_how_they_are_turn
 
 @pytest.mark.parametrize(
     "name",
-    ["dsv", "discordance", "separability", "smooth_alignment", "soft_alignment", "mmd_normalised"],
+    ["dsv", "discordance", "separability", "smooth_alignment", "soft_alignment", *LOSSES_ALONE],
 )
 @pytest.mark.parametrize("factor", [0.01, 30.0])
 def test_a_relative_criterion_does_not_depend_on_a_common_scale(name, factor):
@@ -223,6 +227,16 @@ def test_soft_alignment_asks_for_the_nearer_mean_only():
     assert float(soft_alignment(train, augmented - 2, unlabeled)) > 0.4
 
 
+def test_two_sided_alignment_does_not_reward_augmented_embeddings_that_leave_everything():
+    train, augmented, unlabeled = clusters(0.2)
+    away = augmented + 20 * (augmented.mean(0) - train.mean(0))
+    assert float(soft_alignment(train, away, unlabeled)) < float(soft_alignment(train, train, unlabeled))
+    aligned, merged, left = (
+        float(two_sided_alignment(train, z, unlabeled)) for z in (augmented, train, away)
+    )
+    assert aligned < merged < left
+
+
 # Streaming
 
 
@@ -236,7 +250,7 @@ def test_the_streamed_value_is_the_one_with_gradients(name, dtype):
         streamed = FUNCTIONS[name](*sets)
     assert not streamed.requires_grad and streamed.dtype == dtype
     assert float(streamed) == pytest.approx(with_gradient.item(), rel=ACCURACY[dtype])
-    if name != "mmd_normalised":
+    if name not in LOSSES_ALONE:
         assert evaluate_all(*sets)[name] == pytest.approx(with_gradient.item(), rel=ACCURACY[dtype])
 
 

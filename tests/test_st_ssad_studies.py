@@ -3,6 +3,7 @@
 import csv
 import importlib
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -43,7 +44,7 @@ def test_the_sizes_that_the_docstrings_state_are_those_of_the_studies(monkeypatc
     options = recovery.argparse.Namespace(cells=tmp_path, smoke=False, seeds=3, ablate=False)
     cells = recovery.cells_of(options)
     ablation = recovery.cells_of(recovery.argparse.Namespace(**{**vars(options), "ablate": True}))
-    for these, tunings in ((cells, 144), (ablation, 84)):
+    for these, tunings in ((cells, 180), (ablation, 108)):
         assert sum(cell.tuning is not None for cell in these) == tunings
         assert len({cell.path for cell in these}) == len(these)
         assert f"{tunings}\ntunings" in recovery.__doc__ or f"{tunings} tunings" in recovery.__doc__
@@ -174,3 +175,12 @@ def test_the_talks_pairs_are_taken_from_a_folder_as_far_as_they_are_there(
 def test_the_talks_pairs_are_23(monkeypatch):
     pairs = study("st_ssad_table", monkeypatch).PAIRS
     assert sum(len(anomalies.split()) for anomalies in pairs.values()) == 23
+
+
+@pytest.mark.slow
+def test_the_cost_study_compares_the_three_sorts_of_steps_and_reads_memory(tmp_path):
+    run_study("st_ssad_cost", "--out", tmp_path)
+    page = (tmp_path / "st_ssad_cost.md").read_text()
+    ratios = [float(number) for number in re.findall(r"([0-9.]+)×", page)]
+    assert "smoke run" in page and "nan" not in page and "MiB after 4" in page
+    assert len(ratios) == 2 and min(ratios) > 0

@@ -20,10 +20,11 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 from PIL import Image
 
 from ssad_hpo import controlled_task, data
-from ssad_hpo.bilevel import DEFAULT_TRAINING, CollapseWarning, Tuning, tune
+from ssad_hpo.bilevel import DEFAULT_TRAINING, LOSSES, CollapseWarning, Tuning, tune
 from ssad_hpo.cli import main
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.evaluate import auc
@@ -405,6 +406,29 @@ def test_a_training_that_diverges_ends_the_tuning_with_its_hyperparameters(liste
         quick(training=replace(TRAINING, learning_rate=1e30), listeners=[listener])
     with pytest.raises(ValueError, match="nothing to select"):
         open_result("tuned")
+
+
+def test_a_start_that_fails_is_a_failed_trial_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Ended]
+) -> None:
+    calls = 0
+    soft = LOSSES["soft_alignment"]
+
+    def once(*sets: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return soft(*sets) * (float("nan") if calls == 1 else 1)
+
+    monkeypatch.setitem(LOSSES, "soft_alignment", once)
+    with pytest.warns(CollapseWarning, match=r"^start 0: diverged"):
+        result = quick()
+    first, second = result.study.trials
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert first.user_attrs["failure"].startswith("diverged: validation loss nan")
+    assert result.selected.number == 1 and result.aucs is not None and set(result.aucs) == {1}
+    said = call("evaluate", "tuned").out
+    assert "start 0 failed: diverged: validation loss nan" in said and "not done" not in said
+    assert "Start 0 failed: diverged" in report_run("tuned").read_text(encoding="utf-8")
 
 
 # The command line

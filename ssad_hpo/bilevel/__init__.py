@@ -6,7 +6,7 @@ for each starting point and moves its augmentation on the way [Yoo et al., KDD 2
 
 from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.bilevel.gradient import BilevelGradient, TrainingBatch, ValidationBatch, bilevel_gradient
-from ssad_hpo.bilevel.result import CollapseWarning, Cost, OuterStep, TunedStart, TuningResult
+from ssad_hpo.bilevel.result import CollapseWarning, Cost, FailedStart, OuterStep, TunedStart, TuningResult
 from ssad_hpo.bilevel.settings import LOSSES, Tuning
 from ssad_hpo.bilevel.tuning import DEFAULT_TRAINING, prepare, tune
 
@@ -17,6 +17,7 @@ __all__ = [
     "CollapseWarning",
     "Coordinates",
     "Cost",
+    "FailedStart",
     "OuterStep",
     "TrainingBatch",
     "TunedStart",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,13 @@ from torch.func import functional_call
 
 from ssad_hpo.augment import apply
 from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.second_order import MixedDerivatives
 from ssad_hpo.bilevel.settings import Tuning
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What one training step sees.
+    """What one training step sees, or a virtual one.
 
     Attributes:
         images: (B, C, H, W) in [0, 1], jittered normal images.
@@ -27,6 +29,12 @@ class TrainingBatch:
     images: Tensor
     noise: Tensor
     targets: Tensor
+
+    def first(self, count: int) -> TrainingBatch:
+        """Its first images with their augmented ones, at most as many as there are."""
+        kept = min(count, len(self.images))
+        targets = self.targets[[*range(kept), *range(len(self.images), len(self.images) + kept)]]
+        return TrainingBatch(self.images[:kept], self.noise[:kept], targets)
 
 
 @dataclass(frozen=True)
@@ -46,20 +54,14 @@ class ValidationBatch:
 
 @dataclass(frozen=True)
 class BilevelGradient:
-    """Losses and gradients of one step; no tensor here holds a graph.
+    """What one step of the hyperparameters needs; no tensor here holds a graph.
 
     Attributes:
-        training_loss: L_trn(theta, a), a scalar.
         validation_loss: L_val(theta'(a), a), a scalar.
-        detector: gradients of L_trn in the network's parameters, in their order; None for a parameter
-            that the loss does not use. They are those of the training step itself, so that it need not
-            be computed twice.
         hyperparameters: (K,) gradient of L_val in the point a.
     """
 
-    training_loss: Tensor
     validation_loss: Tensor
-    detector: list[Tensor | None]
     hyperparameters: Tensor
 
 
@@ -77,14 +79,13 @@ def bilevel_gradient(
     <grad_theta L_trn(theta, a), v>: one vector-Jacobian product, exact, and no second derivative in theta.
     First order drops it and holds theta' constant.
 
-    The network is left in training mode with its parameters as they were. Its running statistics have
-    seen the training batch once, as in any training step, and nothing of the virtual step.
+    The network is left in training mode, its parameters and running statistics as they were.
 
     Args:
         network: from `detector.untrained_network`, theta.
         coordinates: what the point means.
         point: (K,) the hyperparameters a.
-        training: the batch of L_trn, which the training step that follows takes as well.
+        training: the batch of L_trn; batch norm in the virtual step uses its statistics.
         validation: the batch of L_val.
         tuning: loss, order, virtual rate, batch norm of L_val, temperature.
 
@@ -95,44 +96,50 @@ def bilevel_gradient(
     second_order = tuning.order == 2
     point = point.detach().requires_grad_()
     network.train()
-    parameters = dict(network.named_parameters())
-    # The running statistics of L_val are those from before the training batch. Those after it depend on a,
+    # The running statistics of L_val are those from before the virtual step. Those after it depend on a,
     # by a path that no gradient takes: the derivative was off by 0.04 to 0.8 % in tests.
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with torch.set_grad_enabled(True):
-        seen_by_training = point if second_order else point.detach()
-        augmented = _augmented(training.images, training.noise, coordinates, seen_by_training, tuning)
-        logits = network(torch.cat([training.images, augmented]))
-        training_loss = F.cross_entropy(logits, training.targets)
-        slopes = torch.autograd.grad(
-            training_loss, list(parameters.values()), create_graph=second_order, allow_unused=True
-        )
-        # Embeddings are the encoder's alone: of theta' nothing else matters, so v is 0 for the head.
-        moved = {
-            name: (parameter, slope)
-            for (name, parameter), slope in zip(parameters.items(), slopes, strict=True)
-            if slope is not None and name.startswith("encoder.")
-        }
+    with torch.enable_grad():
+        slopes = _slopes(network, coordinates, point, training, tuning) if tuning.virtual_rate else {}
         virtual = {
-            name: (parameter.detach() - tuning.virtual_rate * slope.detach()).requires_grad_(second_order)
-            for name, (parameter, slope) in moved.items()
+            name: parameter.detach().clone()
+            for name, parameter in network.named_parameters()
+            if name.startswith("encoder.")
         }
+        for name, slope in slopes.items():
+            virtual[name].sub_(slope.detach(), alpha=tuning.virtual_rate).requires_grad_(second_order)
         state = {**virtual, **buffers}
         validation_loss = _validation_loss(network, state, coordinates, point, validation, tuning)
         if second_order:
-            direct, *v = torch.autograd.grad(validation_loss, [point, *virtual.values()])
-            (through,) = torch.autograd.grad(
-                [slope for _, slope in moved.values()], point, [-tuning.virtual_rate * w for w in v]
-            )
+            direct, *v = torch.autograd.grad(validation_loss, [point, *(virtual[name] for name in slopes)])
+            along = [-tuning.virtual_rate * w for w in v]
+            (through,) = torch.autograd.grad(list(slopes.values()), point, along)
             gradient = direct + through
         else:
             (gradient,) = torch.autograd.grad(validation_loss, point)
-    return BilevelGradient(
-        training_loss.detach(),
-        validation_loss.detach(),
-        [None if slope is None else slope.detach() for slope in slopes],
-        gradient,
+    return BilevelGradient(validation_loss.detach(), gradient)
+
+
+def _slopes(
+    network: nn.Module, coordinates: Coordinates, point: Tensor, batch: TrainingBatch, tuning: Tuning
+) -> dict[str, Tensor]:
+    """Gradients of L_trn in the encoder's parameters, by name; with second order they depend on the point.
+
+    Embeddings are the encoder's alone: of theta' the head is of no concern.
+    """
+    second_order = tuning.order == 2
+    augmented = _augmented(
+        batch.images, batch.noise, coordinates, point if second_order else point.detach(), tuning
     )
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    with MixedDerivatives() if second_order else nullcontext():
+        logits = functional_call(network, buffers, (torch.cat([batch.images, augmented]),))
+    loss = F.cross_entropy(logits, batch.targets)
+    parameters = {name: p for name, p in network.named_parameters() if name.startswith("encoder.")}
+    slopes = torch.autograd.grad(
+        loss, list(parameters.values()), create_graph=second_order, allow_unused=True
+    )
+    return {n: slope for n, slope in zip(parameters, slopes, strict=True) if slope is not None}
 
 
 def _validation_loss(
@@ -168,6 +175,26 @@ def _validation_loss(
     if loss.shape != ():
         raise ValueError(f"loss: expected a function that returns a scalar, got shape {tuple(loss.shape)}")
     return loss
+
+
+def check_second_derivatives(network: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Raise ValueError if a network holds an operation that torch cannot differentiate twice.
+
+    Args:
+        network: from `detector.untrained_network`; its running statistics change.
+        image_shape: (C, H, W).
+    """
+    images = torch.zeros(2, *image_shape, requires_grad=True)
+    with torch.enable_grad(), MixedDerivatives():
+        logits = network.train()(images)
+    slopes = torch.autograd.grad(
+        logits.square().sum(), list(network.parameters()), create_graph=True, allow_unused=True
+    )
+    slopes = tuple(slope for slope in slopes if slope is not None and slope.requires_grad)
+    try:
+        torch.autograd.grad(slopes, images, [torch.ones_like(slope) for slope in slopes])
+    except RuntimeError as error:  # "derivative for aten::... is not implemented"
+        raise ValueError(f"encoder: order 2 needs second derivatives, and {error}; use order 1") from error
 
 
 class _Features(nn.Module):

@@ -104,29 +104,49 @@ class TunedStart:
         return self.validation_loss if choose_by == VALIDATION_LOSS else self.criteria[choose_by]
 
 
+@dataclass(frozen=True)
+class FailedStart:
+    """One starting point that could not be tuned to the end.
+
+    Attributes:
+        start: the augmentation that it began with.
+        reason: a sentence that names the step and the hyperparameters that made it diverge or collapse.
+        cost: as a `TunedStart`'s.
+    """
+
+    start: Augmentation
+    reason: str
+    cost: Cost
+
+
 @dataclass(frozen=True, eq=False)
 class TuningResult:
     """All starting points of a tuning, and the one that was kept without labels.
 
     Attributes:
-        starts: in the order in which they ran.
+        starts: in the order in which they ran; at least one was tuned to the end.
         choose_by: what the kept one is lowest in.
         cost: of everything, shared warm start and all starting points included.
     """
 
-    starts: tuple[TunedStart, ...]
+    starts: tuple[TunedStart | FailedStart, ...]
     choose_by: str
     cost: Cost
 
     @property
+    def tuned(self) -> tuple[TunedStart, ...]:
+        """The starting points that were tuned to the end."""
+        return tuple(start for start in self.starts if isinstance(start, TunedStart))
+
+    @property
     def chosen(self) -> int:
-        """Index of the kept starting point; of equal ones the first."""
-        return min(range(len(self.starts)), key=lambda i: (self.starts[i].value(self.choose_by), i))
+        """Index of the kept starting point among all; of equal ones the first."""
+        return self.starts.index(self.kept)
 
     @property
     def kept(self) -> TunedStart:
         """The starting point that was kept."""
-        return self.starts[self.chosen]
+        return min(self.tuned, key=lambda start: start.value(self.choose_by))
 
     @property
     def augmentation(self) -> Augmentation:
@@ -168,7 +188,7 @@ def collapse_signs(
         vanishing = side == "lower" and (name == "patch_area" or kind == "rotation")
         remedy = (
             "augmented images may have merged with normal ones: start higher, let the detector keep up (a "
-            "longer warm_start, more detector_steps), or use loss='soft_alignment'"
+            "longer warm_start, more detector_steps), or use loss='two_sided_alignment'"
             if vanishing
             else "it may have run away: start elsewhere, or widen its range if the bound is too tight"
         )

@@ -181,11 +181,11 @@ class Run:
         self.cost += Cost(forward=len(batch.targets), backward=len(batch.targets))
 
     def _outer_step(self, batch: TrainingBatch) -> OuterStep:
-        """A training step whose own gradient is the virtual step's as well, and a step of the point."""
+        """A step of the point, looking ahead by part of a training batch, and the training step with it."""
         setting, tuning = self.setting, self.setting.tuning
-        validation = self._validation_batch()
+        ahead, validation = batch.first(tuning.virtual_images), self._validation_batch()
         try:
-            found = bilevel_gradient(self.network, setting.coordinates, self.point, batch, validation, tuning)
+            found = bilevel_gradient(self.network, setting.coordinates, self.point, ahead, validation, tuning)
         except DegenerateError as error:
             raise DetectorError(
                 f"collapsed at step {self.step + 1} under {self.augmentation}: {error}"
@@ -195,16 +195,20 @@ class Run:
                 f"diverged: validation loss {float(found.validation_loss)} with gradient "
                 f"{found.hyperparameters.tolist()} at step {self.step + 1} under {self.augmentation}"
             )
-        hyperparameters = setting.coordinates.numbers(self.point)
-        self._descend(found.training_loss, found.detector)
-        outer = OuterStep(self.step + 1, hyperparameters, self._mean_loss(), float(found.validation_loss))
+        self._training_step(batch)
+        outer = OuterStep(
+            self.step + 1,
+            setting.coordinates.numbers(self.point),
+            self._mean_loss(),
+            float(found.validation_loss),
+        )
         self.point.grad = found.hyperparameters
         self.adam.step()
         setting.coordinates.project(self.point)
-        self.cost += _cost_of_outer_step(len(batch.targets), validation, tuning)
+        self.cost += _cost_of_gradient(ahead, validation, tuning)
         return outer
 
-    def _descend(self, loss: Tensor, gradients: tuple[Tensor | None, ...] | list[Tensor | None]) -> None:
+    def _descend(self, loss: Tensor, gradients: tuple[Tensor | None, ...]) -> None:
         for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
             parameter.grad = gradient
         if self.setting.tuning.annealing:
@@ -223,10 +227,11 @@ class Run:
         return mean
 
 
-def _cost_of_outer_step(trained: int, validation: ValidationBatch, tuning: Tuning) -> Cost:
+def _cost_of_gradient(ahead: TrainingBatch, validation: ValidationBatch, tuning: Tuning) -> Cost:
     augmented = len(validation.train)
     validated = len(validation.train) + augmented + len(validation.unlabeled)
+    stepped = len(ahead.targets) if tuning.virtual_rate else 0
     if tuning.order == 2:
-        return Cost(forward=trained + validated, backward=trained + validated, second=trained)
+        return Cost(forward=stepped + validated, backward=stepped + validated, second=stepped)
     with_gradient = augmented if tuning.batch_norm == "eval" else validated
-    return Cost(forward=trained + validated, backward=trained + with_gradient)
+    return Cost(forward=stepped + validated, backward=stepped + with_gradient)

@@ -16,6 +16,7 @@ from ssad_hpo.criteria import (
     mmd_normalised,
     smooth_alignment,
     soft_alignment,
+    two_sided_alignment,
 )
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -24,6 +25,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {
     "smooth_alignment": smooth_alignment,
     "soft_alignment": soft_alignment,
+    "two_sided_alignment": two_sided_alignment,
     "mmd": mmd,
     "mmd_normalised": mmd_normalised,
 }
@@ -44,10 +46,11 @@ class Tuning:
             and unlabeled images (each (N, D)) that returns a scalar, lower where they are better aligned.
         order: 2 lets the gradient flow through the virtual step as well, 1 only through the augmented
             images.
-        detector_steps: training steps to each step of the hyperparameters; the last of them is the one
-            that the virtual step looks ahead by.
+        detector_steps: training steps to each step of the hyperparameters.
         learning_rate: Adam's, of log area, log aspect and angle in radians.
         virtual_rate: step size alpha of the virtual step; 0 (with order 1) looks at the detector as it is.
+        virtual_images: images of the virtual step's mini-batch, the first of the next training step's; as
+            many augmented ones go with them.
         warm_start: share of a start's training steps before its hyperparameters move.
         warm_start_on: "range" warms up on hyperparameters drawn anew for every image from the whole
             bounds, once for all starting points; "start" on each starting point's own, once for each.
@@ -67,15 +70,16 @@ class Tuning:
         ValueError: naming the setting that is out of its range.
     """
 
-    loss: str | Loss = "soft_alignment"
+    loss: str | Loss = "two_sided_alignment"
     order: Literal[1, 2] = 2
     detector_steps: int = 4
     learning_rate: float = 0.03
     virtual_rate: float = 0.03
+    virtual_images: int = 16
     warm_start: float = 0.3
     warm_start_on: WarmStartOn = "range"
-    validation_train: int = 64
-    validation_unlabeled: int = 128
+    validation_train: int = 48
+    validation_unlabeled: int = 96
     batch_norm: BatchNorm = "eval"
     starts: tuple[float | Mapping[str, float], ...] = (0.4, 0.65, 0.9)
     choose_by: str = "dsv"
@@ -95,7 +99,8 @@ class Tuning:
             if getattr(self, name) not in known_values:
                 known = ", ".join(map(str, known_values))
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        whole = {"detector_steps": 1, "validation_train": 2, "validation_unlabeled": 2, "checkpoint_every": 1}
+        whole = {"detector_steps": 1, "virtual_images": 1, "validation_train": 2, "validation_unlabeled": 2}
+        whole["checkpoint_every"] = 1
         for name, least in whole.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(f"{name}: expected a whole number >= {least}, got {getattr(self, name)!r}")

@@ -15,9 +15,11 @@ from torch import Tensor
 from ssad_hpo.augment import check_fits
 from ssad_hpo.bilevel.checkpoint import Progress, read_checkpoint, write_checkpoint
 from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.gradient import check_second_derivatives
 from ssad_hpo.bilevel.result import (
     CollapseWarning,
     Cost,
+    FailedStart,
     OuterStep,
     TunedStart,
     TuningResult,
@@ -28,8 +30,10 @@ from ssad_hpo.bilevel.run import Run, Setting
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError, evaluate_all
 from ssad_hpo.detector import Detector, check_device, untrained_network
+from ssad_hpo.detector.numerics import prepare_allocator
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, Task, Training
 
+FAILURE = "failure"  # in the state of a starting point: why it could not be tuned to the end
 # Steps and batches of the trials that the loss, the rates and batch norm's mode were chosen by.
 DEFAULT_TRAINING = Training(steps=500, batch_size=64)
 
@@ -53,7 +57,11 @@ def prepare(
     # All pairs within the bounds fit, so every point of a trajectory does.
     check_fits(augmentation, height=height, width=width)
     starts = [coordinates.start(start) for start in tuning.starts]
-    untrained_network(training, (channels, height, width))  # an encoder that cannot be, says so now
+    # An encoder that cannot be, or not with this order, says so now.
+    network = untrained_network(training, (channels, height, width))
+    if tuning.order == 2 and training.encoder != "small":
+        check_second_derivatives(network, (channels, height, width))
+    prepare_allocator(torch.device(device), height * width)
     if training.precision == "auto":
         training = replace(training, precision="float32")
     return Setting(task, coordinates, tuning, training, torch.device(device)), starts
@@ -68,13 +76,14 @@ def tune(
     device: str | torch.device = "cpu",
     recorder: Recorder | None = None,
     checkpoint: str | Path | None = None,
-    keep: Callable[[int, TunedStart], None] | None = None,
+    keep: Callable[[int, TunedStart | FailedStart], None] | None = None,
 ) -> TuningResult:
     """Learn an augmentation's hyperparameters by gradient while the detector trains [ST-SSAD].
 
     Training steps alternate with steps of the hyperparameters down the validation loss of train,
     augmented and unlabeled images (see `bilevel_gradient`). Several starting points run in turn; the one
-    whose finished detector is lowest in `tuning.choose_by` is kept. Labels have no part in it.
+    whose finished detector is lowest in `tuning.choose_by` is kept. One that diverges or collapses on its
+    way ends there, as a `FailedStart`, and the others go on. Labels have no part in it.
 
     Args:
         task: images, without labels.
@@ -93,14 +102,15 @@ def tune(
             checkpoint; after a resume those that were finished before as well.
 
     Warns:
-        CollapseWarning: if the kept starting point shows a sign of collapse; each is also in `warnings`
-            of its `TunedStart`.
+        CollapseWarning: if the kept starting point shows a sign of collapse (each is also in `warnings` of
+            its `TunedStart`), and for every starting point that failed.
 
     Raises:
         ValueError: for an augmentation with nothing to tune or patches that do not fit, a starting point
             outside the bounds, too few steps, a device or encoder that cannot be, or another tuning's
             checkpoint.
-        DetectorError: if a training diverges or its embeddings collapse; it names the hyperparameters.
+        DetectorError: if every starting point diverged or collapsed, or the shared warm start did; it names
+            the hyperparameters.
     """
     tuning, training = tuning or Tuning(), training or DEFAULT_TRAINING
     augmentation = Augmentation(augmentation) if isinstance(augmentation, str) else augmentation
@@ -122,44 +132,54 @@ def tune(
             progress.warm_start = copy.deepcopy(run.state())
             save()
 
-    tuned = []
+    ended: list[TunedStart | FailedStart] = []
     for index, start in enumerate(starts):
         run = Run(setting, start)
         if index < len(progress.finished):
             run.load(progress.finished[index])
-            tuned.append(_finish(run, start))
-            if keep is not None:
-                keep(index, tuned[-1])
-            continue
-        if progress.current is not None:
-            run.load(progress.current)
-        elif progress.warm_start is not None:
-            run.load_warm_start(progress.warm_start)
-        told = _Telling(recorder, str(index), task)
-        told.start(coordinates.at(start))
-        try:
-            for _ in _warm_up(run):
-                progress.current = run.state()
-                save()
-            for outer in run.train(until=training.steps):
-                told.progress(outer)
-                if len(run.trajectory) % tuning.checkpoint_every == 0:
+            reason = progress.finished[index].get(FAILURE)
+            ended.append(_finish(run, start) if reason is None else _failed(run, start, reason))
+        else:
+            if progress.current is not None:
+                run.load(progress.current)
+            elif progress.warm_start is not None:
+                run.load_warm_start(progress.warm_start)
+            told = _Telling(recorder, str(index), task)
+            told.start(coordinates.at(start))
+            try:
+                for _ in _warm_up(run):
                     progress.current = run.state()
                     save()
-            tuned.append(_finish(run, start))
-            told.end(tuned[-1])
-        except BaseException as error:
-            told.failure(error)
-            raise
-        progress.finished.append(run.state())
-        progress.current = None
-        save()
+                for outer in run.train(until=training.steps):
+                    told.progress(outer)
+                    if len(run.trajectory) % tuning.checkpoint_every == 0:
+                        progress.current = run.state()
+                        save()
+                tuned = _finish(run, start)
+            except DetectorError as error:
+                told.failure(error)
+                ended.append(_failed(run, start, str(error)))
+                progress.finished.append({**run.state(), FAILURE: str(error)})
+            except BaseException as error:
+                told.failure(error)
+                raise
+            else:
+                told.end(tuned)
+                ended.append(tuned)
+                progress.finished.append(run.state())
+            progress.current = None
+            save()
         if keep is not None:
-            keep(index, tuned[-1])
+            keep(index, ended[-1])
 
     shared = Cost() if progress.warm_start is None else Cost(**progress.warm_start["cost"])
-    result = TuningResult(tuple(tuned), tuning.choose_by, sum((t.cost for t in tuned), shared))
-    for sign in result.warnings:
+    result = TuningResult(tuple(ended), tuning.choose_by, sum((end.cost for end in ended), shared))
+    failed = [
+        f"start {index}: {end.reason}" for index, end in enumerate(ended) if isinstance(end, FailedStart)
+    ]
+    if not result.tuned:
+        raise DetectorError(f"no starting point could be tuned: {'; '.join(failed)}")
+    for sign in (*failed, *result.warnings):
         warnings.warn(sign, CollapseWarning, stacklevel=2)
     return result
 
@@ -171,6 +191,10 @@ def _warm_up(run: Run) -> Iterator[None]:
         for _ in run.train(until=min(run.step + stretch, run.setting.warm)):
             pass  # no step of the hyperparameters comes before the end of the warm start
         yield
+
+
+def _failed(run: Run, start: Tensor, reason: str) -> FailedStart:
+    return FailedStart(run.setting.coordinates.at(start), reason, run.cost)
 
 
 def _finish(run: Run, start: Tensor) -> TunedStart:

@@ -211,16 +211,16 @@ def show(result: StudyResult) -> None:
     console().print(table)
     for trial in result.study.get_trials(deepcopy=False):
         if FAILURE in trial.user_attrs:
-            say(f"trial {trial.number} failed: {escape(trial.user_attrs[FAILURE])}")
+            say(f"{word} {trial.number} failed: {escape(trial.user_attrs[FAILURE])}")
         for sign in trial.user_attrs.get(COLLAPSE, ()):
             told = f"start {trial.number}: {sign}"
             warn(told) if trial.number == result.selected.number else say(escape(told))
-    others = len(result.study.get_trials(deepcopy=False)) - len(choices)
-    if settings.tuning is not None and len(choices) < settings.n_trials:
+    ended = len(result.study.get_trials(deepcopy=False))
+    if settings.tuning is not None and ended < settings.n_trials:
         resume = f"{command()} tune --resume {run_name(result.run.folder)}"
-        say(f"{settings.n_trials - len(choices)} more starts are not done; go on with: {escape(resume)}")
-    if others:
-        say(f"{others} more trials were pruned, failed or interrupted; they do not compete")
+        say(f"{settings.n_trials - ended} more starts are not done; go on with: {escape(resume)}")
+    if others := ended - len(choices):
+        say(f"{others} more {word}s were pruned, failed or interrupted; they do not compete")
     if (figures := result.evaluation) is not None:
         say(
             f"AUC selected [bold green]{figures.auc_selected:.3f}[/bold green] "

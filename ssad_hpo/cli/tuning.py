@@ -51,7 +51,9 @@ def tune(
     ranges: Ranges = None,
     loss: Annotated[
         str | None,
-        typer.Option(help="Goes down: smooth_alignment, soft_alignment, mmd or mmd_normalised."),
+        typer.Option(
+            help="Goes down: two_sided_alignment, soft_alignment, smooth_alignment, mmd or mmd_normalised."
+        ),
     ] = None,
     order: Annotated[
         int | None, typer.Option(help="2: through the virtual training step as well; 1: not.")

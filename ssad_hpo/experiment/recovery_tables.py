@@ -85,7 +85,8 @@ def rules_table(rows: Sequence[Row]) -> str:
     """A line for each variant: which of its starting points a label-free rule keeps."""
     lines = []
     for variant, members in by_variant(rows).items():
-        runs = [run for run in competitors(members) if all(row["failure"] is None for row in run)]
+        ended = [[row for row in run if row["failure"] is None] for run in competitors(members)]
+        runs = [run for run in ended if run]
         line: list[object] = [variant, len(runs), _percent([any(map(found, run)) for run in runs])]
         for rule in RULES:
             kept = [keep(run, rule) for run in runs]

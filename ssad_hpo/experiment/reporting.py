@@ -68,10 +68,14 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
     scores = _scores(selected, kept, task)
     if "train" not in scores:
         remarks.append("The scores of train and augmented images are missing: they need what is not at hand.")
-    missing = run.settings.n_trials - len(competing) if run.settings.tuning is not None else 0
-    if missing:
+    trials = result.study.get_trials(deepcopy=False)
+    missing = run.settings.n_trials - len(trials) if run.settings.tuning is not None else 0
+    if missing > 0:
         remarks.append(f"{missing} of {run.settings.n_trials} starts are not done yet, and are not shown.")
-    remarks.extend(result.study.get_trials(deepcopy=False)[selected.number].user_attrs.get(COLLAPSE, ()))
+    if run.settings.tuning is not None:
+        failures = [(t.number, t.user_attrs[FAILURE]) for t in trials if FAILURE in t.user_attrs]
+        remarks.extend(f"Start {number} failed: {reason}." for number, reason in failures)
+    remarks.extend(trials[selected.number].user_attrs.get(COLLAPSE, ()))
     if task is None:
         remarks.append("The images lived in memory when the study was made, and are not shown.")
     return Findings(

@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from ssad_hpo import data, tracking
-from ssad_hpo.bilevel import DEFAULT_TRAINING, OuterStep, TunedStart, Tuning, prepare, tune
+from ssad_hpo.bilevel import DEFAULT_TRAINING, FailedStart, OuterStep, TunedStart, Tuning, prepare, tune
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.experiment.conducting import (
     DEFAULT_TRACKING,
@@ -27,7 +27,7 @@ from ssad_hpo.experiment.conducting import (
 )
 from ssad_hpo.experiment.judging import StudyResult, load_task, open_storage
 from ssad_hpo.experiment.run_folder import Run, RunError, Settings, choose_run_folder, open_run
-from ssad_hpo.search import Candidate
+from ssad_hpo.search import FAILURE, Candidate
 from ssad_hpo.search.kept import FolderStore
 from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS
 from ssad_hpo.task import Augmentation, Range, Recorder, SearchSpace, Task, Training
@@ -78,11 +78,11 @@ def run_tuning(
         The `StudyResult`; its `evaluation` is None where there is no ground truth.
 
     Warns:
-        CollapseWarning: if the selected starting point shows a sign of collapse.
+        CollapseWarning: if the selected starting point shows a sign of collapse, and for one that failed.
 
     Raises:
         ValueError: for a wrong argument; nothing is written then.
-        DetectorError: if a training diverges or its embeddings collapse; it names the hyperparameters.
+        DetectorError: if every starting point diverged or collapsed; it names the hyperparameters.
         StudyInterrupted: on Ctrl-C, with all that is done kept; `resume_tuning` goes on.
     """
     tuning, training = tuning or Tuning(), training or DEFAULT_TRAINING
@@ -180,9 +180,14 @@ def _tune(
             storage=open_storage(run), study_name=settings.study_name, load_if_exists=True
         )
 
-        def keep(index: int, tuned: TunedStart) -> None:
+        def keep(index: int, tuned: TunedStart | FailedStart) -> None:
             # The trial comes last: should a kill come before it, the checkpoint gives the start again.
-            if index >= len(study.get_trials(deepcopy=False)):
+            known = index < len(study.get_trials(deepcopy=False))
+            if isinstance(tuned, FailedStart):
+                if not known:
+                    study.add_trial(_failed_trial(settings, tuned))
+                return
+            if not known:
                 store = FolderStore(run.artifacts)
                 address = store.put(index, tuned.scores, tuned.embeddings, tuned.detector)
                 _write_trajectory(Path(address), tuned.trajectory)
@@ -232,6 +237,21 @@ def _trial(settings: Settings, tuned: TunedStart, address: str) -> optuna.trial.
             START: tuned.start.hyperparameters,
             COLLAPSE: list(tuned.warnings),
             ARTIFACTS: address,
+            BUDGET: settings.training.steps,
+        },
+    )
+
+
+def _failed_trial(settings: Settings, failed: FailedStart) -> optuna.trial.FrozenTrial:
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL,
+        params={"augmentation": failed.start.kind},
+        distributions={"augmentation": CategoricalDistribution([failed.start.kind])},
+        user_attrs={
+            FAILURE: failed.reason,
+            "seconds": round(failed.cost.seconds, 3),
+            IMAGES: failed.cost.images,
+            START: failed.start.hyperparameters,
             BUDGET: settings.training.steps,
         },
     )

@@ -17,10 +17,10 @@ from ssad_hpo.bilevel import Cost
 from ssad_hpo.evaluate import average_ranks, compare
 from ssad_hpo.experiment.selector_tables import markdown_table
 
-# The talk's columns, the search beside them, and our loss; then what stands beside the comparison.
+# The talk's columns, the search beside them, and our losses; then what stands beside the comparison.
 METHODS = (
     *("AE", "D-SVDD", "RS-CO", "RD-CO", "RS-CP", "RD-CP", "RS-CD", "RD-CD", "DSV search"),
-    *("ST-SSAD", "MMD1", "MMD2", "FO", "soft alignment"),
+    *("ST-SSAD", "MMD1", "MMD2", "FO", "soft alignment", "two-sided alignment"),
 )
 SHORT_SEARCH, BEST_TRIAL = "DSV search, 4 trials", "best trial"
 RS_TUNED, RD_TUNED = "RS, tuned kind", "RD, tuned kind"
