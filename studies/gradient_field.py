@@ -39,6 +39,7 @@ CONTAMINATIONS = (0.5, 0.2)
 TITLES = {
     "smooth_alignment": "smooth alignment",
     "soft_alignment": "soft alignment",
+    "two_sided_alignment": "two-sided alignment",
     "mmd": "MMD1",
     "mmd_normalised": "MMD2 (normalised)",
 }
