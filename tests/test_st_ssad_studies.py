@@ -41,7 +41,9 @@ def read_rows(path):
 
 def test_the_sizes_that_the_docstrings_state_are_those_of_the_studies(monkeypatch, tmp_path):
     recovery, table = study("st_ssad_recovery", monkeypatch), study("st_ssad_table", monkeypatch)
-    options = recovery.argparse.Namespace(cells=tmp_path, smoke=False, seeds=3, ablate=False)
+    options = recovery.argparse.Namespace(
+        cells=tmp_path, smoke=False, seeds=3, ablate=False, contamination=0.5, orders=(1, 2)
+    )
     cells = recovery.cells_of(options)
     ablation = recovery.cells_of(recovery.argparse.Namespace(**{**vars(options), "ablate": True}))
     for these, tunings in ((cells, 180), (ablation, 108)):
