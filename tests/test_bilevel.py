@@ -337,7 +337,8 @@ def test_a_tuning_learns_hyperparameters_within_their_bounds_and_gives_a_finishe
         sets = tuned.detector.embed_task(TASK.train, TASK.unlabeled)
         assert tuned.detector.augmentation == tuned.augmentation
         assert tuned.criteria == evaluate_all(sets.train, sets.augmented, sets.unlabeled)
-        assert tuned.validation_loss == pytest.approx(tuned.criteria["soft_alignment"])
+        default = LOSSES[Tuning().loss](sets.train, sets.augmented, sets.unlabeled)
+        assert tuned.validation_loss == pytest.approx(float(default))
         assert torch.equal(tuned.detector.score(TASK.unlabeled), tuned.scores)
     assert result.kept is result.starts[result.chosen]
     assert result.augmentation == result.kept.augmentation and result.detector is result.kept.detector
@@ -638,7 +639,7 @@ def test_a_starting_point_that_fails_fails_alone_also_after_a_resume(listener, t
     def once(train, augmented, unlabeled):
         nonlocal calls
         calls += 1
-        loss = LOSSES["soft_alignment"](train, augmented, unlabeled)
+        loss = LOSSES[QUICK.loss](train, augmented, unlabeled)
         return loss * float("nan") if calls == 1 else loss
 
     checkpoint, kept = tmp_path / "tuning.pt", []
@@ -676,7 +677,7 @@ def test_a_patch_that_vanishes_is_told_with_its_remedy():
     assert result.augmentation.hyperparameters["patch_area"] == pytest.approx(0.002)
     assert [str(w.message) for w in told] == list(result.warnings)
     bound, chance = result.warnings
-    assert "cutdiff.patch_area ended at its lower bound 0.002" in bound and "soft_alignment" in bound
+    assert "cutdiff.patch_area ended at its lower bound 0.002" in bound and "two_sided_alignment" in bound
     assert "cannot tell augmented images from normal ones" in chance and "start from" in chance
     assert told[0].filename == __file__
 
