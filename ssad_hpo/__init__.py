@@ -59,6 +59,7 @@ _ROOMS = {
     "resume_study": "experiment",
     "resume_tuning": "experiment",
     "run_study": "experiment",
+    "run_sweep": "experiment",
     "run_tuning": "experiment",
     "score_images": "experiment",
 }

@@ -97,6 +97,23 @@ def test_a_training_learns_to_tell_augmented_images_apart(learnt):
         assert roc_auc_score(truth, scores) > 0.99, score  # untrained: 0.92, 0.55
 
 
+@pytest.mark.parametrize("encoder", ["small", "mobilenet_v3_small"])  # the second has dropout
+def test_a_training_goes_on_from_a_checkpoints_state_to_the_same_bits(encoder, tmp_path):
+    evaluate_at = (0.25, 0.5, 1.0)
+    training = Training(encoder=encoder, width=4, steps=8, batch_size=4, evaluate_at=evaluate_at)
+    images = textures(12, channels=3)
+    whole = []
+    for checkpoint in train(images, CUTOUT, training):
+        whole.append((checkpoint.step, checkpoint.loss, weights(checkpoint.detector)))
+        torch.save(checkpoint.state, tmp_path / f"{checkpoint.step}.pt")
+    for done in range(1, 4):
+        state = torch.load(tmp_path / f"{whole[done - 1][0]}.pt", weights_only=True)
+        rest = [(c.step, c.loss, weights(c.detector)) for c in train(images, CUTOUT, training, state=state)]
+        assert [(step, loss) for step, loss, _ in rest] == [(step, loss) for step, loss, _ in whole[done:]]
+        for (*_, mine), (*_, theirs) in zip(rest, whole[done:], strict=True):
+            assert_same_bits(mine, theirs)
+
+
 def slow_training(images, augmentation, training):
     """METHOD's training step by step, with SGD written out; the state of the network at the end."""
     with torch.random.fork_rng(devices=[]):

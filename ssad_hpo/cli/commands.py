@@ -14,20 +14,30 @@ import typer
 from ssad_hpo.cli.display import Display, announce, command, run_name, say, show, show_ranking, warn
 from ssad_hpo.cli.options import (
     Anomaly,
+    BatchSize,
     Category,
     Contamination,
+    Criterion,
     Device,
     Encoder,
+    GridPoints,
     ImageSize,
+    Keep,
+    Kinds,
+    LearningRate,
     NoTracking,
     Place,
     Precision,
     Ranges,
     RunName,
+    Sampler,
     Score,
     Seed,
     SkipUnreadable,
+    Steps,
+    Storage,
     Threads,
+    TotalTrials,
     TrackingUri,
     Train,
     Trials,
@@ -105,34 +115,27 @@ def search(
     unlabeled: Unlabeled = None,
     image_size: ImageSize = 64,
     skip_unreadable: SkipUnreadable = False,
-    augmentation: Annotated[
-        list[str] | None,
-        typer.Option("--augmentation", "-a", help="A kind of f_aug to search; may be repeated. cutavg."),
-    ] = None,
+    augmentation: Kinds = None,
     ranges: Ranges = None,
-    criterion: Annotated[str, typer.Option(help="What chooses, without labels; lower is better.")] = "dsv",
-    trials: Annotated[
-        int | None, typer.Option("--trials", "-n", help="Candidates to train; 16 by default.")
-    ] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, random, grid or gp (one kind only).")] = "tpe",
+    criterion: Criterion = "dsv",
+    trials: TotalTrials = None,
+    sampler: Sampler = "tpe",
     pruner: Annotated[str, typer.Option(help="none, asha or median.")] = "none",
-    grid_points: Annotated[int, typer.Option(help="Values per hyperparameter of the grid.")] = 4,
+    grid_points: GridPoints = 4,
     encoder: Encoder = "small",
     width: Width = 16,
-    steps: Annotated[int | None, typer.Option(help="Training steps of a candidate.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Normal images a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of SGD, annealed to 0.")] = 0.03,
+    steps: Steps = None,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.03,
     score: Score = "density",
     contamination: Contamination = None,
     precision: Precision = "auto",
     seed: Seed = 0,
-    keep: Annotated[int, typer.Option(help="Best detectors to keep.")] = 3,
+    keep: Keep = 3,
     device: Device = "cpu",
     threads: Threads = None,
     run: RunName = None,
-    storage: Annotated[
-        str | None, typer.Option(help="Optuna's database URL; a journal file by default.")
-    ] = None,
+    storage: Storage = None,
     tracking_uri: TrackingUri = "default",
     no_tracking: NoTracking = False,
     resume: Annotated[
@@ -140,16 +143,11 @@ def search(
     ] = None,
 ) -> None:
     """Train detectors with different augmentations and choose one, without labels."""
-    from ssad_hpo.experiment import open_run, resume_study, run_study
+    from ssad_hpo.experiment import run_study
     from ssad_hpo.task import Training
 
     if resume is not None:
-        if path is not None or train is not None:
-            raise typer.BadParameter("--resume takes its images from the run; leave PATH and --train out")
-        total = trials or open_run(resume).settings.n_trials
-        with kept_on_interrupt(), Display(total) as display:
-            result = resume_study(resume, n_trials=trials, listeners=[display], announce=announce)
-        show(result)
+        go_on(resume, path, train, trials, resumed_by="search")
         return
     total = 16 if trials is None else trials
     source = source_of(
@@ -192,6 +190,26 @@ def search(
             announce=announce,
             tracking_uri=None if no_tracking else tracking_uri,
         )
+    show(result)
+
+
+def go_on(
+    run: str,
+    path: str | None,
+    train: Path | None,
+    trials: int | None,
+    *,
+    resumed_by: str,
+    address: str | None = None,
+) -> None:
+    """Go on with a search or a sweep, and show its result."""
+    from ssad_hpo.experiment import open_run, resume_study
+
+    if path is not None or train is not None:
+        raise typer.BadParameter("--resume takes its images from the run; leave PATH and --train out")
+    total = trials or open_run(run).settings.n_trials
+    with kept_on_interrupt(resumed_by), Display(total) as display:
+        result = resume_study(run, n_trials=trials, address=address, listeners=[display], announce=announce)
     show(result)
 
 

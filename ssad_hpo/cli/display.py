@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,16 @@ if TYPE_CHECKING:
 _SHORT = {"discordance": "dis", "smooth_alignment": "smooth", "soft_alignment": "soft"}
 
 
+@dataclass
+class _Running:
+    """A trial that is shown."""
+
+    params: Mapping[str, Any]
+    criterion: str
+    begun: float
+    value: float = math.nan
+
+
 class Display:
     """A recorder that shows a study as it runs: a line per finished trial, a bar below them."""
 
@@ -36,6 +48,7 @@ class Display:
         self.done = 0
         self.best = float("inf")
         self.progress: Any = None
+        self.running: dict[str, _Running] = {}  # several at once in a sweep
 
     def __enter__(self) -> Display:
         return self
@@ -54,27 +67,29 @@ class Display:
             )
             self.progress.start()
             self.bar = self.progress.add_task("", total=self.n_trials)
-        self.params, self.criterion, self.begun = params, tags["criterion"], time.monotonic()
-        self.value = float("nan")
+        self.running[trial] = _Running(params, tags["criterion"], time.monotonic())
 
     def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
-        self.value = metrics[self.criterion]
+        if (running := self.running.get(trial)) is None:
+            return
+        running.value = metrics[running.criterion]
         self.progress.update(
-            self.bar, description=f"trial {trial}, step {step}: {self.criterion} {self.value:.3f}"
+            self.bar, description=f"trial {trial}, step {step}: {running.criterion} {running.value:.3f}"
         )
 
     def trial_ended(
         self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
     ) -> None:
-        if self.progress is None:  # a trial that an earlier process left
+        running = self.running.pop(trial, None)
+        if running is None:  # a trial that an earlier process left
             return
-        seconds = time.monotonic() - self.begun
-        value = f"{self.criterion} {self.value:7.3f}"
-        if status == "complete" and self.value < self.best:
-            self.best, value = self.value, f"[bold green]{value}[/bold green]"
+        seconds = time.monotonic() - running.begun
+        value = f"{running.criterion} {running.value:7.3f}"
+        if status == "complete" and running.value < self.best:
+            self.best, value = running.value, f"[bold green]{value}[/bold green]"
         text = "" if status == "complete" else f"  [yellow]{status}[/yellow] {escape(reason or '')}"
         self.progress.console.print(
-            f"trial {trial:>3}  {value}  {seconds:5.1f} s  {_hyperparameters(self.params)}{text}",
+            f"trial {trial:>3}  {value}  {seconds:5.1f} s  {_hyperparameters(running.params)}{text}",
             highlight=False,
         )
         self.done += status != "interrupted"

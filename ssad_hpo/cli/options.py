@@ -23,6 +23,10 @@ ImageSize = Annotated[int, typer.Option(help="Pixels, of images from folders.")]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so.")
 ]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--augmentation", "-a", help="A kind of f_aug to search; may be repeated. cutavg."),
+]
 Ranges = Annotated[
     list[str] | None,
     typer.Option("--range", help="cutavg.patch_area=0.01:0.1 or cutavg.patch_aspect=1; repeatable."),
@@ -35,6 +39,17 @@ Contamination = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Criterion = Annotated[str, typer.Option(help="What chooses, without labels; lower is better.")]
+Sampler = Annotated[str, typer.Option(help="tpe, random, grid or gp (one kind only).")]
+GridPoints = Annotated[int, typer.Option(help="Values per hyperparameter of the sampler grid.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps of a candidate.")]
+BatchSize = Annotated[int, typer.Option(help="Normal images a step.")]
+LearningRate = Annotated[float, typer.Option(help="Of SGD, annealed to 0.")]
+Keep = Annotated[int, typer.Option(help="Best detectors to keep.")]
+Storage = Annotated[str | None, typer.Option(help="Optuna's database URL; a journal file by default.")]
+TotalTrials = Annotated[
+    int | None, typer.Option("--trials", "-n", help="Candidates to train; 16 by default.")
+]
 Trials = Annotated[int, typer.Option("--trials", "-n", help="Candidates to train.")]
 Seed = Annotated[int, typer.Option(help="Of the sampler and of every training.")]
 Threads = Annotated[int | None, typer.Option(help="Processor threads for training; all by default.")]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +26,14 @@ class Checkpoint:
         step: training steps done.
         detector: the detector at this step, without a density; valid until the training goes on.
         loss: mean cross-entropy over the steps since the last checkpoint.
+        state: what `train` needs to go on from here: tensors and plain values, for `torch.save`; valid
+            until the training goes on.
     """
 
     step: int
     detector: Detector
     loss: float
+    state: dict[str, Any]
 
 
 def train(
@@ -37,6 +41,7 @@ def train(
     augmentation: Augmentation | Transform,
     training: Training,
     device: str | torch.device = "cpu",
+    state: dict[str, Any] | None = None,
 ) -> Iterator[Checkpoint]:
     """Train a detector to tell `images` from `augment(images)`, and hand it out at the chosen steps.
 
@@ -45,9 +50,11 @@ def train(
         augmentation: f_aug; ranges are drawn anew for every image. Of a `Transform` nothing is checked.
         training: settings; its seed decides initial weights, batches, jitter and augmentation.
         device: where to train.
+        state: of a checkpoint of this same training: go on after it, to the same bits on the same machine.
 
     Yields:
-        A `Checkpoint` after each of `training.evaluation_steps`; the last is the whole training.
+        A `Checkpoint` after each of `training.evaluation_steps`, or those that are left; the last is the
+        whole training.
 
     Raises:
         ValueError: for images of another type, or a patch of the augmentation that does not fit.
@@ -75,8 +82,16 @@ def train(
     batches = draw_batches(len(images), training, generator)
     targets = torch.arange(2, device=device).repeat_interleave(training.batch_size)
     detector = Detector(network, augmentation, training, (channels, height, width))
+    if state is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        annealing.load_state_dict(state["annealing"])
+        generator.set_state(state["generator"])
+    done = 0 if state is None else state["step"]
 
     for start, end in itertools.pairwise((0, *training.evaluation_steps)):
+        if end <= done:
+            continue
         network.train()
         total = torch.zeros((), device=device)
         # Dropout, in encoders that have it, draws from torch's global generator.
@@ -96,7 +111,14 @@ def train(
         if not math.isfinite(mean_loss):
             raise DetectorError(f"diverged: loss {mean_loss} by step {end} under {augmentation}")
         network.eval()
-        yield Checkpoint(end, detector, mean_loss)
+        state = {
+            "step": end,
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "annealing": annealing.state_dict(),
+            "generator": generator.get_state(),
+        }
+        yield Checkpoint(end, detector, mean_loss, state)
 
 
 def draw_batches(n: int, training: Training, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,6 @@ import optuna
 import torch
 
 from ssad_hpo import data, tracking
-from ssad_hpo.detector import check_device
 from ssad_hpo.experiment.judging import StudyResult, judge, record_result
 from ssad_hpo.experiment.run_folder import Run, creation_facts, locked, new_study_name
 from ssad_hpo.search import was_interrupted
@@ -81,11 +80,10 @@ def common_settings(
     """The settings of a run that say nothing of how its detectors are found, by their names in `Settings`.
 
     Raises:
-        ValueError: for threads < 1, a device that is not there, or an unusable tracking URI.
+        ValueError: for threads < 1, or an unusable tracking URI.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
-    check_device(device)
     if tracking_uri == DEFAULT_TRACKING:
         tracking_uri = tracking.default_tracking_uri()
     elif tracking_uri is not None:

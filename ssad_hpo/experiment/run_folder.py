@@ -32,6 +32,23 @@ class RunError(ValueError):
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """How a study's trials run on a Ray cluster; see `raytune.sweep`.
+
+    Attributes:
+        address: of the cluster; None for a Ray of its own.
+        storage_path: a folder or URI that all nodes reach, absolute.
+        cpus_per_trial, gpus_per_trial, max_concurrent: of the trials.
+    """
+
+    address: str | None
+    storage_path: str
+    cpus_per_trial: float
+    gpus_per_trial: float
+    max_concurrent: int | None
+
+
+@dataclass(frozen=True)
 class Settings:
     """A study's settings, as its run folder keeps them.
 
@@ -47,6 +64,7 @@ class Settings:
         tuning: of a tuning by gradient; None for a search. Every starting point of a tuning is a trial of
             its study: n_trials counts them, criterion is what keeps one, space is the one augmentation
             that is tuned; sampler, pruner and grid_points have no use.
+        cluster: of a sweep, whose `pruner` is a scheduler of Ray Tune's; None for a local search.
     """
 
     study_name: str
@@ -70,6 +88,7 @@ class Settings:
     created: str
     versions: dict[str, str]
     tuning: Tuning | None = None
+    cluster: Cluster | None = None
 
     def without_passwords(self) -> dict[str, Any]:
         """The fields by name; passwords in addresses are starred out, and are never written down."""
@@ -83,7 +102,7 @@ class Settings:
         values = self.without_passwords()
         training, space = values.pop("training"), values.pop("space")
         source, versions = values.pop("source"), values.pop("versions")
-        tuning = values.pop("tuning")
+        cluster, tuning = values.pop("cluster"), values.pop("tuning")
         if tuning is not None:
             for name in ("sampler", "pruner", "grid_points"):
                 del values[name]
@@ -94,6 +113,7 @@ class Settings:
             **{f"training.{name}": value for name, value in asdict(training).items()},
             **{f"tuning.{name}": value for name, value in (asdict(tuning) if tuning else {}).items()},
             **{f"version.{name}": value for name, value in versions.items()},
+            **({f"cluster.{name}": value for name, value in asdict(cluster).items()} if cluster else {}),
         }
 
 
@@ -151,6 +171,7 @@ class Run:
         values["space"] = self.settings.space.to_json()
         values["training"] = asdict(self.settings.training)
         values["tuning"] = asdict(self.settings.tuning) if self.settings.tuning else None
+        values["cluster"] = asdict(self.settings.cluster) if self.settings.cluster else None
         partial = self.folder / (_SETTINGS_FILE + ".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -198,8 +219,9 @@ def open_run(name: str | Path) -> Run:
         values["source"] = Source.from_json(values["source"]) if values["source"] else None
         values["space"] = SearchSpace.from_json(values["space"])
         values["training"] = Training(**values["training"])
-        # Runs made before there were tunings have no such setting.
+        # Runs made before there were tunings and sweeps have no such settings.
         values["tuning"] = Tuning(**values["tuning"]) if values.get("tuning") else None
+        values["cluster"] = Cluster(**values["cluster"]) if values.get("cluster") else None
         if _hides_password(values["tracking_uri"]):
             values["tracking_uri"] = tracking.default_tracking_uri()
         if _hides_password(values["storage"]):

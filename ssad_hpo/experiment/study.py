@@ -10,7 +10,8 @@ import optuna
 import torch
 
 from ssad_hpo import data, tracking
-from ssad_hpo.detector import resolve_precision
+from ssad_hpo.detector import check_device, resolve_precision
+from ssad_hpo.experiment.cluster import check_cluster, sweep_trials
 from ssad_hpo.experiment.conducting import (
     DEFAULT_TRACKING,
     EXPERIMENT,
@@ -28,7 +29,15 @@ from ssad_hpo.experiment.judging import (
     open_storage,
     record_result,
 )
-from ssad_hpo.experiment.run_folder import Run, RunError, Settings, choose_run_folder, locked, open_run
+from ssad_hpo.experiment.run_folder import (
+    Cluster,
+    Run,
+    RunError,
+    Settings,
+    choose_run_folder,
+    locked,
+    open_run,
+)
 from ssad_hpo.search import Objective, make_pruner, make_sampler, open_study, run_search
 from ssad_hpo.task import Recorder, SearchSpace, Task, Training
 
@@ -51,6 +60,7 @@ def run_study(
     experiment: str = EXPERIMENT,
     device: str = "cpu",
     threads: int | None = None,
+    cluster: Cluster | None = None,
     listeners: Sequence[Recorder] = (),
     announce: Callable[[Run], None] | None = None,
 ) -> StudyResult:
@@ -76,6 +86,7 @@ def run_study(
         experiment: of MLflow.
         device: where to train, "cpu" or "cuda".
         threads: of the processor for training; torch's own choice if None.
+        cluster: run the trials on Ray, see `run_sweep`; `pruner` is then its scheduler.
         listeners: told of every trial as it happens, beside MLflow.
         announce: told of the run, with all its settings, before the first trial.
 
@@ -93,21 +104,20 @@ def run_study(
     training = training or Training(seed=seed)
     height, width = task.train.shape[2:]
     folder = choose_run_folder(run, task.name)
+    if cluster is None:
+        check_device(device)
+    else:
+        cluster = check_cluster(cluster, folder, n_trials, pruner, device, storage)
     common = common_settings(
-        folder,
-        task,
-        source,
-        device=device,
-        threads=threads,
-        tracking_uri=tracking_uri,
-        experiment=experiment,
+        folder, task, source, device=device, threads=threads, tracking_uri=tracking_uri, experiment=experiment
     )
+    if device == "cpu" or torch.cuda.is_available():  # else the nodes with GPUs decide
+        precision = resolve_precision(training, torch.device(device), height * width)
+        training = replace(training, precision=precision)
     settings = Settings(
         criterion=criterion,
         space=space if isinstance(space, SearchSpace) else SearchSpace(space or "cutavg"),
-        training=replace(
-            training, precision=resolve_precision(training, torch.device(device), height * width)
-        ),
+        training=training,
         n_trials=n_trials,
         sampler=sampler,
         pruner=pruner,
@@ -115,6 +125,7 @@ def run_study(
         seed=seed,
         keep=keep,
         storage=storage,
+        cluster=cluster,
         **common,
     )
     made = Run(folder, settings)
@@ -132,6 +143,7 @@ def resume_study(
     *,
     task: Task | None = None,
     n_trials: int | None = None,
+    address: str | None = None,
     listeners: Sequence[Recorder] = (),
     announce: Callable[[Run], None] | None = None,
 ) -> StudyResult:
@@ -144,11 +156,13 @@ def resume_study(
         run: the run folder, or its name below runs/.
         task: the task, if the study was started on one in memory.
         n_trials: another total number of trials.
+        address: another Ray cluster for the rest of a sweep.
         listeners, announce: as in `run_study`.
 
     Raises:
         RunError: if there is no such run or it is a tuning, another process works on it, or the images
             have changed.
+        ValueError: for a wrong argument.
     """
     opened = open_run(run)
     if opened.settings.tuning is not None:
@@ -158,6 +172,12 @@ def resume_study(
         if n_trials < 1:
             raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
         opened = Run(opened.folder, replace(opened.settings, n_trials=n_trials))
+    if address is not None:
+        if opened.settings.cluster is None:
+            raise ValueError(f"{opened.folder}: is a local search, and has no Ray cluster")
+        cluster = replace(opened.settings.cluster, address=address)
+        opened = Run(opened.folder, replace(opened.settings, cluster=cluster))
+    if n_trials is not None or address is not None:
         with locked(opened.folder):
             opened.write()
     return _search(opened, _objective(opened, task), listeners, announce)
@@ -212,7 +232,7 @@ def _search(
     announce: Callable[[Run], None] | None,
 ) -> StudyResult:
     """Bring a run's study to its number of trials, then judge it."""
-    settings = run.settings
+    settings, cluster = run.settings, run.settings.cluster
 
     def work(everyone: Recorder, _: tracking.NullRecorder) -> optuna.Study:
         objective.recorder = everyone
@@ -221,11 +241,14 @@ def _search(
             settings.study_name,
             objective,
             sampler=settings.sampler,
-            pruner=settings.pruner,
+            pruner=settings.pruner if cluster is None else "none",  # Ray's scheduler stops the trials
             seed=settings.seed,
             grid_points=settings.grid_points,
         )
-        run_search(study, objective, settings.n_trials)
+        if cluster is None:
+            run_search(study, objective, settings.n_trials)
+        else:
+            sweep_trials(settings, cluster, study, objective)
         return study
 
     return conduct(run, work, listeners, announce, tags={"sampler": settings.sampler}, resume="resume_study")

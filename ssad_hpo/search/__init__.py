@@ -1,7 +1,7 @@
 """Search without labels: the objective, running and resuming a study, selecting a detector."""
 
 from ssad_hpo.search.kept import Kept, open_kept
-from ssad_hpo.search.objective import FAILURE, Evaluation, Objective, evaluations
+from ssad_hpo.search.objective import FAILURE, Evaluation, Objective, evaluations, final_scores
 from ssad_hpo.search.offline import Ranking, select_detectors
 from ssad_hpo.search.running import (
     open_journal,
@@ -11,7 +11,15 @@ from ssad_hpo.search.running import (
     run_search,
     was_interrupted,
 )
-from ssad_hpo.search.sampling import PRUNERS, SAMPLERS, is_final, make_pruner, make_sampler, position
+from ssad_hpo.search.sampling import (
+    PRUNERS,
+    SAMPLERS,
+    is_exhausted,
+    is_final,
+    make_pruner,
+    make_sampler,
+    position,
+)
 from ssad_hpo.search.selection import Candidate, candidates, select
 
 __all__ = [
@@ -25,6 +33,8 @@ __all__ = [
     "Ranking",
     "candidates",
     "evaluations",
+    "final_scores",
+    "is_exhausted",
     "is_final",
     "make_pruner",
     "make_sampler",

@@ -45,6 +45,9 @@ class Store(Protocol):
     def put(self, trial: int, scores: torch.Tensor, embeddings: Embeddings, detector: Detector) -> str:
         """Keep a trial, whole or not at all, and return its address."""
 
+    def adopt(self, trial: int, folder: Path) -> str:
+        """Keep a trial that another process has put into a folder, as `put`; the folder stays."""
+
     def drop_detectors(self, trials: Collection[int]) -> None:
         """Forget the detectors of these trials."""
 
@@ -56,10 +59,7 @@ class FolderStore:
         self.root = Path(root).absolute()
 
     def put(self, trial: int, scores: torch.Tensor, embeddings: Embeddings, detector: Detector) -> str:
-        folder = trial_folder(self.root, trial)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        partial = self._cleared(trial)
         partial.mkdir(parents=True)
         np.savez(
             partial / _ARRAYS_FILE,
@@ -69,8 +69,21 @@ class FolderStore:
             scores=scores.numpy(),
         )
         detector.save(partial / _DETECTOR_FOLDER)
-        os.replace(partial, folder)
-        return str(folder)
+        return self._published(trial, partial)
+
+    def adopt(self, trial: int, folder: Path) -> str:
+        partial = self._cleared(trial)
+        shutil.copytree(folder, partial)
+        return self._published(trial, partial)
+
+    def _cleared(self, trial: int) -> Path:
+        """Where a trial is put together, with nothing of an earlier attempt left."""
+        self.discard(trial)
+        return trial_folder(self.root, trial).with_name(trial_folder(self.root, trial).name + ".partial")
+
+    def _published(self, trial: int, partial: Path) -> str:
+        os.replace(partial, trial_folder(self.root, trial))
+        return str(trial_folder(self.root, trial))
 
     def drop_detectors(self, trials: Collection[int]) -> None:
         for trial in trials:
@@ -94,6 +107,11 @@ class MemoryStore:
     def put(self, trial: int, scores: torch.Tensor, embeddings: Embeddings, detector: Detector) -> str:
         self.trials[trial] = Kept(scores.numpy(), embeddings, detector)
         return f"{_MEMORY_SCHEME}{self.name}/{trial}"
+
+    def adopt(self, trial: int, folder: Path) -> str:
+        kept = open_kept(str(folder))
+        assert kept.detector is not None  # every put has one
+        return self.put(trial, torch.from_numpy(kept.scores), kept.embeddings, kept.detector)
 
     def drop_detectors(self, trials: Collection[int]) -> None:
         for trial in trials:

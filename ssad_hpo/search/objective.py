@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ BUDGET = "budget"  # training steps done by a trial that ran all of its budget
 ARTIFACTS = "artifacts"  # address of what is kept, see `kept`
 RETRY_OF = "retry_of"  # number of the interrupted trial that this one repeats
 
+# What is told of every evaluation, beside its step.
+METRICS = (*CRITERIA, "separability", "loss")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -37,6 +40,7 @@ class Evaluation:
         criteria: every criterion and the unclamped "separability".
         embeddings: what they were computed from.
         detector: valid until the training goes on.
+        state: from which `evaluations` goes on; see `detector.Checkpoint`.
     """
 
     step: int
@@ -44,18 +48,30 @@ class Evaluation:
     criteria: dict[str, float]
     embeddings: Embeddings
     detector: Detector
+    state: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All of `METRICS` by name."""
+        return {**self.criteria, "loss": self.loss}
 
 
 def evaluations(
-    task: Task, augmentation: Augmentation, training: Training, device: str | torch.device = "cpu"
+    task: Task,
+    augmentation: Augmentation,
+    training: Training,
+    device: str | torch.device = "cpu",
+    state: dict[str, Any] | None = None,
 ) -> Iterator[Evaluation]:
     """Train a detector and judge it at each of `training.evaluation_steps`, without labels.
+
+    With the `state` of an evaluation of this same training it goes on after that.
 
     Raises:
         DetectorError: if the training diverges or the embeddings collapse; it names the hyperparameters.
         ValueError: if the augmentation does not fit into the images.
     """
-    for checkpoint in train(task.train, augmentation, training, device):
+    for checkpoint in train(task.train, augmentation, training, device, state):
         sets = checkpoint.detector.embed_task(task.train, task.unlabeled)
         try:
             values = evaluate_all(sets.train, sets.augmented, sets.unlabeled)
@@ -63,7 +79,28 @@ def evaluations(
             raise DetectorError(
                 f"collapsed at step {checkpoint.step} under {augmentation}: {error}"
             ) from error
-        yield Evaluation(checkpoint.step, checkpoint.loss, values, sets, checkpoint.detector)
+        yield Evaluation(
+            checkpoint.step, checkpoint.loss, values, sets, checkpoint.detector, checkpoint.state
+        )
+
+
+def final_scores(task: Task, evaluation: Evaluation) -> torch.Tensor:
+    """(N_test,) float64 anomaly scores of the unlabelled images after a whole training.
+
+    Gives the detector its density.
+
+    Raises:
+        DetectorError: if they are not finite, or the train embeddings have no spread.
+    """
+    detector, sets = evaluation.detector, evaluation.embeddings
+    detector.fit_density(sets.train)
+    if detector.training.score == "density":
+        scores = detector.density_score(sets.unlabeled)
+    else:
+        scores = detector.score(task.unlabeled)
+    if not scores.isfinite().all():
+        raise DetectorError(f"diverged: scores are not finite under {detector.augmentation}")
+    return scores
 
 
 class Objective:
@@ -126,80 +163,75 @@ class Objective:
         augmentation = self.space.suggest(trial)
         trial.set_user_attr(HYPERPARAMETERS, augmentation.hyperparameters)
         try:
-            self._tell_start(trial, augmentation)
+            self.tell_start(trial.number, augmentation)
             for evaluation in evaluations(self.task, augmentation, self.training, self.device):
                 trial.report(evaluation.criteria[self.criterion], evaluation.step)
-                self._tell_progress(trial, evaluation)
+                self.tell_progress(trial.number, evaluation.step, evaluation.metrics)
                 if evaluation.step < self.training.steps and trial.should_prune():
                     raise optuna.TrialPruned(f"stopped at step {evaluation.step}")
-            self._keep(trial, evaluation, time.monotonic() - started)
-            self._tell_end(trial, "complete", evaluation.criteria)
+            scores = final_scores(self.task, evaluation)
+            address = self.store.put(trial.number, scores, evaluation.embeddings, evaluation.detector)
+            self.drop_detectors(trial.study, trial.number, evaluation.criteria)
+            seconds = round(time.monotonic() - started, 3)
+            kept = {"seconds": seconds, ARTIFACTS: address, BUDGET: evaluation.step}
+            for name, value in {**evaluation.metrics, **kept}.items():
+                trial.set_user_attr(name, value)
+            self.tell_end(trial.number, "complete", evaluation.criteria)
         except optuna.TrialPruned:
-            self._tell_end(trial, "pruned")
+            self.tell_end(trial.number, "pruned")
             raise
         except DetectorError as error:
             # The border where a study must go on: Optuna records a trial without a value as failed.
             trial.set_user_attr(FAILURE, str(error))
-            self._tell_end(trial, "failed", reason=str(error))
+            self.tell_end(trial.number, "failed", reason=str(error))
             return math.nan
         except BaseException as error:
-            self._tell_end(trial, "interrupted", reason=repr(error))
+            self.tell_end(trial.number, "interrupted", reason=repr(error))
             trial.set_user_attr(INTERRUPTED, repr(error))
             raise
         return evaluation.criteria[self.criterion]
 
-    def _keep(self, trial: optuna.Trial, evaluation: Evaluation, seconds: float) -> None:
-        detector, sets = evaluation.detector, evaluation.embeddings
-        detector.fit_density(sets.train)
-        if self.training.score == "density":
-            scores = detector.density_score(sets.unlabeled)
-        else:
-            scores = detector.score(self.task.unlabeled)
-        if not scores.isfinite().all():
-            raise DetectorError(f"diverged: scores are not finite under {detector.augmentation}")
-        address = self.store.put(trial.number, scores, sets, detector)
-        finished = {
+    def drop_detectors(self, study: optuna.Study, trial: int, criteria: Mapping[str, float]) -> None:
+        """Have the store forget the detectors that are not worth keeping, now that a trial is finished.
+
+        Kept are the `keep` best by the criterion and the best by each other one.
+
+        Args:
+            study: with the trials that finished before.
+            trial: the number of the one that is in the store, but not yet finished in the study.
+            criteria: its criteria.
+        """
+        finished: dict[int, Mapping[str, float]] = {
             t.number: t.user_attrs
-            for t in trial.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+            for t in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
             if BUDGET in t.user_attrs
         }
-        finished[trial.number] = evaluation.criteria
-        self.store.drop_detectors(finished.keys() - self._best(finished))
-        attributes = {
-            **evaluation.criteria,
-            "loss": evaluation.loss,
-            "seconds": round(seconds, 3),
-            ARTIFACTS: address,
-            BUDGET: evaluation.step,
-        }
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
-
-    def _best(self, finished: dict[int, dict[str, Any]]) -> set[int]:
-        """The trials whose detectors are worth keeping: `keep` by the criterion, one by each other."""
+        finished[trial] = criteria
         best: set[int] = set()
         for name in CRITERIA:
             ranked = sorted(finished, key=lambda number: (finished[number][name], number))
             best.update(ranked[: self.keep if name == self.criterion else 1])
-        return best
+        self.store.drop_detectors(finished.keys() - best)
 
-    def _tell_start(self, trial: optuna.Trial, augmentation: Augmentation) -> None:
+    def tell_start(self, trial: int, augmentation: Augmentation) -> None:
+        """Tell the recorder, if there is one, that a trial begins."""
         if self.recorder is not None:
             params = {"augmentation": augmentation.kind, **augmentation.hyperparameters}
             tags = {"augmentation": augmentation.kind, "criterion": self.criterion, "task": self.task.name}
-            self.recorder.trial_started(str(trial.number), params, tags)
+            self.recorder.trial_started(str(trial), params, tags)
 
-    def _tell_progress(self, trial: optuna.Trial, evaluation: Evaluation) -> None:
+    def tell_progress(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell the recorder, if there is one, what was found at an evaluation step."""
         if self.recorder is not None:
-            metrics = {**evaluation.criteria, "loss": evaluation.loss}
-            self.recorder.trial_progress(str(trial.number), evaluation.step, metrics)
+            self.recorder.trial_progress(str(trial), step, metrics)
 
-    def _tell_end(
+    def tell_end(
         self,
-        trial: optuna.Trial,
+        trial: int,
         status: Status,
-        metrics: dict[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
         reason: str | None = None,
     ) -> None:
+        """Tell the recorder, if there is one, that a trial is over."""
         if self.recorder is not None:
-            self.recorder.trial_ended(str(trial.number), status, metrics or {}, reason)
+            self.recorder.trial_ended(str(trial), status, metrics or {}, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import optuna
@@ -71,8 +72,10 @@ def open_study(
     )
 
 
-def reconcile(study: optuna.Study, objective: Objective) -> None:
+def reconcile(study: optuna.Study, objective: Objective, alive: Collection[int] = ()) -> None:
     """Close the trials that an earlier process left open, and queue their parameters again.
+
+    Trials of the numbers `alive` are being run and stay as they are.
 
     Call it only while this process owns the study (its run folder is locked): then whoever ran an open
     trial is gone. A trial that was stopped from outside is repeated under a new number, with the same
@@ -80,6 +83,8 @@ def reconcile(study: optuna.Study, objective: Objective) -> None:
     """
     storage = study._storage  # the only way to give a finished trial an attribute
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if trial.number in alive:
+            continue
         # A failure of the trial's own may have been noted just before its process ended.
         status: Status = "failed" if FAILURE in trial.user_attrs else "interrupted"
         reason = trial.user_attrs.get(FAILURE, "its process ended")
@@ -89,7 +94,8 @@ def reconcile(study: optuna.Study, objective: Objective) -> None:
         if objective.recorder is not None:
             objective.recorder.trial_ended(str(trial.number), status, {}, reason)
     trials = study.get_trials(deepcopy=False)
-    taken = {position(study, t) for t in trials if is_final(t) or t.state == TrialState.WAITING}
+    going = (TrialState.WAITING, TrialState.RUNNING)
+    taken = {position(study, t) for t in trials if is_final(t) or t.state in going}
     for trial in trials:
         if trial.state != TrialState.FAIL or is_final(trial):
             continue

@@ -7,6 +7,7 @@ the history alone, and a resumed study draws what an uninterrupted one would hav
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zlib
 from collections.abc import Callable, Container, Sequence
@@ -103,7 +104,8 @@ class EnumeratedSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         if position(study, trial) + 1 >= len(self.candidates):
-            study.stop()
+            with contextlib.suppress(RuntimeError):  # outside of `optimize` there is nothing to stop
+                study.stop()
 
 
 class CountedOncePruner(optuna.pruners.SuccessiveHalvingPruner):
@@ -137,6 +139,15 @@ def position(study: optuna.Study, trial: FrozenTrial) -> int:
     first = trial.user_attrs.get(RETRY_OF, trial.number)
     earlier = study.get_trials(deepcopy=False)[:first]
     return sum(RETRY_OF not in t.user_attrs for t in earlier)
+
+
+def is_exhausted(study: optuna.Study) -> bool:
+    """Whether the sampler is a grid of which every candidate was drawn, and none is to be repeated."""
+    if not isinstance(study.sampler, EnumeratedSampler):
+        return False
+    trials = study.get_trials(deepcopy=False)
+    drawn = sum(RETRY_OF not in t.user_attrs for t in trials)
+    return drawn >= len(study.sampler.candidates) and all(t.state != TrialState.WAITING for t in trials)
 
 
 def is_final(trial: FrozenTrial) -> bool:

@@ -1,0 +1,142 @@
+"""What runs in a trial: train a detector, report its criteria, leave everything on the checkpoints."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from ssad_hpo.raytune.book import CHECKPOINT
+from ssad_hpo.search import Evaluation, Objective, evaluations, final_scores
+from ssad_hpo.search.kept import FolderStore
+from ssad_hpo.task import DetectorError, SearchSpace, Task, Training
+
+KEPT = "kept"  # the folder of a last checkpoint with scores, embeddings and detector
+_PROGRESS_FILE = "progress.pt"
+
+
+def trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
+    """A function trainable for `tune.Tuner`, with the objective's images once in Ray's object store.
+
+    Its configuration is what `SearchSpace.suggest` draws: "augmentation" and "KIND.NAME". At each
+    evaluation step it reports the criteria, "loss" and "step" with a checkpoint, from which Ray goes on
+    elsewhere if the worker dies. A trial that fails reports a criterion of nan, its "status" and its
+    "reason", and ends well as far as Ray is concerned, which is not to try it again. It takes as many
+    threads as `tune.with_resources` gives it CPUs, and trains where the objective trains.
+    """
+    settings = _Settings(
+        objective.task.name, objective.criterion, objective.space, objective.training, str(objective.device)
+    )
+    # Arrays, since Ray lays these alone into shared memory that all workers of a node read.
+    images = {"train": objective.task.train.numpy(), "unlabeled": objective.task.unlabeled.numpy()}
+    function: Callable[[dict[str, Any]], None] = tune.with_parameters(
+        train_detector, settings=settings, **images
+    )
+    return function
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Of the objective, without its recorder and its store, which belong to the driver."""
+
+    task_name: str
+    criterion: str
+    space: SearchSpace
+    training: Training
+    device: str
+
+
+def train_detector(
+    config: dict[str, Any], settings: _Settings, train: np.ndarray, unlabeled: np.ndarray
+) -> None:
+    """One trial; see `trainable`."""
+    cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1)
+    torch.set_num_threads(max(1, int(cpus)))
+    reports: list[dict[str, Any]] = []
+    try:
+        _train(config, settings, Task(settings.task_name, _tensor(train), _tensor(unlabeled)), reports)
+    except Exception as error:
+        # The border where a sweep must go on: whatever a trial raises fails this trial, with its reason. A
+        # disk that is full or gone is no fault of the trial's, which may be tried again.
+        ours = isinstance(error, DetectorError)
+        tune.report(
+            {
+                settings.criterion: math.nan,
+                "step": reports[-1]["step"] if reports else 0,
+                "status": "interrupted" if isinstance(error, OSError) else "failed",
+                "reason": str(error)
+                if ours
+                else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            }
+        )
+
+
+def _train(config: dict[str, Any], settings: _Settings, task: Task, reports: list[dict[str, Any]]) -> None:
+    space, training = settings.space, settings.training
+    state = _take_up(config, training, reports)
+    before = reports[-1]["seconds"] if reports else 0.0
+    if reports and state is None:
+        return  # it was through already
+    started = time.monotonic()
+    augmentation = space.augmentation(config)
+    for evaluation in evaluations(task, augmentation, training, settings.device, state):
+        with tempfile.TemporaryDirectory(prefix="ssad_hpo-") as name:
+            folder = Path(name)
+            last = evaluation.step == training.steps
+            if last:
+                _keep(folder, task, evaluation)
+            seconds = round(before + time.monotonic() - started, 3)
+            reports.append({**evaluation.metrics, "step": evaluation.step, "seconds": seconds})
+            saved = {"reports": reports, "state": None if last else evaluation.state}
+            torch.save(saved, folder / _PROGRESS_FILE)
+            # Where a scheduler stops a trial, this does not return: what it leaves is on the checkpoint.
+            tune.report(reports[-1], checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _keep(folder: Path, task: Task, evaluation: Evaluation) -> None:
+    scores = final_scores(task, evaluation)
+    put = FolderStore(folder).put(0, scores, evaluation.embeddings, evaluation.detector)
+    Path(put).rename(folder / KEPT)
+
+
+def _take_up(
+    config: dict[str, Any], training: Training, reports: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Go on from a checkpoint: say again what was reported up to it, and give the training's state.
+
+    The checkpoint is this trial's own, after its worker died, or that of the trial which this one repeats,
+    after the driver died. None where there is none, or nothing is left to train.
+    """
+    checkpoint = tune.get_checkpoint() or (
+        tune.Checkpoint(config[CHECKPOINT]) if CHECKPOINT in config else None
+    )
+    if checkpoint is None:
+        return None
+    try:
+        with checkpoint.as_directory() as folder:
+            # weights_only: what others may write is not unpickled.
+            saved = torch.load(Path(folder) / _PROGRESS_FILE, map_location="cpu", weights_only=True)
+            for report in saved["reports"]:
+                last = report["step"] == training.steps
+                reports.append(report)
+                tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder) if last else None)
+    except FileNotFoundError:
+        return None  # the earlier attempt's files are gone: from the start
+    state: dict[str, Any] | None = saved["state"]
+    return state
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # Shared memory is read-only, and nothing writes to a task's images.
+        warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
+        return torch.from_numpy(array)

@@ -1,0 +1,142 @@
+"""Servers that tests start on this machine, each in a folder of its own: Ray nodes and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RAY = Path(sys.executable).parent / "ray"
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition, what: str, seconds: float = 180.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+class RayCluster:
+    """Ray nodes of one processor each, that ask for a token.
+
+    Args:
+        folder: for Ray's files and the token; its path must be short, for sockets.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        token = folder / "token"
+        token.write_text(os.urandom(32).hex())
+        token.chmod(0o600)
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        self.folder, self.address = folder, f"127.0.0.1:{free_port()}"
+        port = self.address.rpartition(":")[2]
+        self.nodes = [
+            self._start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+        ]
+        wait_until(lambda: self._ray("health-check", f"--address={self.address}") == 0, "Ray's head")
+
+    def add_node(self) -> subprocess.Popen[bytes]:
+        """Start another node, which has joined when this returns."""
+        self.nodes.append(self._start(f"--address={self.address}"))
+        program = f"import ray; ray.init({self.address!r}); print(sum(n['Alive'] for n in ray.nodes()))"
+
+        def alive() -> bool:
+            told = subprocess.run(
+                [sys.executable, "-c", program], env=self.environment, capture_output=True, text=True
+            )
+            return told.stdout.strip() == str(len(self.nodes))
+
+        wait_until(alive, "another node")
+        return self.nodes[-1]
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "out").open("ab") as out:
+            return subprocess.Popen(
+                [RAY, "start", "--block", "--num-cpus=1", "--object-store-memory=100000000", *arguments],
+                env={**self.environment, "RAY_USAGE_STATS_ENABLED": "0"},
+                stdout=out,
+                stderr=out,
+            )
+
+    def _ray(self, *arguments: str) -> int:
+        return subprocess.run([RAY, *arguments], env=self.environment, capture_output=True).returncode
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            kill(node)  # with `--block` a node's processes end with it
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+class Postgres:
+    """A PostgreSQL server on a port of its own, asking for a password.
+
+    Args:
+        binaries: where its programs are, see `find_postgres`.
+        folder: to be made by this, for its files.
+    """
+
+    password = "correct horse"
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self.binaries, self.data, self.port = binaries, folder / "data", free_port()
+        # The server refuses to run as root: Debian's package brings a user for it.
+        self.user = "postgres" if os.geteuid() == 0 else None
+        folder.mkdir()
+        (folder / "password").write_text(self.password)
+        if self.user:
+            for path in (folder, folder / "password"):
+                shutil.chown(path, self.user)
+        self._call("initdb", "-A", "scram-sha-256", "-U", "us", "--pwfile", str(folder / "password"), "-N")
+        self.start()
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.data.parent}"
+        self._call("pg_ctl", "-w", "-o", options, "-l", str(self.data.parent / "log"), "start")
+
+    def crash(self) -> None:
+        """Stop at once, as at a loss of power; `start` then recovers from the log."""
+        self._call("pg_ctl", "-m", "immediate", "stop")
+
+    def make_database(self, name: str) -> str:
+        """The URL of a new database, with the password."""
+        import psycopg
+
+        where = f"us:{self.password.replace(' ', '%20')}@127.0.0.1:{self.port}"
+        with psycopg.connect(f"postgresql://{where}/postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        return f"postgresql+psycopg://{where}/{name}"
+
+    def _call(self, program: str, *arguments: str) -> None:
+        command = [str(self.binaries / program), "-D", str(self.data), *arguments]
+        done = subprocess.run(
+            command, user=self.user, cwd=self.data.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def find_postgres() -> Path | None:
+    """The folder of PostgreSQL's programs; Debian keeps them off the PATH."""
+    here = shutil.which("initdb")
+    folders = [Path(here).parent] if here else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return folders[-1] if folders else None
