@@ -21,6 +21,7 @@ from ssad_hpo.experiment.selector_tables import markdown_table
 METHODS = (
     *("AE", "D-SVDD", "RS-CO", "RD-CO", "RS-CP", "RD-CP", "RS-CD", "RD-CD", "DSV search"),
     *("ST-SSAD", "MMD1", "MMD2", "FO", "soft alignment", "two-sided alignment"),
+    "two-sided, second order",
 )
 SHORT_SEARCH, BEST_TRIAL = "DSV search, 4 trials", "best trial"
 RS_TUNED, RD_TUNED = "RS, tuned kind", "RD, tuned kind"
