@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from servers import Postgres, RayCluster, find_postgres, kill, wait_until
 
 from ssad_hpo import controlled_task
 from ssad_hpo.experiment import load_task, open_result, open_run, resume_study, run_sweep
+from ssad_hpo.experiment.judging import open_database
 from ssad_hpo.raytune.book import CHECKPOINT
 from ssad_hpo.search import evaluations, open_journal
 from ssad_hpo.search.objective import INTERRUPTED
@@ -174,6 +176,19 @@ def test_a_sweep_on_postgresql_outlives_a_crash_of_the_server(
     (experiment,) = client.search_experiments(filter_string="name = 'ssad_hpo'")
     runs = client.search_runs([experiment.experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * (1 + 6)
+
+
+def test_many_may_open_a_new_postgresql_database_at_the_same_moment(postgres: Postgres) -> None:
+    for name in ("first", "second", "third"):
+        url, barrier = postgres.make_database(name), threading.Barrier(8)
+
+        def open_together(url: str = url, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait(60)
+            open_database(url)
+
+        with ThreadPoolExecutor(8) as pool:
+            for opened in [pool.submit(open_together) for _ in range(8)]:
+                opened.result()
 
 
 def test_two_searches_may_meet_a_new_postgresql_database_at_once(postgres: Postgres) -> None:

@@ -5,6 +5,8 @@ Selecting comes first and sees no label; only then is the ground truth read.
 
 from __future__ import annotations
 
+import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from ssad_hpo.evaluate import StudyEvaluation, auc, evaluate_candidates
 from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
 from ssad_hpo.search import Candidate, candidates, open_journal, select
 from ssad_hpo.task import Task
+
+OPENING_ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -117,19 +121,27 @@ def open_storage(run: Run) -> optuna.storages.BaseStorage:
 
 
 def open_database(url: str) -> optuna.storages.BaseStorage:
-    """Optuna's storage at a database's URL.
+    """Optuna's storage at a database's URL; its tables are made where they are missing.
 
     Raises:
         ValueError: if it is no such URL, its driver is missing, or it cannot be reached.
     """
-    try:
-        return optuna.storages.get_storage(url)
-    except Exception as error:  # SQLAlchemy's, a driver's, or an ImportError: no two alike
-        reason = str(error).partition("\n")[0].replace(url, tracking.without_password(url))
-        raise ValueError(
-            f"storage: expected a database that can be opened, such as sqlite:///optuna.db, got "
-            f"{tracking.without_password(url)!r} ({reason})"
-        ) from error
+    # Optuna looks for its tables and then makes them, so that of several that meet a new database at once
+    # all but one fail on some table, type or version that "already exists". They find it when they look anew.
+    attempts = OPENING_ATTEMPTS
+    while True:
+        try:
+            return optuna.storages.get_storage(url)
+        except Exception as error:  # SQLAlchemy's, a driver's, or an ImportError: no two alike
+            attempts -= 1
+            if attempts and "already exists" in str(error):
+                time.sleep(random.uniform(0.1, 1.0))  # apart from each other
+                continue
+            reason = str(error).partition("\n")[0].replace(url, tracking.without_password(url))
+            raise ValueError(
+                f"storage: expected a database that can be opened, such as sqlite:///optuna.db, got "
+                f"{tracking.without_password(url)!r} ({reason})"
+            ) from error
 
 
 def _study_of(run: Run) -> optuna.Study:
