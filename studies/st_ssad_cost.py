@@ -66,7 +66,7 @@ def milliseconds(task: Task, kind: str, training: Training, rounds: int) -> dict
 
 def memory(task: Task, training: Training, read_at: tuple[int, ...]) -> dict[int, float]:
     """Resident MiB after so many steps of the hyperparameters."""
-    tuning = Tuning(detector_steps=1, warm_start=0.0)
+    tuning = Tuning(order=2, detector_steps=1, warm_start=0.0)
     run = started(task, "cutdiff", tuning, replace(training, steps=read_at[-1]))
     resident = {}
     for done, _ in enumerate(run.train(until=read_at[-1]), 1):
