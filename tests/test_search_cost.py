@@ -1,0 +1,75 @@
+"""The study of what a search costs counts steps exactly and goes on after a kill."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("studies.search_cost")
+
+
+def trial(steps, dsv=None, auc=None, state="complete"):
+    return {"steps": steps, "dsv": dsv, "auc": auc, "state": state}
+
+
+def cell(study, pruner, trials):
+    return study.Cell("digits/4", "tpe", pruner, study.TRAINING, trials, Path())
+
+
+def test_the_sizes_that_the_docstring_states_are_those_of_the_study(study, tmp_path):
+    options = study.argparse.Namespace(cells=tmp_path, smoke=False, seeds=3)
+    cells = study.cells_of(options)
+    whole = sum(cell.pruner == "none" for cell in cells)
+    assert f"{len(cells)} searches, {whole} of them whole" in study.__doc__
+    assert len({cell.path for cell in cells}) == len(cells) and len(study.TASKS) >= 6
+
+
+def test_steps_are_those_of_all_detectors_and_only_whole_ones_are_chosen_from(study):
+    trials = [
+        trial(500, dsv=0.4, auc=0.7),
+        trial(62, state="pruned"),
+        trial(500, dsv=0.2, auc=0.6),
+        trial(250, state="fail"),
+    ]
+    (row,) = study.rows_of([cell(study, "asha", 4)], [{"searching": 9.0, "trials": trials}])
+    assert row["steps"] == 1312 and row["share"] == 1312 / 2000
+    assert (row["whole"], row["failed"], row["auc"], row["oracle"]) == (2, 1, 0.6, 0.7)
+
+
+def test_the_beginning_of_a_search_is_judged_as_a_shorter_search(study):
+    trials = [trial(500, dsv=1 - i / 10, auc=i / 10) for i in range(8)]
+    rows = study.rows_of([cell(study, "none", 8)], [{"searching": 9.0, "trials": trials}])
+    assert [(row["trials"], row["auc"], row["seconds"]) for row in rows] == [(4, 0.3, None), (8, 0.7, 9.0)]
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_comes_out_the_same(tmp_path):
+    def run(out):
+        command = [sys.executable, "-m", "studies.search_cost", "--smoke", "--jobs", "2"]
+        command += ["--cells", str(tmp_path / "cells"), "--out", str(tmp_path / out)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, (tmp_path / out / "search_cost.csv").read_text()
+
+    _, whole = run("whole")
+    kept = sorted((tmp_path / "cells").glob("*.json"))
+    kept[0].unlink()
+    said, again = run("again")
+    assert f"{len(kept) - 1} of {len(kept)} cells are there" in said
+
+    def without_seconds(text):
+        return [line.rpartition(",")[0] for line in text.splitlines()]
+
+    assert without_seconds(again) == without_seconds(whole) and "seconds" in whole.splitlines()[0]
+    page = (tmp_path / "again" / "search_cost.md").read_text()
+    assert "smoke run" in page and "nan" not in page
