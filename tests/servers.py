@@ -1,7 +1,8 @@
-"""Servers that tests start on this machine, each in a folder of its own: Ray nodes and PostgreSQL."""
+"""Servers that tests start on this machine, each in a folder of its own: Ray nodes, PostgreSQL, MLflow."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 RAY = Path(sys.executable).parent / "ray"
@@ -140,3 +142,43 @@ def find_postgres() -> Path | None:
     here = shutil.which("initdb")
     folders = [Path(here).parent] if here else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return folders[-1] if folders else None
+
+
+class MlflowServer:
+    """An `mlflow server` on a port that stays the same over stops and starts.
+
+    Args:
+        folder: where it works.
+        database: an empty one of MLflow's, to be copied: making its tables takes seconds.
+    """
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        self.port, self.folder = free_port(), folder
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        shutil.copy(database, folder / "server.db")
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        frugal = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self.process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**os.environ, **frugal},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_until(self.answers, "MLflow's server")
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as reply:
+            return bool(reply.status == 200)
+        return False
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import json
 import math
 import os
 import pickle
@@ -15,14 +13,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from delivered import check_delivered_exactly, client_of, history_of, records_in, runs_of
+from servers import MlflowServer, wait_until
 
 from ssad_hpo.task import Recorder
 from ssad_hpo.tracking import (
@@ -38,25 +37,15 @@ from ssad_hpo.tracking import (
 from ssad_hpo.tracking.delivery import deliver
 from ssad_hpo.tracking.outbox import locked, save_state
 
-FRUGAL = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 STEPS = (75, 112, 150)
 STUDY_RECORDS, TRIAL_RECORDS = 3, 5  # that `record_study` and `record_trial` append
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def database(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def database(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The tracking URI of an empty database, its tables made; MLflow's folders go beside it."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
@@ -81,67 +70,6 @@ def record_study(recorder: NullRecorder, trials: int) -> int:
     recorder.study_metrics({"regret": 0.05})
     recorder.study_ended("complete")
     return STUDY_RECORDS + trials * TRIAL_RECORDS
-
-
-def client_of(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def runs_of(uri: str) -> dict[str, Any]:
-    """All runs by name, the names unique."""
-    client = client_of(uri)
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = list(client.search_runs(ids))
-    names = Counter(run.info.run_name for run in runs)
-    assert max(names.values(), default=1) == 1, names
-    return {run.info.run_name: run for run in runs}
-
-
-def history_of(uri: str, run: Any, metric: str) -> list[tuple[int, int, float]]:
-    """(step, timestamp, value) of every point, in order."""
-    points = client_of(uri).get_metric_history(run.info.run_id, metric)
-    return sorted((point.step, point.timestamp, point.value) for point in points)
-
-
-def records_in(outbox: Path) -> list[dict[str, Any]]:
-    records = []
-    for line in outbox.read_bytes().splitlines():
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return [record for record in records if "study" not in record]
-
-
-def check_delivered_exactly(uri: str, outbox: Path) -> None:
-    """Every trial, status and metric point of the outbox is in MLflow once, and nothing else is."""
-    runs = runs_of(uri)
-    expected = {
-        (record.get("trial", ""), name, record.get("step", 0), record["at"], float(value))
-        for record in records_in(outbox)
-        for name, value in record.get("metrics", {}).items()
-    }
-    found = [
-        (run.data.tags["ssad_hpo.key"].partition("/")[2], name, *point)
-        for run in runs.values()
-        for name in run.data.metrics
-        for point in history_of(uri, run, name)
-    ]
-    assert sorted(found) == sorted(expected)
-    ends = {run.data.tags["ssad_hpo.key"].partition("/")[2]: run.info.end_time for run in runs.values()}
-    last = {record.get("trial", ""): record for record in records_in(outbox) if "status" in record}
-    for trial, record in last.items():
-        assert record["status"] == "running" or ends[trial] == record["at"]
-    trials = {record["trial"] for record in records_in(outbox) if "trial" in record}
-    assert {name.removeprefix("trial ") for name in runs if name.startswith("trial ")} == trials
-    assert len(runs) == len(trials) + 1
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
 
 
 # Whole studies through the writer process.
@@ -196,52 +124,15 @@ def test_a_study_becomes_a_parent_run_with_one_child_per_trial(tmp_path: Path, d
     check_delivered_exactly(database, recorder.outbox)
 
 
-class Server:
-    """A real `mlflow server` on a port that stays the same over stops and starts."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        command += ["--host", "127.0.0.1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env={**os.environ, **FRUGAL},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        wait_until(self.answers)
-
-    def answers(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as reply:
-            return bool(reply.status == 200)
-        return False
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_database, folder / "server.db")
-    server = Server(folder)
+def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("server"), empty_mlflow)
     yield server
     server.kill()
 
 
 def test_a_server_that_is_dead_from_the_start_gets_the_study_by_sync_later(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: MlflowServer
 ) -> None:
     server.kill()
     outbox = tmp_path / "run" / "outbox.jsonl"
@@ -266,17 +157,19 @@ def test_a_server_that_is_dead_from_the_start_gets_the_study_by_sync_later(
 
 
 def test_a_server_that_dies_in_the_middle_and_comes_back_misses_nothing(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: MlflowServer
 ) -> None:
     if server.process is None:
         server.start()
     outbox = tmp_path / "run" / "outbox.jsonl"
     with MlflowRecorder(outbox, server.uri, "dies in the middle", "study") as recorder:
         record_trial(recorder, "0")
-        wait_until(lambda: pending(outbox) == 0)
+        wait_until(lambda: pending(outbox) == 0, "the delivery")
         server.kill()
         recorder.trial_started("1", {}, {})
-        wait_until(lambda: "Connection refused" in outbox.with_suffix(".log").read_text())
+        wait_until(
+            lambda: "Connection refused" in outbox.with_suffix(".log").read_text(), "the writer to notice"
+        )
         assert recorder.close() == 1
     server.start()
     with MlflowRecorder(outbox, server.uri, "dies in the middle", "study") as recorder:  # resumed
@@ -324,12 +217,12 @@ def test_kill_9_of_the_study_in_mid_delivery_loses_and_doubles_nothing(tmp_path:
         [sys.executable, "-c", RECORDING, str(outbox), database], stdin=subprocess.PIPE, bufsize=0
     )
     assert study.stdin is not None
-    wait_until(lambda: outbox.exists())
+    wait_until(lambda: outbox.exists(), "the outbox")
     for _ in range(4):
         study.stdin.write(b"\n" * 5)
-        wait_until(lambda: outbox.with_suffix(".state.json").exists())
+        wait_until(lambda: outbox.with_suffix(".state.json").exists(), "a delivery")
         time.sleep(0.3)
-    wait_until(lambda: len(records_in(outbox)) >= 20 * TRIAL_RECORDS)
+    wait_until(lambda: len(records_in(outbox)) >= 20 * TRIAL_RECORDS, "20 trials")
     study.kill()
     study.wait()
     result = sync(outbox)
@@ -382,12 +275,12 @@ def test_redelivery_after_the_state_is_deleted_doubles_nothing(
 
 
 def test_a_new_database_at_the_old_address_gets_the_whole_study(
-    recorder: MlflowRecorder, database: str, tmp_path: Path, empty_database: Path
+    recorder: MlflowRecorder, database: str, tmp_path: Path, empty_mlflow: Path
 ) -> None:
     record_study(recorder, trials=1)
     assert deliver(recorder.outbox, database).error is None
     (tmp_path / "mlflow.db").unlink()
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     assert sync(recorder.outbox).error is None
     (tmp_path / "same.db").hardlink_to(tmp_path / "mlflow.db")  # this process still holds the old one open
     check_delivered_exactly(f"sqlite:///{tmp_path}/same.db", recorder.outbox)
@@ -448,7 +341,9 @@ def test_the_writers_environment_is_its_own_and_the_users_settings_win(
     with MlflowRecorder(tmp_path / "outbox.jsonl", "http://127.0.0.1:9", "testbed", "study") as recorder:
         assert recorder._writer is not None
         environ = Path(f"/proc/{recorder._writer.pid}/environ")
-        wait_until(lambda: b"MLFLOW" in environ.read_bytes())  # not yet there in the first moments
+        wait_until(
+            lambda: b"MLFLOW" in environ.read_bytes(), "the writer's environment"
+        )  # not yet there in the first moments
         settings = environ.read_bytes().split(b"\0")
         assert b"MLFLOW_DISABLE_TELEMETRY=true" in settings
         assert b"MLFLOW_HTTP_REQUEST_TIMEOUT=77" in settings
@@ -463,7 +358,7 @@ def test_processes_that_die_or_meet_at_a_database_that_does_not_exist_yet_leave_
     for outbox in outboxes:
         record_study(MlflowRecorder(outbox, f"sqlite:///{database}", "testbed", outbox.parent.name), trials=1)
     with MlflowRecorder(outboxes[0], f"sqlite:///{database}", "testbed", "first") as recorder:
-        wait_until(lambda: (database.parent / ".mlflow.db.new").exists())
+        wait_until(lambda: (database.parent / ".mlflow.db.new").exists(), "a draft of the database")
         assert recorder._writer is not None
         recorder._writer.kill()
         assert recorder.close() > 0
@@ -590,11 +485,11 @@ def test_an_experiment_that_is_deleted_stops_the_delivery_with_its_remedy(
 
 
 def test_another_server_gets_the_whole_study(
-    recorder: MlflowRecorder, database: str, tmp_path: Path, empty_database: Path
+    recorder: MlflowRecorder, database: str, tmp_path: Path, empty_mlflow: Path
 ) -> None:
     appended = record_study(recorder, trials=1)
     deliver(recorder.outbox, database)
-    shutil.copy(empty_database, tmp_path / "other.db")
+    shutil.copy(empty_mlflow, tmp_path / "other.db")
     other = f"sqlite:///{tmp_path}/other.db"
     assert deliver(recorder.outbox, other).delivered == appended
     check_delivered_exactly(other, recorder.outbox)
