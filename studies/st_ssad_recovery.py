@@ -285,7 +285,7 @@ def cells_of(options: Any) -> list[Cell]:
     variants, seeds, training, size = VARIANTS, range(options.seeds), TRAINING, 32
     variants = {name: t for name, t in variants.items() if t is None or t.order in options.orders}
     if options.ablate:
-        variants, tasks, seeds = ABLATION, ABLATION_TASKS, ABLATION_SEEDS
+        variants, tasks, seeds = ABLATION, ABLATION_TASKS, ABLATION_SEEDS[: options.seeds]
     if options.smoke:
         training, size, tasks, seeds = (
             replace(training, steps=24, width=4, batch_size=8),

@@ -56,7 +56,7 @@ def tune(
         ),
     ] = None,
     order: Annotated[
-        int | None, typer.Option(help="2: through the virtual training step as well; 1: not.")
+        int | None, typer.Option(help="Of the gradient: 1, or 2 through the virtual step as well.")
     ] = None,
     starts: Annotated[
         list[str] | None,
