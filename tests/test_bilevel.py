@@ -36,6 +36,7 @@ from ssad_hpo.task import DEFAULT_RANGES, Augmentation, DetectorError, Range, Ta
 
 TINY = Training(width=2, steps=12, batch_size=4)
 QUICK = Tuning(
+    order=2,
     detector_steps=2,
     virtual_images=3,
     warm_start=1 / 3,
