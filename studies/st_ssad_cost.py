@@ -6,7 +6,7 @@
 A plain training step, one with a step of the hyperparameters by first and one by second order are taken in
 turns in one process, so that whatever disturbs the machine disturbs all; the middle of their times counts.
 All else is as in `Tuning()` and `DEFAULT_TRAINING`, in float32. Then one tuning does 2,000 steps of the
-hyperparameters, one at every training step, and its resident memory is read on the way.
+hyperparameters by second order, one at every training step, and its resident memory is read on the way.
 Writes st_ssad_cost.md.
 """
 

@@ -10,6 +10,7 @@ from ssad_hpo.experiment.recovery_tables import collapsed, competitors, found, k
 from ssad_hpo.experiment.recovery_tables import tables as recovery_tables
 from ssad_hpo.experiment.tuning_tables import (
     BEST_TRIAL,
+    METHODS,
     columns,
     comparison_table,
     cost_table,
@@ -174,6 +175,7 @@ def test_the_page_of_the_table_names_failures_and_compares_each_hero():
     page = markdown(method_rows(), "four runs", ("ST-SSAD", "DSV search"), "DSV search")
     assert "AE on b, seed 1: it diverged" in page and "nan" not in page
     assert page.count("\n| --- ") == 4 and "## DSV search against each method" in page
+    assert len(METHODS) == 16
 
 
 # Figures.

@@ -135,7 +135,9 @@ def open_database(url: str) -> optuna.storages.BaseStorage:
         except Exception as error:  # SQLAlchemy's, a driver's, or an ImportError: no two alike
             attempts -= 1
             if attempts and "already exists" in str(error):
-                time.sleep(random.uniform(0.1, 1.0))  # apart from each other
+                time.sleep(
+                    random.SystemRandom().uniform(0.1, 1.0)
+                )  # apart from each other, whatever the seed
                 continue
             reason = str(error).partition("\n")[0].replace(url, tracking.without_password(url))
             raise ValueError(
