@@ -118,7 +118,7 @@ def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> list[Row]:
         for n in (*prefixes, cell.trials):
             trials = content["trials"][:n]
             done = [trial["auc"] for trial in trials if trial["auc"] is not None]
-            if not done:  # too few were drawn, and all of them failed
+            if not done:  # all failed: the page tells how many such searches there are
                 continue
             best = chosen(trials)
             rows.append(
@@ -151,7 +151,7 @@ def column(rows: Sequence[Row], value: str, **which: object) -> dict[tuple[str, 
 
 
 def against(rows: Sequence[Row], one: dict[str, object], other: dict[str, object]) -> list[str]:
-    """Difference in selected AUC, its interval over tasks, and both ways' p-values."""
+    """Difference in selected AUC, its interval over train images, and both ways' p-values."""
     first, second = column(rows, "auc", **one), column(rows, "auc", **other)
     both = sorted(first.keys() & second.keys())
     first, second = ({run: values[run] for run in both} for values in (first, second))
@@ -230,15 +230,17 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, options.out / "search_cost.csv")
     said = "**A smoke run: these numbers mean nothing.** " if options.smoke else ""
-    failed = sum(row["failed"] for row in rows if row["trials"] == trials)
+    whole = [row for row in rows if row["trials"] == trials]
+    failed = sum(row["failed"] for row in whole)
     text = f"""# What a search costs
 
 {said}Made by `python studies/search_cost.py`. {provenance()}
 
 {len({cell.task for cell in cells})} tasks, seeds 0 to {cells[-1].training.seed}, {trials} trials of
 {training.steps} steps of {training.batch_size} + {training.batch_size} images at 32 pixels, evaluated at
-{", ".join(map(str, training.evaluation_steps))}. Failed trials: {failed}. Tasks, seeds and sizes were fixed
-before any result was seen.
+{", ".join(map(str, training.evaluation_steps))}. Failed trials: {failed}; searches
+without a detector, left out below: {len(cells) - len(whole)}. Tasks, seeds and sizes were
+fixed before any result was seen.
 
 ## Stopping early
 
