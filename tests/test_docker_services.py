@@ -29,47 +29,9 @@ def here() -> Iterator[Here]:
     folder = Path(tempfile.mkdtemp(prefix="d"))
     folder.chmod(0o755)
     postgres = Postgres(binaries, folder / "postgres")
-    for name in ("secrets", "work", "artifacts"):
-        (folder / name).mkdir()
-    for name in SECRETS:
-        (folder / "secrets" / name).write_text(os.urandom(32).hex())
-    (folder / "secrets" / "postgres_password").write_text(Postgres.password)
-    mlflow, head, node = free_port(), free_port(), free_port()
-    database = {"ssad_hpo@postgres/": f"us@127.0.0.1:{postgres.port}/"}
-    there = Here(
-        folder,
-        {
-            **database,
-            "--host=0.0.0.0": "--host=127.0.0.1",
-            "--port=5000": f"--port={mlflow}",
-            "http://mlflow:5000": f"http://127.0.0.1:{mlflow}",
-            "http://127.0.0.1:5000": f"http://127.0.0.1:{mlflow}",
-            "head:6379": f"127.0.0.1:{head}",
-            "--port=6379": f"--port={head}",
-            "6380": str(node),
-            "--port=5432": f"--port={postgres.port}",
-            "/run/secrets": f"{folder}/secrets",
-            "/app/mlflow_auth.ini": f"{folder}/mlflow_auth.ini",
-            "=/artifacts": f"={folder}/artifacts",
-            "/work/": f"{folder}/work/",
-        },
-        binaries,
-    )
-    rights = (DOCKER / "mlflow_auth.ini").read_text()
-    for name, address in database.items():
-        assert name in rights
-        rights = rights.replace(name, address)
-    (folder / "mlflow_auth.ini").write_text(rights)
+    there = prepared(folder, postgres, binaries)
     try:
-        psql = [
-            "psql",
-            "-q",
-            "-h127.0.0.1",
-            f"-p{postgres.port}",
-            "-Uus",
-            "-vON_ERROR_STOP=1",
-            "postgres",
-        ]
+        psql = ["psql", "-q", "-h127.0.0.1", f"-p{postgres.port}", "-Uus", "-vON_ERROR_STOP=1", "postgres"]
         made = there.run("postgres", [*psql, "-f", f"{DOCKER}/databases.sql"], PGPASSWORD=Postgres.password)
         assert made.returncode == 0, made.stderr
         assert there.is_healthy("postgres")
@@ -86,6 +48,37 @@ def here() -> Iterator[Here]:
             process.wait()
         postgres.crash()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def prepared(folder: Path, postgres: Postgres, binaries: Path) -> Here:
+    """The folders and secrets that the services expect, and where they are on this machine."""
+    for name in ("secrets", "work", "artifacts"):
+        (folder / name).mkdir()
+    for name in SECRETS:
+        (folder / "secrets" / name).write_text(os.urandom(32).hex())
+    (folder / "secrets" / "postgres_password").write_text(Postgres.password)
+    mlflow, head, node = free_port(), free_port(), free_port()
+    database = {"ssad_hpo@postgres/": f"us@127.0.0.1:{postgres.port}/"}
+    rights = (DOCKER / "mlflow_auth.ini").read_text()
+    for name, address in database.items():
+        rights = rights.replace(name, address)
+    (folder / "mlflow_auth.ini").write_text(rights)
+    places = {
+        "--host=0.0.0.0": "--host=127.0.0.1",
+        "--port=5000": f"--port={mlflow}",
+        "http://mlflow:5000": f"http://127.0.0.1:{mlflow}",
+        "http://127.0.0.1:5000": f"http://127.0.0.1:{mlflow}",
+        "head:6379": f"127.0.0.1:{head}",
+        "127.0.0.1:6379": f"127.0.0.1:{head}",
+        "--port=6379": f"--port={head}",
+        "6380": str(node),
+        "--port=5432": f"--port={postgres.port}",
+        "/run/secrets": f"{folder}/secrets",
+        "/app/mlflow_auth.ini": f"{folder}/mlflow_auth.ini",
+        "=/artifacts": f"={folder}/artifacts",
+        "/work/": f"{folder}/work/",
+    }
+    return Here(folder, database | places, binaries)
 
 
 def status_of(here: Here, password: str | None = None, host: str | None = None) -> int:
