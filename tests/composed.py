@@ -55,7 +55,12 @@ def services(**values: str) -> dict[str, dict[str, Any]]:
 
 
 def command_of(service: Mapping[str, Any], arguments: list[str] | None = None) -> list[str]:
-    """What a container of this image runs: entry point, then command, or `arguments` in its place."""
+    """What a container of this image runs: entry point, then command, or `arguments` in its place.
+
+    Nothing for PostgreSQL, whose command is its image's.
+    """
+    if "command" not in service:
+        return []
     entry = service.get("entrypoint") or _instruction("ENTRYPOINT")
     return [*entry, *(service["command"] if arguments is None else arguments)]
 

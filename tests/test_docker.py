@@ -71,17 +71,13 @@ def test_every_node_and_driver_of_ray_asks_for_the_token() -> None:
     nodes = [
         name
         for name, service in services().items()
-        if re.search(r"\bray\b|ssad-hpo\.sh", str(command_of_any(service)))
+        if re.search(r"\bray\b|ssad-hpo\.sh", str(command_of(service)))
     ]
     assert nodes == ["head", "worker", "ssad-hpo"]
     for name in nodes:
         environment = services()[name]["environment"]
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
-
-
-def command_of_any(service: dict) -> list[str]:
-    return command_of(service) if "command" in service else []  # PostgreSQL's is its image's
 
 
 def test_whatever_others_wait_for_has_a_health_check_and_is_waited_for_until_healthy() -> None:
@@ -115,10 +111,11 @@ def test_every_file_that_compose_or_the_dockerfile_names_exists() -> None:
         if build := service.get("build"):
             context = (DOCKER / build["context"]).resolve()
             assert context == ROOT and (context / build["dockerfile"]).samefile(DOCKER / "Dockerfile")
-            for program in command_of_any(service):
+            for program in command_of(service):
                 if program.startswith(IN_IMAGE):
                     path = program.removeprefix("/app/")
                     assert path in copied() and os.access(ROOT / path, os.X_OK), f"{name}: {program}"
+    assert read("compose.cuda.yaml")["services"].keys() <= services().keys()
     assert copied() and all((ROOT / source).exists() for source in copied())
 
 
