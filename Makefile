@@ -34,10 +34,12 @@ bench: install  ## time the hot functions; fails where one takes 1.5 times as lo
 	then how="--benchmark-compare --benchmark-compare-fail=min:50%"; else how="--benchmark-save=baseline"; fi; \
 	$(BIN)/pytest tests/benchmarks/bench_hot.py $$how --benchmark-columns=min,median,stddev,rounds
 
-lint: install  ## ruff and mypy
+lint: install  ## ruff, mypy, and what docker/ holds
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/hadolint docker/Dockerfile
+	@$(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec docker/compose.yaml docker/compose.cuda.yaml
 
 format: install  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
