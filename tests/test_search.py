@@ -507,6 +507,30 @@ def test_a_trial_is_put_into_a_folder_whole_and_discarded_whole(tmp_path: Path, 
     assert list(store.root.iterdir()) == []
 
 
+def test_a_detector_is_dropped_once_and_again_after_its_trial_was_put_again(
+    tmp_path: Path, objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look for all detectors of a study after each of its trials takes longer with every trial."""
+    kept = select(study_of(objective, n_trials=1)).kept()
+    assert kept.detector is not None
+    removed: list[str] = []
+    remove = shutil.rmtree
+
+    def remove_and_tell(path: Any, **settings: Any) -> None:
+        removed.append(Path(path).parent.name)
+        remove(path, **settings)
+
+    store = FolderStore(tmp_path / "artifacts")
+    for put in ([3, 4, 5], [], [4]):
+        for trial in put:
+            store.put(trial, torch.from_numpy(kept.scores), kept.embeddings, kept.detector)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", remove_and_tell)
+            store.drop_detectors([3, 4, 5])
+        assert [path.name for path in store.root.rglob("detector")] == []
+    assert sorted(removed) == [f"trial-{trial:05d}" for trial in (3, 4, 4, 5)]
+
+
 # Sampling
 
 # A cheap stand-in for a training with the same conditional parameters: samplers see numbers only.
