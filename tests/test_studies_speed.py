@@ -85,6 +85,24 @@ def test_the_stacked_study_measures_every_way_of_training_several_detectors(tmp_
     assert "smoke run" in page and "nan" not in page
 
 
+def test_the_study_of_sweeps_accounts_for_its_workers_time_and_tracks_in_both_ways(tmp_path):
+    run_study("sweep_cost", tmp_path)
+    rows = read_rows(tmp_path / "sweep_cost.csv")
+    parts = ("fetch", "train", "warm", "checkpoint", "book", "next", "idle")
+    for workers in ("1", "2"):
+        values = {row["measure"]: float(row["value"]) for row in rows if row["workers"] == workers}
+        # What is left over when all parts are taken from the workers' time is time in which they idled.
+        assert min(values[part] for part in parts if part != "warm") > -0.01 and values["train"] > 0
+        whole = int(workers) * 60 / values["from first start to last end"]
+        assert sum(values[part] for part in parts) == pytest.approx(whole, rel=0.01)
+    ran = {(row["runner"], row["measure"]): float(row["value"]) for row in rows if row["tracking"] == "on"}
+    for runner in ("local", "ray"):
+        assert ran[runner, "all trials"] > 0 and (runner, "undelivered then") in ran
+    assert ran["local", "CPU of the writer to MLflow"] > 0
+    page = (tmp_path / "sweep_cost.md").read_text()
+    assert "smoke run" in page and "nan" not in page and "limit of 50 ms" in page
+
+
 @pytest.mark.parametrize("way", ["vmap", "grouped"])
 def test_stacked_detectors_take_the_steps_that_they_would_take_apart(way, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
