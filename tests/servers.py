@@ -1,4 +1,4 @@
-"""Servers that tests start on this machine, each in a folder of its own: Ray nodes, PostgreSQL, MLflow."""
+"""Servers that tests start here, in folders of their own: Ray nodes, PostgreSQL, MLflow, an object store."""
 
 from __future__ import annotations
 
@@ -150,10 +150,12 @@ class MlflowServer:
     Args:
         folder: where it works.
         database: an empty one of MLflow's, to be copied: making its tables takes seconds.
+        options, environment: more of the server's.
     """
 
-    def __init__(self, folder: Path, database: Path) -> None:
+    def __init__(self, folder: Path, database: Path, *options: str, **environment: str) -> None:
         self.port, self.folder = free_port(), folder
+        self.options, self.environment = options, environment
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         shutil.copy(database, folder / "server.db")
@@ -161,11 +163,12 @@ class MlflowServer:
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
         command += ["--host", "127.0.0.1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += self.options
         frugal = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self.process = subprocess.Popen(
             command,
             cwd=self.folder,
-            env={**os.environ, **frugal},
+            env={**os.environ, **frugal, **self.environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -182,3 +185,37 @@ class MlflowServer:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+class ObjectStore:
+    """An S3-compatible server with an empty bucket, and the environment in which it is reached."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "correct-horse",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_S3_ENDPOINT_URL": self.address,  # of MLflow's server
+        }
+        with (folder / "s3.log").open("wb") as log:
+            program = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+            self.process = subprocess.Popen(program, stdout=log, stderr=log)
+        wait_until(self._answers, "the object store")
+        import boto3
+
+        login = {key.lower(): self.environment[key] for key in list(self.environment)[:2]}
+        self._client = boto3.client("s3", endpoint_url=self.address, region_name="us-east-1", **login)
+        self._client.create_bucket(Bucket="bucket")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(self.address, timeout=1):
+            return True
+        return False
+
+    def files(self) -> list[str]:
+        """What the bucket holds, folders' markers left out."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket="bucket")
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+        return [key for key in keys if not key.endswith("/")]

@@ -34,6 +34,7 @@ from ssad_hpo.raytune import (
 )
 from ssad_hpo.raytune.book import CHECKPOINT, Book, patiently
 from ssad_hpo.raytune.schedulers import replay
+from ssad_hpo.raytune.storage import below
 from ssad_hpo.search import (
     FAILURE,
     evaluations,
@@ -425,7 +426,10 @@ def test_a_wrong_argument_of_a_sweep_is_named(objective: Objective) -> None:
 
 def test_storage_paths_are_made_absolute_here_since_workers_change_directory(workplace: Path) -> None:
     assert absolute_storage("shared") == str(workplace / "shared")
-    assert absolute_storage("s3://bucket/place") == "s3://bucket/place"
+    assert absolute_storage(f"file://{workplace}/place") == f"file://{workplace}/place"
+    assert below("/a?b", "x", "y") == "/a?b/x/y"
+    assert below("s3://bucket/place", "x") == "s3://bucket/place/x"
+    assert below("s3://bucket/?region=here", "x", "y") == "s3://bucket/x/y?region=here"
 
 
 def test_a_sweep_on_sqlite_is_refused_before_anything_is_written(workplace: Path, task: Task) -> None:

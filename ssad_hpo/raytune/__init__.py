@@ -7,7 +7,8 @@ the recorder. `worker` is what runs in a trial, `book` is what the driver tells 
 
 from ssad_hpo.raytune.schedulers import SCHEDULERS, make_scheduler
 from ssad_hpo.raytune.searcher import StudySearcher
-from ssad_hpo.raytune.sweeping import absolute_storage, check_resources, sweep
+from ssad_hpo.raytune.storage import absolute_storage
+from ssad_hpo.raytune.sweeping import check_resources, sweep
 from ssad_hpo.raytune.worker import trainable
 
 __all__ = [

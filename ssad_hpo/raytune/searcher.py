@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from ssad_hpo.raytune.book import Book
+from ssad_hpo.raytune.storage import below
 from ssad_hpo.raytune.worker import KEPT
 from ssad_hpo.search import Objective
 
@@ -134,7 +135,7 @@ class StudyCallback(tune.Callback):
         self._checkpoints.setdefault(trial.trial_id, []).append(checkpoint)
         if self.storage_path is not None:
             place = Path(checkpoint.path).parts[-3:]  # experiment, trial, checkpoint
-            self._searcher.book.checkpointed(trial.trial_id, "/".join((self.storage_path, *place)))
+            self._searcher.book.checkpointed(trial.trial_id, below(self.storage_path, *place))
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """The trial returned, or a scheduler stopped it after its last report."""

@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import optuna
 import ray
@@ -21,6 +20,7 @@ from ray.tune.experiment import Trial
 
 from ssad_hpo.raytune.schedulers import make_scheduler, replay
 from ssad_hpo.raytune.searcher import StudySearcher
+from ssad_hpo.raytune.storage import absolute_storage
 from ssad_hpo.raytune.worker import trainable
 from ssad_hpo.search import Objective, is_exhausted, reconcile, remaining_trials
 from ssad_hpo.search.objective import INTERRUPTED
@@ -137,21 +137,6 @@ def check_resources(
     here = os.cpu_count() or 1
     if address is None and not ray.is_initialized() and cpus_per_trial > here:
         raise ValueError(f"cpus_per_trial: expected at most this machine's {here}, got {cpus_per_trial}")
-
-
-def absolute_storage(storage_path: str | Path) -> str:
-    """A storage path as workers need it, who work in folders of their own; a URI stays as it is.
-
-    Raises:
-        ValueError: for a folder that cannot be written to or made.
-    """
-    if urlsplit(str(storage_path)).scheme:
-        return str(storage_path)
-    folder = Path(storage_path).absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"storage_path: expected a folder to write checkpoints to, cannot write to {there}")
-    return str(folder)
 
 
 def _folder_name(trial: Trial) -> str:

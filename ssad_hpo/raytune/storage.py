@@ -1,0 +1,49 @@
+"""Where a sweep's checkpoints lie: in a folder that all nodes reach, or in an object store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow.fs import FileSystem
+
+
+def absolute_storage(storage_path: str | Path) -> str:
+    """A storage path as workers need it, who work in folders of their own; a URI stays as it is.
+
+    Raises:
+        ValueError: for a folder that cannot be written to or made, an object store that cannot be written
+            to from here, or a URI with a password.
+    """
+    if urlsplit(str(storage_path)).scheme:
+        return _reached(str(storage_path))
+    folder = Path(storage_path).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"storage_path: expected a folder to write checkpoints to, cannot write to {there}")
+    return str(folder)
+
+
+def _reached(uri: str) -> str:
+    if urlsplit(uri).password:
+        raise ValueError(
+            "storage_path: expected a URI without a password, since it is written down with the run; set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store takes, on every node"
+        )
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+        filesystem.create_dir(path)
+    except (OSError, ValueError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"storage_path: expected a folder, or the URI of an object store to write to, got {uri!r}: "
+            f"{reason}"
+        ) from error
+    return uri
+
+
+def below(storage: str, *parts: str) -> str:
+    """The address of a folder in a storage; the query of a URI stays at its end."""
+    place, mark, query = storage.partition("?") if urlsplit(storage).scheme else (storage, "", "")
+    return "/".join((place.rstrip("/"), *parts)) + mark + query
