@@ -16,7 +16,7 @@ from servers import MlflowServer, ObjectStore, kill, wait_until
 
 from ssad_hpo.experiment import load_task, open_run
 from ssad_hpo.raytune import absolute_storage
-from ssad_hpo.raytune.book import CHECKPOINT, RAY_TRIAL
+from ssad_hpo.raytune.book import CHECKPOINT
 from ssad_hpo.search import evaluations, is_final, open_journal
 from ssad_hpo.search.objective import RETRY_OF
 
@@ -105,9 +105,7 @@ def test_a_sweep_with_its_checkpoints_and_artifacts_in_an_object_store_goes_on_a
         assert all(trial.user_attrs[name] == value for name, value in last.criteria.items())
     written = "".join(file.read_text() for file in Path("runs/s3").glob("*.json*"))
     assert place in written and store.environment["AWS_SECRET_ACCESS_KEY"] not in written
-    left = store.files()
-    checkpoints = [file for file in left if file.startswith("checkpoints/") and "/checkpoint_" in file]
-    assert {file.split("/")[2] for file in checkpoints} <= {f"trial-{trials()[1].user_attrs[RAY_TRIAL]}"}
+    assert [file for file in store.files() if "/checkpoint_" in file] == []  # all trials are over
 
     report = ssad_hpo("report", "s3")
     _, errors = report.communicate(timeout=300)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from pyarrow.fs import FileSystem
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from ssad_hpo.raytune.book import Book
+from ssad_hpo.raytune.book import CHECKPOINT, Book
 from ssad_hpo.raytune.storage import below
 from ssad_hpo.raytune.worker import KEPT
 from ssad_hpo.search import Objective
@@ -161,10 +162,16 @@ class StudyCallback(tune.Callback):
         self.at_work = False
 
     def _discard(self, trial: Trial) -> None:
-        for checkpoint in self._checkpoints.pop(trial.trial_id, []):
-            if self.storage_path is not None and checkpoint.filesystem is not None:
-                with contextlib.suppress(OSError):  # what stays behind does no harm
-                    checkpoint.filesystem.delete_dir(checkpoint.path)
+        """Remove the checkpoints of a trial that is over, and of the trial that it repeats."""
+        checkpoints = self._checkpoints.pop(trial.trial_id, [])
+        if self.storage_path is None:
+            return
+        with contextlib.suppress(OSError):  # what stays behind does no harm
+            for checkpoint in checkpoints:
+                _delete(checkpoint.filesystem, checkpoint.path)
+            if CHECKPOINT in trial.config:
+                earlier = tune.Checkpoint(trial.config[CHECKPOINT])
+                _delete(earlier.filesystem, Path(earlier.path).parent.as_posix())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _callback_of, (self._searcher.book.study.study_name,)
@@ -172,6 +179,11 @@ class StudyCallback(tune.Callback):
 
 def _callback_of(study_name: str) -> StudyCallback:
     return _searcher_of(study_name).callback
+
+
+def _delete(filesystem: FileSystem | None, folder: str) -> None:
+    if filesystem is not None:
+        filesystem.delete_dir(folder)
 
 
 def _what_happened(trial: Trial) -> tuple[str, str]:
