@@ -1,6 +1,6 @@
 """What stopping poor trials early saves, and what TPE finds that random draws do not.
 
-    python studies/search_cost.py --jobs 2      some two and a half hours on two cores
+    python studies/search_cost.py --jobs 2      two hours and a quarter on two cores
     python studies/search_cost.py --smoke       half a minute
 
 Chosen before any result was seen. Tasks at 32 pixels: gravel, brick and grass with one f_gen each (CutDiff of
