@@ -76,7 +76,7 @@ def prepared(folder: Path, postgres: Postgres, binaries: Path) -> Here:
         "/run/secrets": f"{folder}/secrets",
         "/app/mlflow_auth.ini": f"{folder}/mlflow_auth.ini",
         "=/artifacts": f"={folder}/artifacts",
-        "/work/": f"{folder}/work/",
+        "/project/": f"{folder}/work/",
     }
     return Here(folder, database | places, binaries)
 
