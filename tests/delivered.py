@@ -1,13 +1,14 @@
-"""What MLflow holds, and whether that is what an outbox says."""
+"""What MLflow and Optuna were told, and whether that is what an outbox says."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from ssad_hpo.raytune.book import CHECKPOINT
 from ssad_hpo.tracking.outbox import read_settings
 
 
@@ -63,3 +64,14 @@ def check_delivered_exactly(uri: str, outbox: Path) -> None:
     trials = {record["trial"] for record in records_in(outbox) if "trial" in record}
     assert {name.removeprefix("trial ") for name in runs if name.startswith("trial ")} == trials
     assert len(runs) == len(trials) + 1
+
+
+def reports_and_checkpoints(journal: Path) -> dict[int, list[str]]:
+    """For each trial the order in which Optuna was told of its reports and checkpoints."""
+    told: dict[int, list[str]] = defaultdict(list)
+    for record in map(json.loads, journal.read_text().splitlines()):
+        if "intermediate_value" in record:
+            told[record["trial_id"]].append("report")
+        elif CHECKPOINT in record.get("user_attr", {}):
+            told[record["trial_id"]].append("checkpoint")
+    return told

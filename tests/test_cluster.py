@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+from delivered import reports_and_checkpoints
 from optuna.trial import TrialState
 from servers import Postgres, RayCluster, find_postgres, kill, wait_until
 
@@ -82,17 +81,6 @@ def start_sweep(environment: dict[str, str], *arguments: str) -> subprocess.Pope
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def reports_and_checkpoints(journal: Path) -> dict[int, list[str]]:
-    """For each trial the order in which Optuna was told of its reports and checkpoints."""
-    told: dict[int, list[str]] = defaultdict(list)
-    for record in map(json.loads, journal.read_text().splitlines()):
-        if "intermediate_value" in record:
-            told[record["trial_id"]].append("report")
-        elif CHECKPOINT in record.get("user_attr", {}):
-            told[record["trial_id"]].append("checkpoint")
-    return told
 
 
 def test_a_driver_without_the_clusters_token_is_refused_with_what_it_needs(cluster: RayCluster) -> None:

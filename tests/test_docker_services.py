@@ -52,7 +52,7 @@ def here() -> Iterator[Here]:
 
 def prepared(folder: Path, postgres: Postgres, binaries: Path) -> Here:
     """The folders and secrets that the services expect, and where they are on this machine."""
-    for name in ("secrets", "work", "artifacts"):
+    for name in ("secrets", "project", "artifacts"):
         (folder / name).mkdir()
     for name in SECRETS:
         (folder / "secrets" / name).write_text(os.urandom(32).hex())
@@ -76,7 +76,7 @@ def prepared(folder: Path, postgres: Postgres, binaries: Path) -> Here:
         "/run/secrets": f"{folder}/secrets",
         "/app/mlflow_auth.ini": f"{folder}/mlflow_auth.ini",
         "=/artifacts": f"={folder}/artifacts",
-        "/project/": f"{folder}/work/",
+        "/project/": f"{folder}/project/",
     }
     return Here(folder, database | places, binaries)
 
@@ -122,7 +122,7 @@ def test_a_sweep_runs_on_the_worker_and_is_in_mlflow_and_postgresql(
     from mlflow import MlflowClient
 
     tiny = ["-n", "2", "--steps", "20", "--width", "4", "--batch-size", "4", "--scheduler", "none"]
-    tiny += ["--precision", "float32", "-a", "cutdiff", "--run", str(here.folder / "work" / "tiny")]
+    tiny += ["--precision", "float32", "-a", "cutdiff", "--run", str(here.folder / "project" / "tiny")]
     swept = here.run("ssad-hpo", here.command("ssad-hpo", ["sweep", "gravel/cutdiff", *tiny]))
     assert swept.returncode == 0, swept.stdout + swept.stderr
     environment = here.environment("ssad-hpo")
@@ -136,7 +136,7 @@ def test_a_sweep_runs_on_the_worker_and_is_in_mlflow_and_postgresql(
     monkeypatch.setenv("PGPASSWORD", Postgres.password)
     (study,) = optuna.get_all_study_summaries(environment["STUDIES"])
     assert study.n_trials == 2
-    written = "".join(path.read_text() for path in (here.folder / "work" / "tiny").glob("*.json*"))
+    written = "".join(path.read_text() for path in (here.folder / "project" / "tiny").glob("*.json*"))
     assert Postgres.password not in written and os.environ["MLFLOW_TRACKING_PASSWORD"] not in written
     # The node that the sweep brought along has left again.
     count = "import ray, sys; ray.init(sys.argv[1]); print(sum(node['Alive'] for node in ray.nodes()))"

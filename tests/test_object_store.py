@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from delivered import reports_and_checkpoints
 from optuna.trial import TrialState
 from servers import MlflowServer, ObjectStore, kill, wait_until
 
@@ -60,16 +60,6 @@ def trials() -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=None, storage=open_journal(Path("copy.log"))).trials
 
 
-def reports_and_checkpoints(number: int) -> list[str]:
-    """The order in which Optuna was told of a trial's reports and checkpoints."""
-    told = []
-    for record in map(json.loads, JOURNAL.read_text().splitlines()):
-        if record.get("trial_id") == number:
-            told += ["report"] * ("intermediate_value" in record)
-            told += ["checkpoint"] * (CHECKPOINT in record.get("user_attr", {}))
-    return told
-
-
 def test_a_sweep_with_its_checkpoints_and_artifacts_in_an_object_store_goes_on_after_its_driver_was_killed(
     store: ObjectStore, server: MlflowServer
 ) -> None:
@@ -96,7 +86,7 @@ def test_a_sweep_with_its_checkpoints_and_artifacts_in_an_object_store_goes_on_a
     assert sorted(t.state for t in ended) == sorted([TrialState.COMPLETE] * 3 + [TrialState.FAIL]), errors
     (repeated,) = [trial for trial in ended if RETRY_OF in trial.user_attrs]
     # It says again what was reported, and trains the rest: the checkpoints before are not made again.
-    told = reports_and_checkpoints(repeated.number)
+    told = reports_and_checkpoints(JOURNAL)[repeated.number]
     assert told.count("report") == 3 and 1 <= told.count("checkpoint") < 3
     opened = open_run("s3")
     space, training = opened.settings.space, opened.settings.training

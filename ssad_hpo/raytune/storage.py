@@ -10,7 +10,9 @@ from pyarrow.fs import FileSystem
 
 
 def absolute_storage(storage_path: str | Path) -> str:
-    """A storage path as workers need it, who work in folders of their own; a URI stays as it is.
+    """A storage path as workers need it, who work in folders of their own.
+
+    A URI stays as it is, and its folder is made, which shows that it can be written to.
 
     Raises:
         ValueError: for a folder that cannot be written to or made, an object store that cannot be written
