@@ -262,8 +262,8 @@ class Training:
         learning_rate, momentum, weight_decay: of SGD; the rate is annealed along a cosine to 0.
         jitter: strength of the color jitter (brightness, contrast, saturation, hue).
         evaluate_at: fractions of `steps` at which criteria are computed and reported, rising; the
-            last must be 1. Half of the budget already ranks most candidates well, a quarter sometimes
-            misleads.
+            last must be 1; at least one step each. The earlier the first, the more ASHA saves and the
+            more often it misjudges.
         score: "density" (Mahalanobis distance to the train embeddings) or "classifier" (the
             classifier's probability of "augmented").
         contamination: None for as many augmented evaluation images as train ones, or the share c of
@@ -285,7 +285,7 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 3e-5  # the published DSV code's
     jitter: float = 0.1
-    evaluate_at: tuple[float, ...] = (0.5, 0.75, 1.0)
+    evaluate_at: tuple[float, ...] = (0.125, 0.5, 1.0)
     score: Score = "density"
     contamination: float | None = None
     precision: Precision = "auto"
@@ -310,16 +310,16 @@ class Training:
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
         ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(math.isfinite, self.evaluate_at))
         steps = self.evaluation_steps if ends_well else ()
-        if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
+        if not steps or self.evaluate_at[0] <= 0 or sorted(set(steps)) != list(steps):
             raise ValueError(
                 f"evaluate_at: expected rising fractions of the {self.steps} steps that end with 1, "
-                f"got {self.evaluate_at}"
+                f"got {self.evaluate_at}; give other fractions or more steps"
             )
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
         """The training steps after which criteria are computed; the last is `steps`."""
-        return tuple(round(fraction * self.steps) for fraction in self.evaluate_at)
+        return tuple(max(1, round(fraction * self.steps)) for fraction in self.evaluate_at)
 
 
 class Recorder(Protocol):

@@ -39,7 +39,7 @@ from ssad_hpo.encoder import build_network
 from ssad_hpo.search import objective
 from ssad_hpo.task import Augmentation, Task, Training
 
-EVALUATIONS = (0.5, 0.75, 1.0)  # Training's default: E = 3
+EVALUATIONS = (0.5, 0.75, 1.0)  # E = 3, as many as Training's default has
 AUGMENTATION = Augmentation("cutpaste", {"patch_area": 0.05, "patch_aspect": 1.0})
 
 

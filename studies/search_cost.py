@@ -1,25 +1,31 @@
 """What stopping poor trials early saves, and what TPE finds that random draws do not.
 
-    python studies/search_cost.py --jobs 2      two hours and a quarter on two cores
+    python studies/search_cost.py --jobs 2      four hours on two cores
     python studies/search_cost.py --smoke       half a minute
 
 Chosen before any result was seen. Tasks at 32 pixels: gravel, brick and grass with one f_gen each (CutDiff of
 area 0.05, CutOut of 0.05, CutPaste of 0.1), gravel with crops of brick, digits 4 and 7 against other digits.
 Searched are CutOut, CutPaste and CutDiff together over their default ranges, Rotation on digits, by DSV, 16
-trials of 500 steps, seeds 0 to 2 (which decide images, training and sampler alike). Evaluated, and stopped by
-ASHA, is at an eighth, a quarter, a half and all of the steps, with reduction factor 2. Each of TPE and random
-search runs with and without ASHA; only detectors that reached the full budget are chosen from.
+trials, seeds 0 to 2 (which decide images, training and sampler alike). Each of TPE and random search runs
+without a pruner and with ASHA: an arm "asha/4 from 1/8" is first judged at an eighth of the steps, and a
+fourth of the trials goes on from each rung. Only detectors that reached the full budget are chosen from.
+
+The parts, in the order in which they were added:
+
+- long: 500 steps of 64 + 64 images, asha/2 from 1/8. After that was seen, asha/4 from 1/8 was added, since 4
+  is the default of Optuna and Ray.
+- short: 250 steps of 32 + 32, the defaults of `Training`, with the arm that was the product's default then
+  (asha/2 from 1/2), and two of which one was to replace it.
+- again: as short, on seeds 3 to 5, which no choice has seen; without a pruner and the default of now alone.
 
 Steps are those of detectors, stopped ones included. Since evaluations cost as well, seconds stand beside
 them. TPE and random search are compared at equal numbers of whole trials, 4, 8 and 16, which are prefixes of
 one search: a draw depends on the trials before it alone.
 
-Added after that much was seen: the arms "asha/4" with reduction factor 4, the default of Optuna and Ray.
-
 Every search is kept as a file, so that a killed study goes on where it was; delete the files after a change
 to the library. Labels only judge, after everything is trained and chosen.
 
-Size: 108 searches, 36 of them whole. Writes search_cost.md and .csv.
+Size: 324 searches. Writes search_cost.md and .csv.
 """
 
 from __future__ import annotations
@@ -28,7 +34,6 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +47,6 @@ from ssad_hpo.evaluate import auc, compare
 from ssad_hpo.experiment.cells import cell_path, provenance, run_missing, write_csv
 from ssad_hpo.experiment.selector_tables import markdown_table
 from ssad_hpo.search import Objective, candidates, open_study, run_search
-from ssad_hpo.search.sampling import CountedOncePruner
 from ssad_hpo.task import SearchSpace, Training
 
 PATCHES = ("cutout", "cutpaste", "cutdiff")
@@ -52,11 +56,59 @@ TASKS = {
     "digits/4": ("rotation",),
     "digits/7": ("rotation",),
 }
-SAMPLERS, PRUNERS = ("tpe", "random"), ("none", "asha", "asha/4")
+SAMPLERS = ("tpe", "random")
 TRIALS, PREFIXES = 16, (4, 8, 16)
-TRAINING = Training(
-    steps=500, batch_size=64, width=16, evaluate_at=(0.125, 0.25, 0.5, 1.0), precision="float32"
-)
+SHORT = Training(width=16, steps=250, batch_size=32, evaluate_at=(0.125, 0.5, 1.0), precision="float32")
+LONG = replace(SHORT, steps=500, batch_size=64, evaluate_at=(0.125, 0.25, 0.5, 1.0))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Searches that are compared with each other.
+
+    Attributes:
+        title: on the page.
+        training: of every detector, but for its seed.
+        arms: name -> reduction factor of ASHA (None for no pruner) and where evaluated.
+        seeds: of images, training and sampler.
+    """
+
+    title: str
+    training: Training
+    arms: dict[str, tuple[int | None, tuple[float, ...]]]
+    seeds: range
+
+
+_EIGHTH = SHORT.evaluate_at
+PARTS = {
+    "long": Part(
+        "500 steps of 64 + 64",
+        LONG,
+        {
+            "none": (None, LONG.evaluate_at),
+            "asha/2 from 1/8": (2, LONG.evaluate_at),
+            "asha/4 from 1/8": (4, LONG.evaluate_at),
+        },
+        range(3),
+    ),
+    "short": Part(
+        "250 steps of 32 + 32",
+        SHORT,
+        {
+            "none": (None, _EIGHTH),
+            "asha/2 from 1/2": (2, (0.5, 0.75, 1.0)),
+            "asha/4 from 1/4": (4, (0.25, 1.0)),
+            "asha/4 from 1/8": (4, _EIGHTH),
+        },
+        range(3),
+    ),
+    "again": Part(
+        "250 steps of 32 + 32, other seeds",
+        SHORT,
+        {"none": (None, _EIGHTH), "asha/4 from 1/8": (4, _EIGHTH)},
+        range(3, 6),
+    ),
+}
 
 Row = dict[str, Any]
 
@@ -65,35 +117,40 @@ Row = dict[str, Any]
 class Cell:
     """One search."""
 
+    part: str
     task: str
     sampler: str
-    pruner: str
-    training: Training
+    arm: str
+    seed: int
     trials: int
+    training: Training  # as of the part, or tiny
     folder: Path
 
     @property
     def path(self) -> Path:
-        name = f"{self.task}_{self.sampler}_{self.pruner}_seed{self.training.seed}"
-        settings = (self.task, TASKS[self.task], self.sampler, self.pruner, self.training, self.trials)
+        factor = PARTS[self.part].arms[self.arm][0]
+        settings = (self.task, TASKS[self.task], self.sampler, factor, self.trained, self.trials)
+        name = f"{self.part}_{self.task}_{self.sampler}_{self.arm}_seed{self.seed}"
         return cell_path(self.folder, name, *settings)
+
+    @property
+    def trained(self) -> Training:
+        """The training with the arm's evaluations and the cell's seed."""
+        return replace(self.training, evaluate_at=PARTS[self.part].arms[self.arm][1], seed=self.seed)
 
 
 def run_cell(cell: Cell) -> Row:
     """Search without labels, then judge every detector that reached the full budget."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     named = builtin(cell.task)
-    source = Source(named.loader, {**named.arguments, "image_size": 32, "seed": cell.training.seed})
+    source = Source(named.loader, {**named.arguments, "image_size": 32, "seed": cell.seed})
     task = load(source)
     with tempfile.TemporaryDirectory() as artifacts:
-        objective = Objective(task, "dsv", SearchSpace(TASKS[cell.task]), cell.training, artifacts=artifacts)
+        objective = Objective(task, "dsv", SearchSpace(TASKS[cell.task]), cell.trained, artifacts=artifacts)
         storage = optuna.storages.InMemoryStorage()
-        pruner, _, factor = cell.pruner.partition("/")
-        how = {"sampler": cell.sampler, "pruner": pruner, "seed": cell.training.seed}
-        study = open_study(storage, "search_cost", objective, **how)
-        if factor:
-            first = cell.training.evaluation_steps[0]
-            study.pruner = CountedOncePruner(min_resource=first, reduction_factor=int(factor))
+        factor = PARTS[cell.part].arms[cell.arm][0]
+        how = {"pruner": "asha", "reduction_factor": factor} if factor else {"pruner": "none"}
+        study = open_study(storage, "search_cost", objective, sampler=cell.sampler, seed=cell.seed, **how)
         started = time.monotonic()
         run_search(study, objective, cell.trials)
         searching = time.monotonic() - started
@@ -121,7 +178,7 @@ def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> list[Row]:
     """A row of each search, and of the beginnings of those without a pruner."""
     rows = []
     for cell, content in zip(cells, kept, strict=True):
-        prefixes = [n for n in PREFIXES if n < cell.trials] if cell.pruner == "none" else []
+        prefixes = [n for n in PREFIXES if n < cell.trials] if cell.arm == "none" else []
         for n in (*prefixes, cell.trials):
             trials = content["trials"][:n]
             done = [trial["auc"] for trial in trials if trial["auc"] is not None]
@@ -130,10 +187,11 @@ def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> list[Row]:
             best = chosen(trials)
             rows.append(
                 {
+                    "part": cell.part,
                     "task": cell.task,
-                    "seed": cell.training.seed,
+                    "seed": cell.seed,
                     "sampler": cell.sampler,
-                    "pruner": cell.pruner,
+                    "arm": cell.arm,
                     "trials": n,
                     "steps": sum(trial["steps"] for trial in trials),
                     "share": sum(trial["steps"] for trial in trials) / (n * cell.training.steps),
@@ -168,17 +226,15 @@ def against(rows: Sequence[Row], one: dict[str, object], other: dict[str, object
     return [f"{found.difference:+.4f}", interval, f"{found.p_run:.3f}", f"{reverse.p_run:.3f}"]
 
 
-def pruning_table(rows: Sequence[Row], trials: int) -> str:
+def pruning_table(rows: Sequence[Row], arms: Sequence[str], trials: int) -> str:
     lines = []
-    for sampler, pruner in itertools.product(SAMPLERS, PRUNERS):
-        arm: dict[str, object] = {"sampler": sampler, "pruner": pruner, "trials": trials}
+    for sampler, name in itertools.product(SAMPLERS, arms):
+        arm: dict[str, object] = {"sampler": sampler, "arm": name, "trials": trials}
         mean = {v: np.mean([*column(rows, v, **arm).values()]) for v in ("share", "whole", "auc", "oracle")}
         seconds = np.mean([*column(rows, "seconds", **arm).values()])
-        line = [sampler, pruner, f"{mean['share']:.0%}", f"{seconds:.0f}", f"{mean['whole']:.1f}"]
+        line = [sampler, name, f"{mean['share']:.0%}", f"{seconds:.0f}", f"{mean['whole']:.1f}"]
         line += [f"{mean['auc']:.3f}", f"{mean['oracle']:.3f}"]
-        lines.append(
-            [*line, *(against(rows, arm, {**arm, "pruner": "none"}) if pruner != "none" else [""] * 4)]
-        )
+        lines.append([*line, *(against(rows, arm, {**arm, "arm": "none"}) if name != "none" else [""] * 4)])
     titles = ["sampler", "pruner", "steps", "seconds", "whole trials", "AUC, selected", "AUC, best"]
     return markdown_table([*titles, "against none", "95 % over train images", "p, better", "p, worse"], lines)
 
@@ -186,7 +242,7 @@ def pruning_table(rows: Sequence[Row], trials: int) -> str:
 def sampler_table(rows: Sequence[Row], prefixes: Sequence[int]) -> str:
     lines = []
     for n in prefixes:
-        arms: list[dict[str, object]] = [{"sampler": s, "pruner": "none", "trials": n} for s in SAMPLERS]
+        arms: list[dict[str, object]] = [{"sampler": s, "arm": "none", "trials": n} for s in SAMPLERS]
         means = [[np.mean([*column(rows, v, **arm).values()]) for arm in arms] for v in ("auc", "dsv")]
         lines.append([n, *(f"{value:.3f}" for pair in means for value in pair), *against(rows, *arms)])
     titles = ["trials", *(f"{v}, {s}" for v in ("AUC, selected", "DSV, lowest") for s in SAMPLERS)]
@@ -195,74 +251,83 @@ def sampler_table(rows: Sequence[Row], prefixes: Sequence[int]) -> str:
     )
 
 
-def task_table(rows: Sequence[Row], trials: int) -> str:
-    values: dict[str, dict[tuple[str, str], list[str]]] = defaultdict(dict)
-    for task, sampler, pruner in itertools.product(TASKS, SAMPLERS, PRUNERS):
-        arm = {"task": task, "sampler": sampler, "pruner": pruner, "trials": trials}
-        aucs, shares = (list(column(rows, v, **arm).values()) for v in ("auc", "share"))
-        if aucs:
-            values[task][sampler, pruner] = [
-                f"{np.mean(aucs):.3f} ± {np.std(aucs):.3f}, {np.mean(shares):.0%}"
-            ]
-    titles = [f"{sampler}, {pruner}" for sampler, pruner in itertools.product(SAMPLERS, PRUNERS)]
-    lines = [
-        [task, *(arms.get(a, [""])[0] for a in itertools.product(SAMPLERS, PRUNERS))]
-        for task, arms in values.items()
-    ]
-    return markdown_table(["task", *titles], lines)
+def task_table(rows: Sequence[Row], arms: Sequence[str], trials: int) -> str:
+    both = list(itertools.product(SAMPLERS, arms))
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        line = [task]
+        for sampler, name in both:
+            arm = {"task": task, "sampler": sampler, "arm": name, "trials": trials}
+            aucs, shares = (list(column(rows, v, **arm).values()) for v in ("auc", "share"))
+            found = f"{np.mean(aucs):.3f} ± {np.std(aucs):.3f}, {np.mean(shares):.0%}" if aucs else ""
+            line.append(found)
+        lines.append(line)
+    return markdown_table(["task", *(f"{sampler}, {name}" for sampler, name in both)], lines)
+
+
+def part_text(name: str, rows: Sequence[Row], trials: int, prefixes: Sequence[int]) -> str:
+    """What the page says of one part."""
+    part, whole = PARTS[name], [row for row in rows if row["trials"] == trials]
+    failed = sum(row["failed"] for row in whole)
+    seeds = sorted({row["seed"] for row in rows})
+    return f"""## {name.capitalize()}: {part.title}
+
+{len({row["task"] for row in rows})} tasks, seeds {seeds[0]} to {seeds[-1]}, {trials} trials a search.
+Trials that failed: {failed}.
+
+{pruning_table(rows, list(part.arms), trials)}
+TPE against random search, without stopping:
+
+{sampler_table(rows, prefixes)}
+AUC selected ± over seeds, steps:
+
+{task_table(rows, list(part.arms), trials)}"""
 
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
-    training, tasks, seeds, trials = TRAINING, list(TASKS), range(options.seeds), TRIALS
+    tasks, trials = list(TASKS), TRIALS
     if options.smoke:
-        training = replace(training, steps=16, width=4, batch_size=8)
-        tasks, seeds, trials = [tasks[0], tasks[-1]], range(2), 6
-    return [
-        Cell(task, sampler, pruner, replace(training, seed=seed), trials, options.cells)
-        for seed, task, sampler, pruner in itertools.product(seeds, tasks, SAMPLERS, PRUNERS)
-    ]
+        tasks, trials = [tasks[0], tasks[-1]], 6
+    cells = []
+    for name, part in PARTS.items():
+        training, seeds = part.training, list(part.seeds)
+        if options.smoke:
+            training, seeds = replace(training, steps=16, width=4, batch_size=8), seeds[:2]
+        cells += [
+            Cell(name, task, sampler, arm, seed, trials, training, options.cells)
+            for seed, task, sampler, arm in itertools.product(seeds, tasks, SAMPLERS, part.arms)
+        ]
+    return cells
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="side by side, one thread each")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--cells", type=Path, default=Path("runs/search_cost"), help="what is kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--smoke", action="store_true", help="tiny trainings, only to see that it works")
     options = parser.parse_args()
     cells = cells_of(options)
     kept = run_missing(cells, lambda cell: cell.path, run_cell, options.jobs)
-    rows, trials, training = rows_of(cells, kept), cells[0].trials, cells[0].training
+    rows, trials = rows_of(cells, kept), cells[0].trials
     options.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, options.out / "search_cost.csv")
     said = "**A smoke run: these numbers mean nothing.** " if options.smoke else ""
-    whole = [row for row in rows if row["trials"] == trials]
-    failed = sum(row["failed"] for row in whole)
+    prefixes = [n for n in PREFIXES if n < trials] + [trials]
+    parts = [part_text(n, [row for row in rows if row["part"] == n], trials, prefixes) for n in PARTS]
     text = f"""# What a search costs
 
 {said}Made by `python studies/search_cost.py`. {provenance()}
 
-{len({cell.task for cell in cells})} tasks, seeds 0 to {cells[-1].training.seed}, {trials} trials of
-{training.steps} steps of {training.batch_size} + {training.batch_size} images at 32 pixels, evaluated at
-{", ".join(map(str, training.evaluation_steps))}. Failed trials: {failed}; searches
-without a detector, left out below: {len(cells) - len(whole)}. Tasks, seeds and sizes were
-fixed before any result was seen; the arms with reduction factor 4 (asha/4) were added after those with 2.
+Images are of 32 pixels. "asha/4 from 1/8": judged first at an eighth of the steps, then at each rung four
+times as far, and the best of every four go on. The head of studies/search_cost.py says what was fixed before
+any result was seen and what was added when. Left out, since they found no detector, are
+{len(cells) - sum(row["trials"] == trials for row in rows)} searches.
 
-## Stopping early
-
-{pruning_table(rows, trials)}
 Steps: of all detectors, as a share of {trials} whole trainings. AUC, best: among the whole trials, by labels.
 p: one-sided Wilcoxon over tasks × seeds, AUC with ASHA higher (better) or lower (worse) than without.
 
-## TPE against random search, without stopping
-
-{sampler_table(rows, [n for n in PREFIXES if n < trials] + [trials])}
-## Tasks
-
-{task_table(rows, trials)}
-AUC selected ± over seeds, steps.
-"""
+{chr(10).join(parts)}"""
     (options.out / "search_cost.md").write_text(text)
     print(f"wrote {options.out / 'search_cost.md'}")
 

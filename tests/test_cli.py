@@ -177,7 +177,8 @@ def test_every_option_of_a_search_reaches_its_settings(
 ) -> None:
     make_category(Path("cloth"))
     options = (
-        "--criterion mmd --sampler random --pruner median --grid-points 3 --seed 5 --keep 2 --trials 2 "
+        "--criterion mmd --sampler random --pruner asha --reduction-factor 3 --evaluate-at 0.5,1 "
+        "--grid-points 3 --seed 5 --keep 2 --trials 2 "
         "--image-size 16 --steps 6 --batch-size 5 --width 3 --learning-rate 0.02 --score classifier "
         "--contamination 0.3 --precision float32 --threads 1 --no-tracking --device cpu --encoder small "
         "-a cutout -a cutpaste --range cutout.patch_area=0.01:0.05 --range cutpaste.patch_aspect=1 "
@@ -185,7 +186,8 @@ def test_every_option_of_a_search_reaches_its_settings(
     )
     assert call("search", "cloth", *options.split()).code == 0
     settings = open_run("all").settings
-    assert (settings.criterion, settings.sampler, settings.pruner) == ("mmd", "random", "median")
+    assert (settings.criterion, settings.sampler, settings.pruner) == ("mmd", "random", "asha")
+    assert (settings.reduction_factor, settings.training.evaluate_at) == (3, (0.5, 1.0))
     assert (settings.grid_points, settings.seed, settings.keep, settings.n_trials) == (3, 5, 2, 2)
     assert (settings.device, settings.threads, settings.tracking_uri) == ("cpu", 1, None)
     assert settings.storage == "sqlite:///studies.db" and Path("studies.db").exists()
@@ -450,6 +452,9 @@ WRONG = [
     ("search cloth --criterion auc", "criterion"),
     ("search cloth --sampler cma-es", "sampler"),
     ("search cloth --pruner hyperband", "pruner"),
+    ("search cloth --pruner asha --reduction-factor 1", "reduction_factor"),
+    ("search cloth --evaluate-at early", "--evaluate-at early: expected numbers"),
+    ("search cloth --evaluate-at 0.5,0.9", "evaluate_at"),
     ("search cloth -a blur", "blur"),
     ("search cloth -a cutout -a cutavg --sampler gp", "gp"),
     ("search cloth --range cutavg.patch_area=big", "--range cutavg.patch_area=big"),

@@ -105,6 +105,7 @@ def tracked(
             n_trials=12,
             sampler="random",
             pruner="asha",
+            reduction_factor=2,
             run="study",
         )
     yield Tracked(place, images, f"sqlite:///{place}/mlflow.db", result)

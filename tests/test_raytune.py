@@ -422,6 +422,8 @@ def test_a_wrong_argument_of_a_sweep_is_named(objective: Objective) -> None:
             check_resources(**{**whole, **arguments})
     with pytest.raises(ValueError, match="scheduler: expected one of asha, median, none, got 'pbt'"):
         make_scheduler("pbt", "dsv", TRAINING)
+    with pytest.raises(ValueError, match="reduction_factor: expected a whole number >= 2, got 0"):
+        make_scheduler("asha", "dsv", TRAINING, 0)
 
 
 def test_storage_paths_are_made_absolute_here_since_workers_change_directory(workplace: Path) -> None:

@@ -179,7 +179,7 @@ def test_the_table_tells_complete_pruned_failed_and_interrupted_trials_apart(jud
         assert by_number[number][-2] == f"{auc:.3f}"
     reasons = {row[2]: row[-1] for row in rows}
     assert re.fullmatch(r"stopped at step \d of 4", reasons["pruned"])
-    assert reasons["failed"].startswith("collapsed at step 2 under cutdiff(")
+    assert reasons["failed"].startswith("collapsed at step 1 under cutdiff(")
     assert reasons["interrupted"] == "KeyboardInterrupt(); run again as trial 1"
     assert f"{len(result.aucs)} complete" in page.text
 

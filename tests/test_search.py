@@ -29,6 +29,7 @@ from ssad_hpo.search import (
     SAMPLERS,
     Candidate,
     evaluations,
+    first_rung,
     make_pruner,
     make_sampler,
     open_journal,
@@ -44,7 +45,7 @@ from ssad_hpo.task import Augmentation, SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
-TRAINING = Training(steps=8, batch_size=8, width=2)
+TRAINING = Training(steps=8, batch_size=8, width=2, evaluate_at=(0.5, 0.75, 1.0))
 KINDS = SearchSpace({"cutout": {}, "cutpaste": {"patch_aspect": 1.0}, "rotation": {}})
 # A spot so large that it blackens every image: the augmented embeddings are all one point.
 COLLAPSING = {"patch_area": 1e6}
@@ -383,7 +384,7 @@ def test_a_pruned_trial_is_never_selected_even_with_the_better_value(objective: 
 
 
 def test_successive_halving_stops_the_worse_half_at_the_first_evaluation(objective: Objective) -> None:
-    pruner = make_pruner("asha", TRAINING)
+    pruner = make_pruner("asha", TRAINING, reduction_factor=2)
     assert isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner)
     study = study_of(objective, n_trials=10, pruner=pruner)
     firsts: list[float] = []
@@ -394,6 +395,31 @@ def test_successive_halving_stops_the_worse_half_at_the_first_evaluation(objecti
         assert trial.state == (TrialState.COMPLETE if survives else TrialState.PRUNED)
         assert list(trial.intermediate_values) == (list(TRAINING.evaluation_steps) if survives else [4])
     assert Counter(trial.state for trial in study.trials)[TrialState.PRUNED] >= 3
+
+
+@pytest.mark.parametrize("steps", [9, 31, 100, 250, 499, 10_000])
+@pytest.mark.parametrize(
+    ("factor", "evaluate_at"), [(4, (0.125, 0.5, 1.0)), (3, (1 / 9, 1 / 3, 1.0)), (2, (0.25, 0.5, 1.0))]
+)
+def test_every_rung_is_judged_at_its_own_evaluation(
+    steps: int, factor: int, evaluate_at: tuple[float, ...]
+) -> None:
+    """250 steps with factor 3: evaluated at 28 and 83, so a rung at three times 28 would be missed."""
+    training = Training(steps=steps, evaluate_at=evaluate_at)
+    study = optuna.create_study(pruner=make_pruner("asha", training, factor))
+    for value in range(4):
+        trial = study.ask()
+        for step in training.evaluation_steps[:-1]:
+            trial.report(value, step)
+            trial.should_prune()
+        study.tell(trial, value)
+    rungs = [key for key in study.trials[0].system_attrs if key.startswith("completed_rung")]
+    assert len(rungs) == 2 and first_rung(training, factor) <= training.evaluation_steps[0]
+
+
+def test_a_reduction_factor_below_two_is_named() -> None:
+    with pytest.raises(ValueError, match="reduction_factor: expected a whole number >= 2, got 1"):
+        make_pruner("asha", TRAINING, 1)
 
 
 def test_the_other_pruners_are_optunas_own_and_an_unknown_one_is_named() -> None:

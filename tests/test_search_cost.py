@@ -21,16 +21,26 @@ def trial(steps, dsv=None, auc=None, state="complete"):
     return {"steps": steps, "dsv": dsv, "auc": auc, "state": state}
 
 
-def cell(study, pruner, trials):
-    return study.Cell("digits/4", "tpe", pruner, study.TRAINING, trials, Path())
+def cell(study, arm, trials):
+    return study.Cell("long", "digits/4", "tpe", arm, 0, trials, study.LONG, Path())
 
 
 def test_the_sizes_that_the_docstring_states_are_those_of_the_study(study, tmp_path):
-    options = study.argparse.Namespace(cells=tmp_path, smoke=False, seeds=3)
+    options = study.argparse.Namespace(cells=tmp_path, smoke=False)
     cells = study.cells_of(options)
-    whole = sum(cell.pruner == "none" for cell in cells)
-    assert f"{len(cells)} searches, {whole} of them whole" in study.__doc__
+    assert f"{len(cells)} searches" in study.__doc__
     assert len({cell.path for cell in cells}) == len(cells) and len(study.TASKS) >= 6
+
+
+def test_the_defaults_of_the_product_are_among_what_was_measured(study):
+    from ssad_hpo.search import REDUCTION_FACTOR
+    from ssad_hpo.task import Training
+
+    product = (REDUCTION_FACTOR, Training.evaluate_at)
+    for name in ("short", "again"):
+        assert product in study.PARTS[name].arms.values()
+        training = study.PARTS[name].training
+        assert (training.steps, training.batch_size) == (Training.steps, Training.batch_size)
 
 
 def test_steps_are_those_of_all_detectors_and_only_whole_ones_are_chosen_from(study):
@@ -40,7 +50,7 @@ def test_steps_are_those_of_all_detectors_and_only_whole_ones_are_chosen_from(st
         trial(500, dsv=0.2, auc=0.6),
         trial(250, state="fail"),
     ]
-    (row,) = study.rows_of([cell(study, "asha", 4)], [{"searching": 9.0, "trials": trials}])
+    (row,) = study.rows_of([cell(study, "asha/4 from 1/8", 4)], [{"searching": 9.0, "trials": trials}])
     assert row["steps"] == 1312 and row["share"] == 1312 / 2000
     assert (row["whole"], row["failed"], row["auc"], row["oracle"]) == (2, 1, 0.6, 0.7)
 

@@ -42,6 +42,11 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Criterion = Annotated[str, typer.Option(help="What chooses, without labels; lower is better.")]
 Sampler = Annotated[str, typer.Option(help="tpe, random, grid or gp (one kind only).")]
 GridPoints = Annotated[int, typer.Option(help="Values per hyperparameter of the sampler grid.")]
+ReductionFactor = Annotated[int, typer.Option(help="Of ASHA: of every so many trials, the best goes on.")]
+EvaluateAt = Annotated[
+    str | None,
+    typer.Option(help="Shares of the steps at which trials are judged, and stopped. 0.125,0.5,1."),
+]
 Steps = Annotated[int | None, typer.Option(help="Training steps of a candidate.")]
 BatchSize = Annotated[int, typer.Option(help="Normal images a step.")]
 LearningRate = Annotated[float, typer.Option(help="Of SGD, annealed to 0.")]
@@ -88,6 +93,22 @@ def source_of(
     return find_source(
         path, category=category, anomaly=anomaly, image_size=image_size, skip_unreadable=skip_unreadable
     )
+
+
+def fractions_of(evaluate_at: str | None) -> tuple[float, ...]:
+    """The numbers of --evaluate-at, or the default.
+
+    Raises:
+        typer.BadParameter: for what is no list of numbers.
+    """
+    from ssad_hpo.task import Training
+
+    if evaluate_at is None:
+        return Training.evaluate_at
+    try:
+        return tuple(map(float, evaluate_at.split(",")))
+    except ValueError as error:
+        raise typer.BadParameter(f"--evaluate-at {evaluate_at}: expected numbers as 0.125,0.5,1") from error
 
 
 def space_of(kinds: list[str], ranges: list[str]) -> SearchSpace:

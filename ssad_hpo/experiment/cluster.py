@@ -51,6 +51,7 @@ def sweep_trials(settings: Settings, cluster: Cluster, study: optuna.Study, obje
         settings.n_trials,
         storage_path=cluster.storage_path,
         scheduler=settings.pruner,
+        reduction_factor=settings.reduction_factor,
         cpus_per_trial=cluster.cpus_per_trial,
         gpus_per_trial=cluster.gpus_per_trial,
         max_concurrent=cluster.max_concurrent,

@@ -56,14 +56,15 @@ class Settings:
         study_name: unique, also in shared storages and on tracking servers.
         source: address of the data; None for a task that lives in the caller's memory only.
         task_name, content_hash: of the task, to recognise it when it is loaded again.
-        criterion, space, training, n_trials, sampler, pruner, grid_points, seed, keep: of the search.
+        criterion, space, training, n_trials, sampler, pruner, reduction_factor, grid_points, seed, keep:
+            of the search.
         device, threads: where it trains.
         storage: URL of Optuna's storage; None for the journal file in the run folder.
         tracking_uri, experiment: of MLflow; a tracking_uri of None switches tracking off.
         created: UTC time. versions: of the libraries that a result depends on.
         tuning: of a tuning by gradient; None for a search. Every starting point of a tuning is a trial of
             its study: n_trials counts them, criterion is what keeps one, space is the one augmentation
-            that is tuned; sampler, pruner and grid_points have no use.
+            that is tuned; sampler, pruner, reduction_factor and grid_points have no use.
         cluster: of a sweep, whose `pruner` is a scheduler of Ray Tune's; None for a local search.
     """
 
@@ -77,6 +78,7 @@ class Settings:
     n_trials: int
     sampler: str
     pruner: str
+    reduction_factor: int
     grid_points: int
     seed: int
     keep: int
@@ -104,7 +106,7 @@ class Settings:
         source, versions = values.pop("source"), values.pop("versions")
         cluster, tuning = values.pop("cluster"), values.pop("tuning")
         if tuning is not None:
-            for name in ("sampler", "pruner", "grid_points"):
+            for name in ("sampler", "pruner", "reduction_factor", "grid_points"):
                 del values[name]
         return {
             **values,
@@ -219,7 +221,8 @@ def open_run(name: str | Path) -> Run:
         values["source"] = Source.from_json(values["source"]) if values["source"] else None
         values["space"] = SearchSpace.from_json(values["space"])
         values["training"] = Training(**values["training"])
-        # Runs made before there were tunings and sweeps have no such settings.
+        # Older runs: there were no tunings and sweeps, and ASHA let the better half go on.
+        values.setdefault("reduction_factor", 2)
         values["tuning"] = Tuning(**values["tuning"]) if values.get("tuning") else None
         values["cluster"] = Cluster(**values["cluster"]) if values.get("cluster") else None
         if _hides_password(values["tracking_uri"]):

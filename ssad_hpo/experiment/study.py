@@ -38,7 +38,7 @@ from ssad_hpo.experiment.run_folder import (
     locked,
     open_run,
 )
-from ssad_hpo.search import Objective, make_pruner, make_sampler, open_study, run_search
+from ssad_hpo.search import REDUCTION_FACTOR, Objective, make_pruner, make_sampler, open_study, run_search
 from ssad_hpo.task import Recorder, SearchSpace, Task, Training
 
 
@@ -51,6 +51,7 @@ def run_study(
     n_trials: int = 16,
     sampler: str = "tpe",
     pruner: str = "none",
+    reduction_factor: int = REDUCTION_FACTOR,
     grid_points: int = 4,
     seed: int = 0,
     keep: int = 3,
@@ -76,7 +77,8 @@ def run_study(
         training: settings of every training; by default those of `Training` with this `seed`.
         n_trials: how many candidates to train.
         sampler: "tpe", "random", "grid" or "gp".
-        pruner: "none", "asha" or "median".
+        pruner: "none", "asha" or "median"; stops poor trials at the evaluation steps of the training.
+        reduction_factor: of "asha": the best of every so many trials go on.
         grid_points: values per hyperparameter of the sampler "grid".
         seed: of the sampler, and of the training unless that is given.
         keep: how many of the best detectors to keep.
@@ -121,6 +123,7 @@ def run_study(
         n_trials=n_trials,
         sampler=sampler,
         pruner=pruner,
+        reduction_factor=reduction_factor,
         grid_points=grid_points,
         seed=seed,
         keep=keep,
@@ -131,7 +134,7 @@ def run_study(
     made = Run(folder, settings)
     objective = _objective(made, task)
     make_sampler(sampler, objective.space, seed, grid_points)
-    make_pruner(pruner, training)
+    make_pruner(pruner, training, reduction_factor)
     if storage is not None:
         open_database(storage)
     made.write()  # from here on there is something on disk; every argument has been checked before
@@ -242,6 +245,7 @@ def _search(
             objective,
             sampler=settings.sampler,
             pruner=settings.pruner if cluster is None else "none",  # Ray's scheduler stops the trials
+            reduction_factor=settings.reduction_factor,
             seed=settings.seed,
             grid_points=settings.grid_points,
         )

@@ -10,6 +10,7 @@ from ssad_hpo.experiment.conducting import DEFAULT_TRACKING, EXPERIMENT
 from ssad_hpo.experiment.judging import StudyResult
 from ssad_hpo.experiment.run_folder import Cluster, Run
 from ssad_hpo.experiment.study import run_study
+from ssad_hpo.search import REDUCTION_FACTOR
 from ssad_hpo.task import Recorder, SearchSpace, Task, Training
 
 
@@ -22,6 +23,7 @@ def run_sweep(
     n_trials: int = 16,
     sampler: str = "tpe",
     scheduler: str = "asha",
+    reduction_factor: int = REDUCTION_FACTOR,
     address: str | None = None,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
@@ -46,8 +48,8 @@ def run_sweep(
     longer; each candidate's detector stays the same.
 
     Args:
-        images, criterion, space, training, n_trials, sampler, grid_points, seed, keep, run, tracking_uri,
-            experiment, listeners, announce: as in `run_study`.
+        images, criterion, space, training, n_trials, sampler, reduction_factor, grid_points, seed, keep, run,
+            tracking_uri, experiment, listeners, announce: as in `run_study`.
         scheduler: "asha", "median" or "none"; stops poor trials at the evaluation steps of the training.
         address: of a Ray cluster that this machine is a node of, "auto" or HOST:PORT; None starts a Ray
             on this machine alone.
@@ -69,6 +71,7 @@ def run_sweep(
         n_trials=n_trials,
         sampler=sampler,
         pruner=scheduler,
+        reduction_factor=reduction_factor,
         grid_points=grid_points,
         seed=seed,
         keep=keep,

@@ -110,6 +110,7 @@ def run_tuning(
         n_trials=len(tuning.starts),
         sampler="gradient",
         pruner="none",
+        reduction_factor=0,
         grid_points=0,
         seed=training.seed,
         keep=len(tuning.starts),

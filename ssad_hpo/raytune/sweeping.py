@@ -22,7 +22,7 @@ from ssad_hpo.raytune.schedulers import make_scheduler, replay
 from ssad_hpo.raytune.searcher import StudySearcher
 from ssad_hpo.raytune.storage import absolute_storage
 from ssad_hpo.raytune.worker import trainable
-from ssad_hpo.search import Objective, is_exhausted, reconcile, remaining_trials
+from ssad_hpo.search import REDUCTION_FACTOR, Objective, is_exhausted, reconcile, remaining_trials
 from ssad_hpo.search.objective import INTERRUPTED
 
 MAX_FAILURES = 3  # deaths of its worker after which a trial is given up
@@ -35,6 +35,7 @@ def sweep(
     *,
     storage_path: str | Path,
     scheduler: str = "asha",
+    reduction_factor: int = REDUCTION_FACTOR,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     max_concurrent: int | None = None,
@@ -52,7 +53,7 @@ def sweep(
         n_trials: in all, those finished before included.
         storage_path: a folder that every node reaches, or the URI of an object store, for checkpoints;
             those of a trial go when it is over.
-        scheduler: see `make_scheduler`.
+        scheduler, reduction_factor: see `make_scheduler`.
         cpus_per_trial: share of the nodes' processors; a trial gets as many threads, at least one.
         gpus_per_trial: share of a GPU; 0.25 lets four trials share one.
         max_concurrent: how many trials run at once; as many as fit if None.
@@ -65,7 +66,7 @@ def sweep(
         KeyboardInterrupt: on Ctrl-C, after the open trials were marked.
     """
     check_resources(n_trials, cpus_per_trial, gpus_per_trial, max_concurrent, str(objective.device), address)
-    rungs = make_scheduler(scheduler, objective.criterion, objective.training)
+    rungs = make_scheduler(scheduler, objective.criterion, objective.training, reduction_factor)
     searcher = StudySearcher(objective, study)
     reconcile(study, objective)
     remaining = remaining_trials(study, n_trials)

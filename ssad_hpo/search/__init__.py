@@ -13,7 +13,9 @@ from ssad_hpo.search.running import (
 )
 from ssad_hpo.search.sampling import (
     PRUNERS,
+    REDUCTION_FACTOR,
     SAMPLERS,
+    first_rung,
     is_exhausted,
     is_final,
     make_pruner,
@@ -25,6 +27,7 @@ from ssad_hpo.search.selection import Candidate, candidates, select
 __all__ = [
     "FAILURE",
     "PRUNERS",
+    "REDUCTION_FACTOR",
     "SAMPLERS",
     "Candidate",
     "Evaluation",
@@ -34,6 +37,7 @@ __all__ = [
     "candidates",
     "evaluations",
     "final_scores",
+    "first_rung",
     "is_exhausted",
     "is_final",
     "make_pruner",

@@ -13,7 +13,14 @@ from optuna.trial import TrialState
 
 from ssad_hpo.search.kept import FolderStore
 from ssad_hpo.search.objective import FAILURE, INTERRUPTED, RETRY_OF, Objective
-from ssad_hpo.search.sampling import EnumeratedSampler, is_final, make_pruner, make_sampler, position
+from ssad_hpo.search.sampling import (
+    REDUCTION_FACTOR,
+    EnumeratedSampler,
+    is_final,
+    make_pruner,
+    make_sampler,
+    position,
+)
 from ssad_hpo.task import Status
 
 
@@ -49,6 +56,7 @@ def open_study(
     *,
     sampler: str = "tpe",
     pruner: str = "none",
+    reduction_factor: int = REDUCTION_FACTOR,
     seed: int = 0,
     grid_points: int = 4,
 ) -> optuna.Study:
@@ -59,6 +67,7 @@ def open_study(
         study_name: of the study.
         objective: whose space is searched.
         sampler, pruner: by name, see `make_sampler` and `make_pruner`.
+        reduction_factor: of the pruner "asha".
         seed: of the sampler.
         grid_points: of the sampler "grid".
     """
@@ -66,7 +75,7 @@ def open_study(
         storage=storage,
         study_name=study_name,
         sampler=make_sampler(sampler, objective.space, seed, grid_points),
-        pruner=make_pruner(pruner, objective.training),
+        pruner=make_pruner(pruner, objective.training, reduction_factor),
         direction="minimize",
         load_if_exists=True,
     )
