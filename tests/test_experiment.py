@@ -207,6 +207,18 @@ def test_settings_written_and_opened_are_the_same(tracked: Tracked) -> None:
     assert open_run(run.folder) == run
 
 
+def test_a_run_from_before_asha_had_a_choice_of_factor_goes_on_with_its_own(
+    tracked: Tracked, tmp_path: Path
+) -> None:
+    run = tracked.result.run
+    Run(tmp_path, replace(run.settings, reduction_factor=4)).write()
+    assert open_run(tmp_path).settings.stopping == "asha/4"
+    values = json.loads((tmp_path / "settings.json").read_text())
+    del values["reduction_factor"]
+    (tmp_path / "settings.json").write_text(json.dumps(values))
+    assert open_run(tmp_path).settings.stopping == "asha/2"
+
+
 def test_opening_a_result_gives_what_the_study_gave(tracked: Tracked) -> None:
     before = tracked.result.run.journal.read_bytes()
     result = open_result(tracked.result.run.folder)

@@ -170,7 +170,7 @@ def announce(run: Run) -> None:
         f"the lowest {settings.criterion} is chosen, without labels\n"
         f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
         f"{training.precision}, {settings.device}, {settings.threads} threads; "
-        f"sampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}\n"
+        f"sampler {settings.sampler}, pruner {settings.stopping}, seed {settings.seed}\n"
         f"run folder {escape(os.path.relpath(run.folder))}"
     )
 

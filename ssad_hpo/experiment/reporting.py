@@ -223,7 +223,7 @@ def _method(settings: Settings) -> dict[str, str]:
     tuning = settings.tuning
     if tuning is None:
         return {
-            "search": f"{settings.n_trials} trials, sampler {settings.sampler}, pruner {settings.pruner}, "
+            "search": f"{settings.n_trials} trials, sampler {settings.sampler}, pruner {settings.stopping}, "
             f"seed {settings.seed}",
             "evaluated at": "steps " + ", ".join(map(str, settings.training.evaluation_steps)),
         }

@@ -92,6 +92,11 @@ class Settings:
     tuning: Tuning | None = None
     cluster: Cluster | None = None
 
+    @property
+    def stopping(self) -> str:
+        """The pruner for people: "asha/4" is successive halving with a reduction factor of 4."""
+        return f"asha/{self.reduction_factor}" if self.pruner == "asha" else self.pruner
+
     def without_passwords(self) -> dict[str, Any]:
         """The fields by name; passwords in addresses are starred out, and are never written down."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
