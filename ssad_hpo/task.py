@@ -262,8 +262,7 @@ class Training:
         learning_rate, momentum, weight_decay: of SGD; the rate is annealed along a cosine to 0.
         jitter: strength of the color jitter (brightness, contrast, saturation, hue).
         evaluate_at: fractions of `steps` at which criteria are computed and reported, rising; the
-            last must be 1; at least one step each. The earlier the first, the more ASHA saves and the
-            more often it misjudges.
+            last must be 1. The earlier the first, the more ASHA saves and the more often it misjudges.
         score: "density" (Mahalanobis distance to the train embeddings) or "classifier" (the
             classifier's probability of "augmented").
         contamination: None for as many augmented evaluation images as train ones, or the share c of
@@ -310,7 +309,7 @@ class Training:
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
         ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(math.isfinite, self.evaluate_at))
         steps = self.evaluation_steps if ends_well else ()
-        if not steps or self.evaluate_at[0] <= 0 or sorted(set(steps)) != list(steps):
+        if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
             raise ValueError(
                 f"evaluate_at: expected rising fractions of the {self.steps} steps that end with 1, "
                 f"got {self.evaluate_at}; give other fractions or more steps"
@@ -319,7 +318,7 @@ class Training:
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
         """The training steps after which criteria are computed; the last is `steps`."""
-        return tuple(max(1, round(fraction * self.steps)) for fraction in self.evaluate_at)
+        return tuple(round(fraction * self.steps) for fraction in self.evaluate_at)
 
 
 class Recorder(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import inspect
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,14 +25,16 @@ import pytest
 
 from ssad_hpo import data
 from ssad_hpo.cli import app, main
+from ssad_hpo.cli.options import fractions_of
 from ssad_hpo.experiment import open_result, open_run
-from ssad_hpo.search import candidates, select
-from ssad_hpo.task import Range
+from ssad_hpo.search import REDUCTION_FACTOR, candidates, select
+from ssad_hpo.task import Range, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
 PROGRAM = [sys.executable, "-m", "ssad_hpo"]
 QUICK = "--steps 4 --batch-size 4 --width 2 --image-size 16 --threads 1 --no-tracking".split()
+QUICK += ["--evaluate-at", "0.5,0.75,1"]
 LEARNING = "--steps 30 --batch-size 8 --width 4 --image-size 32 --threads 1 --no-tracking".split()
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 
@@ -170,6 +174,15 @@ def test_a_plain_pair_of_folders_is_searched_without_being_judged(
         "folders",
         {"train": "cloth/train", "unlabeled": "cloth/test", "image_size": 16} | {"skip_unreadable": False},
     )
+
+
+@pytest.mark.parametrize("command", ["search", "sweep"])
+def test_the_defaults_of_stopping_that_the_help_names_are_those_of_the_product(command: str) -> None:
+    (function,) = [c.callback for c in app.registered_commands if (c.name or c.callback.__name__) == command]
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    assert defaults["reduction_factor"] == REDUCTION_FACTOR and defaults["evaluate_at"] is None
+    help = typing.get_type_hints(function, include_extras=True)["evaluate_at"].__metadata__[0].help
+    assert fractions_of(help.split()[-1].rstrip(".")) == fractions_of(None) == Training.evaluate_at
 
 
 def test_every_option_of_a_search_reaches_its_settings(

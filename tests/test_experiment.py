@@ -45,7 +45,7 @@ from ssad_hpo.task import Range, SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
-TINY = Training(steps=4, batch_size=4, width=2)
+TINY = Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 0.75, 1.0))
 DEAD_SERVER = "http://127.0.0.1:9"
 
 
@@ -329,7 +329,7 @@ def test_threads_are_those_that_were_asked_for(task: Task) -> None:
 
 
 def test_a_study_in_which_every_trial_fails_says_so(task: Task) -> None:
-    diverging = Training(steps=4, batch_size=4, width=2, learning_rate=1e30)
+    diverging = replace(TINY, learning_rate=1e30)
     with pytest.raises(ValueError, match=r"no trial ran its whole budget, .*\(3 fail\)"):
         quick(task, training=diverging)
     with pytest.raises(ValueError, match=r"no trial ran its whole budget"):
@@ -356,7 +356,7 @@ def test_a_study_in_which_every_trial_fails_says_so(task: Task) -> None:
         ({"threads": -1}, "threads: expected"),
         ({"device": "abacus"}, "device: expected"),
         ({"device": "cuda:99"}, "device: expected"),
-        ({"training": Training(encoder="mind", steps=4)}, "encoder: expected 'small' or a torchvision"),
+        ({"training": replace(TINY, encoder="mind")}, "encoder: expected 'small' or a torchvision"),
         ({"storage": "nonsense"}, "storage: expected"),
     ],
 )

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 IMAGE_SIZE = 16
 SETTINGS: dict[str, Any] = {
     "space": SearchSpace({"cutavg": {}, "cutout": {}}),
-    "training": Training(steps=4, batch_size=4, width=2),
+    "training": Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 0.75, 1.0)),
     "n_trials": 12,  # TPE leans on the history from the 11th on
     "pruner": "asha",
     "tracking_uri": None,

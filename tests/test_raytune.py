@@ -498,6 +498,28 @@ def test_a_sweep_tells_each_trials_status_and_selects_by_full_budget(
     assert study.trials == trials  # nothing is left to do
 
 
+def go_on(firsts: list[float], factor: int) -> list[bool]:
+    """Who of a row of trials is among the best of every `factor` that came so far."""
+    return [
+        not earlier or value <= np.percentile(earlier, 100 / factor)
+        for value, earlier in ((value, firsts[:i]) for i, value in enumerate(firsts))
+    ]
+
+
+@pytest.mark.services
+def test_the_reduction_factor_of_a_sweep_decides_how_many_trials_go_on(local_ray: str, task: Task) -> None:
+    whole = {}
+    for factor in (2, 4):
+        result = run_sweep(
+            task, training=TRAINING, n_trials=10, sampler="random", reduction_factor=factor,
+            max_concurrent=1, tracking_uri=None, run=f"factor{factor}",
+        )  # fmt: skip
+        firsts = [trial.intermediate_values[3] for trial in result.study.trials]
+        whole[factor] = [trial.state == TrialState.COMPLETE for trial in result.study.trials]
+        assert whole[factor] == go_on(firsts, factor)
+    assert sum(whole[4]) < sum(whole[2]) < 10
+
+
 @pytest.mark.services
 def test_a_users_own_tuner_takes_five_lines_and_goes_on_when_a_worker_is_killed(
     local_ray: str, task: Task, tmp_path: Path

@@ -37,7 +37,7 @@ from ssad_hpo.report.trials import auc_figure, hyperparameters_figure, learning_
 from ssad_hpo.task import Augmentation, SearchSpace, Task, Training
 from ssad_hpo.tracking.outbox import read_records
 
-TRAINING = Training(steps=4, batch_size=4, width=2)
+TRAINING = Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 0.75, 1.0))
 SMALL = {"image_size": 16, "n_train": 20, "n_unlabeled": 14}
 # Beside what works, a spot so large that it blackens every image: trainings collapse.
 SPACE = SearchSpace({"cutavg": {}, "cutpaste": {"patch_aspect": 1.0}, "cutdiff": {"patch_area": 1e6}})
@@ -179,7 +179,7 @@ def test_the_table_tells_complete_pruned_failed_and_interrupted_trials_apart(jud
         assert by_number[number][-2] == f"{auc:.3f}"
     reasons = {row[2]: row[-1] for row in rows}
     assert re.fullmatch(r"stopped at step \d of 4", reasons["pruned"])
-    assert reasons["failed"].startswith("collapsed at step 1 under cutdiff(")
+    assert reasons["failed"].startswith("collapsed at step 2 under cutdiff(")
     assert reasons["interrupted"] == "KeyboardInterrupt(); run again as trial 1"
     assert f"{len(result.aucs)} complete" in page.text
 

@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 
 PROCESSES = multiprocessing.get_context("forkserver")  # whose server conftest prepares
 
-TRAINING = Training(steps=4, batch_size=4, width=2)
+TRAINING = Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 0.75, 1.0))
 TWO_KINDS = SearchSpace({"cutout": {}, "cutpaste": {"patch_aspect": 1.0}})
 # A spot so large that it blackens every image: the augmented embeddings are all one point.
 COLLAPSING = SearchSpace({"cutavg": {}, "cutdiff": {"patch_area": 1e6}})

@@ -264,7 +264,7 @@ def test_the_ready_made_objectives_work_anywhere_and_write_nothing(tmp_path: Pat
     program = f"""
 import optuna, ssad_hpo
 assert ssad_hpo.__file__.startswith({str(package)!r}), ssad_hpo.__file__
-quick = ssad_hpo.Training(steps=4, batch_size=8, width=2)  # minutes become seconds
+quick = ssad_hpo.Training(steps=8, batch_size=8, width=2)  # minutes become seconds
 for objective in (ssad_hpo.dsv_objective, ssad_hpo.smooth_alignment_objective):
     objective.training = quick
 study = optuna.create_study()
@@ -435,7 +435,7 @@ def test_the_other_pruners_are_optunas_own_and_an_unknown_one_is_named() -> None
 def test_trials_of_a_smaller_budget_do_not_compete(task: Task) -> None:
     study = optuna.create_study(pruner=optuna.pruners.NopPruner())
     for steps in (4, 8, 4):
-        training = Training(steps=steps, batch_size=8, width=2)
+        training = replace(TRAINING, steps=steps)
         study.optimize(Objective(task, training=training), n_trials=2)
     assert [trial.user_attrs[BUDGET] for trial in study.trials] == [4, 4, 8, 8, 4, 4]
     assert [candidate.number for candidate in candidates(study)] == [2, 3]

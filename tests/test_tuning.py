@@ -162,7 +162,7 @@ def test_the_validation_loss_can_choose_among_starts_but_not_among_a_searchs_tri
     assert [trial.value for trial in result.study.trials] == losses
     assert open_result("tuned").selected == result.selected
     searched = run_study(
-        SOURCE, space="cutdiff", n_trials=1, training=replace(TRAINING, steps=4), tracking_uri=None
+        SOURCE, space="cutdiff", n_trials=1, training=replace(TRAINING, steps=8), tracking_uri=None
     )
     with pytest.raises(ValueError, match=r"criterion: expected one of dsv, .*, got 'validation_loss'"):
         select(searched.study, "validation_loss")
@@ -370,7 +370,7 @@ def test_resuming_a_finished_tuning_trains_nothing(tuned: StudyResult, listener:
 def test_a_search_and_a_tuning_are_not_resumed_as_each_other(tuned: StudyResult) -> None:
     with pytest.raises(RunError, match=r"is a tuning, which `tune --resume`"):
         resume_study("tuned")
-    run_study(SOURCE, n_trials=1, training=replace(TRAINING, steps=4), tracking_uri=None, run="searched")
+    run_study(SOURCE, n_trials=1, training=replace(TRAINING, steps=8), tracking_uri=None, run="searched")
     with pytest.raises(RunError, match=r"is a search, which `search --resume`"):
         resume_tuning("searched")
 

@@ -224,8 +224,8 @@ def first_rung(training: Training, reduction_factor: int) -> int:
     """The step of successive halving's first rung; each next one is `reduction_factor` times as far.
 
     Of the trials that reach a rung, the best of every `reduction_factor` go on. The first evaluation is on
-    the first rung. A rung between two evaluations is judged at the later one, so evaluations at an eighth,
-    a half and all of the steps suit a factor of 4 (and of 2, which would have another rung at a quarter).
+    the first rung, a rung between two evaluations is judged at the later one. A factor of 4 from an eighth
+    has rungs at an eighth and a half of the steps.
 
     Raises:
         ValueError: for a reduction factor below 2.
