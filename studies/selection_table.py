@@ -146,7 +146,7 @@ def run_cell(cell: Cell, folder: Path) -> None:
     }
     scores: dict[str, np.ndarray] = {}
     try:
-        training = replace(cell.train_set.training, seed=cell.seed, evaluate_at=(1.0,))
+        training = replace(cell.train_set.training, seed=cell.seed)
         (checkpoint,) = train(images, cell.augmentation, training)
         detector = checkpoint.detector
         trained, augmented = detector.embed(images), detector.embed_augmented(images)
@@ -273,8 +273,9 @@ def main() -> None:
     options = parser.parse_args()
 
     seeds = range(1 if options.smoke else options.seeds)
-    training = Training(steps=4 if options.smoke else options.steps, width=4 if options.smoke else 16)
-    paper = Training(encoder=options.encoder, steps=options.folder_steps)
+    steps, width = (4, 4) if options.smoke else (options.steps, 16)
+    training = Training(steps=steps, width=width, evaluate_at=(1.0,))
+    paper = Training(encoder=options.encoder, steps=options.folder_steps, evaluate_at=(1.0,))
     cells: list[Cell] = []
     for seed in seeds:
         if options.mvtec or options.mpdd:

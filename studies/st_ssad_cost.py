@@ -83,7 +83,11 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few tiny steps, only to see that it works")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    training, settings, read_at = replace(DEFAULT_TRAINING, precision="float32"), SETTINGS, READ_AT
+    training, settings, read_at = (
+        replace(DEFAULT_TRAINING, evaluate_at=(1.0,), precision="float32"),
+        SETTINGS,
+        READ_AT,
+    )
     if options.smoke:
         training, settings = replace(training, batch_size=4, width=2), (("small", 16, "cutdiff"),)
         read_at, options.rounds = (2, 4), 2

@@ -52,7 +52,7 @@ def main() -> None:
         print(*where, f"done after {time.monotonic() - began:.0f} s", flush=True)
     trials: dict[str, list[Run]] = {}
     for device in options.devices:
-        run_trial(device, steps=4)  # warm-up
+        run_trial(device, steps=8)  # warm-up
         trials[device] = [run_trial(device, options.trial_steps) for _ in range(options.repeats)]
     # Once more at the end: on a shared machine the first might have been disturbed.
     peaks = {at: max(peak, peaks[at]) for at, peak in products().items()}
@@ -87,7 +87,7 @@ def arguments() -> argparse.Namespace:
     if options.smoke:
         options.devices, options.encoders, options.sizes = options.devices[:1], ["small"], [32]
         options.augmentations, options.repeats, options.seconds = ["cutpaste"], 1, 0.1
-        options.trial_steps, options.product_size = 4, 512
+        options.trial_steps, options.product_size = 8, 512
     return options
 
 
