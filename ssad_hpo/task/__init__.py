@@ -1,0 +1,42 @@
+"""What is declared before anything runs: the task, the augmentation, the search space, search and training.
+
+Nothing here draws, trains or reads a file. A `Task` holds images and no label; that every other
+room is handed a `Task` is what keeps labels out of training, criteria, search and selection.
+"""
+
+from ssad_hpo.task.augmentation import DEFAULT_RANGES, Augmentation, Hyperparameters, Range
+from ssad_hpo.task.images import DetectorError, Task
+from ssad_hpo.task.recorder import Recorder, Status
+from ssad_hpo.task.settings import (
+    PRUNERS,
+    SAMPLERS,
+    Cluster,
+    Precision,
+    Pruner,
+    Sampler,
+    Score,
+    Search,
+    Training,
+)
+from ssad_hpo.task.space import SearchSpace
+
+__all__ = [
+    "DEFAULT_RANGES",
+    "PRUNERS",
+    "SAMPLERS",
+    "Augmentation",
+    "Cluster",
+    "DetectorError",
+    "Hyperparameters",
+    "Precision",
+    "Pruner",
+    "Range",
+    "Recorder",
+    "Sampler",
+    "Score",
+    "Search",
+    "SearchSpace",
+    "Status",
+    "Task",
+    "Training",
+]

@@ -1,0 +1,179 @@
+"""How a detector is trained, how a search goes, and where its trials run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from ssad_hpo.task.space import SearchSpace
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Score = Literal["density", "classifier"]
+Sampler = Literal["tpe", "random", "grid", "gp"]
+Pruner = Literal["none", "asha", "median"]
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+PRUNERS: tuple[str, ...] = get_args(Pruner)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one detector is trained and judged; the defaults suit two CPU cores and 64-pixel images.
+
+    The paper's own scale [2] is `Training(encoder="resnet18", steps=10_000)` at 256 pixels.
+
+    Attributes:
+        encoder: "small" (the residual encoder of `ssad_hpo.encoder`) or a torchvision classifier.
+        width: channels of the small encoder's first stage; no use for torchvision encoders.
+        steps: training steps.
+        batch_size: normal images a step; as many augmented ones go with them.
+        learning_rate, momentum, weight_decay: of SGD; the rate is annealed along a cosine to 0.
+        jitter: strength of the color jitter (brightness, contrast, saturation, hue).
+        evaluate_at: fractions of `steps` at which criteria are computed and reported, rising; the
+            last must be 1. The earlier the first, the more ASHA saves and the more often it misjudges.
+        score: "density" (Mahalanobis distance to the train embeddings) or "classifier" (the
+            classifier's probability of "augmented").
+        contamination: None for as many augmented evaluation images as train ones, or the share c of
+            anomalies that the user believes in: then ceil(c / (1 - c) * N_trn).
+        precision: "float32", "bfloat16" (autocast) or "auto" (chosen from machine and image size).
+        seed: of initial weights, batches and augmentation draws. All trials of a study share it, so
+            that candidates differ by their hyperparameters alone, and the same hyperparameters always
+            give the same detector.
+
+    Raises:
+        ValueError: naming the setting that is out of its range.
+    """
+
+    encoder: str = "small"
+    width: int = 16
+    steps: int = 250
+    batch_size: int = 32
+    learning_rate: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 3e-5  # the published DSV code's
+    jitter: float = 0.1
+    evaluate_at: tuple[float, ...] = (0.125, 0.5, 1.0)
+    score: Score = "density"
+    contamination: float | None = None
+    precision: Precision = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "evaluate_at", tuple(self.evaluate_at))
+        _check_whole(self, {"width": 1, "steps": 1, "batch_size": 2, "seed": 0})
+        for name in ("learning_rate", "momentum", "weight_decay", "jitter"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)!r}")
+        if self.jitter > 0.5:
+            raise ValueError(f"jitter: expected 0..0.5, got {self.jitter}")
+        if self.contamination is not None and not 0 < self.contamination < 1:
+            raise ValueError(f"contamination: expected a share between 0 and 1, got {self.contamination}")
+        _check_choices(self, {"score": get_args(Score), "precision": get_args(Precision)})
+        ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(math.isfinite, self.evaluate_at))
+        steps = self.evaluation_steps if ends_well else ()
+        if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
+            raise ValueError(
+                f"evaluate_at: expected rising fractions of the {self.steps} steps that end with 1, "
+                f"got {self.evaluate_at}; give other fractions or more steps"
+            )
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """The training steps after which criteria are computed; the last is `steps`."""
+        return tuple(round(fraction * self.steps) for fraction in self.evaluate_at)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How augmentations are proposed and one is chosen.
+
+    Attributes:
+        space: what is searched; also a kind's name, several names, or a mapping as `SearchSpace` takes it.
+        criterion: what is minimised and chooses, a key of `ssad_hpo.CRITERIA`.
+        n_trials: how many candidates to train.
+        sampler: "tpe", "random", "grid" or "gp" (a space of one kind only).
+        grid_points: values per hyperparameter of the sampler "grid".
+        pruner: "none", "asha" or "median"; stops poor trials at the evaluation steps of the training.
+        reduction_factor: of "asha": of the trials that are judged at a rung, the best of every so many go on.
+        seed: of the sampler.
+        keep: how many of the best detectors to keep; the best one by each other criterion is kept as well.
+
+    Raises:
+        ValueError: naming the setting that is out of its range.
+    """
+
+    space: SearchSpace = field(default_factory=lambda: SearchSpace("cutavg"))
+    criterion: str = "dsv"
+    n_trials: int = 16
+    sampler: Sampler = "tpe"
+    grid_points: int = 4
+    pruner: Pruner = "none"
+    # Also Optuna's and Ray's own; what it saves: studies/results/search_cost.md.
+    reduction_factor: int = 4
+    seed: int = 0
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.space, SearchSpace):
+            object.__setattr__(self, "space", SearchSpace(self.space))
+        _check_whole(self, {"n_trials": 1, "grid_points": 2, "reduction_factor": 2, "seed": 0, "keep": 1})
+        _check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
+        if self.sampler == "gp" and len(self.space.kinds) > 1:
+            kinds = ", ".join(self.space.kinds)
+            raise ValueError(
+                f"sampler: 'gp' needs a space of one kind of augmentation, got {kinds}; use 'tpe'"
+            )
+
+    @property
+    def stopping(self) -> str:
+        """The pruner for people: "asha/4" is successive halving with a reduction factor of 4."""
+        return f"asha/{self.reduction_factor}" if self.pruner == "asha" else self.pruner
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the trials of a search run on Ray, and how many at once.
+
+    Attributes:
+        address: of a Ray cluster that this machine is a node of, "auto" or HOST:PORT; None starts a Ray on
+            this machine alone.
+        checkpoint_path: a folder that every node reaches, or the URI of an object store, for the checkpoints
+            of the trials that run; None is a folder in the run folder.
+        cpus_per_trial: processors of a trial, which gets as many threads, at least one.
+        gpus_per_trial: share of a GPU; 0.25 lets four trials share one, above 0 trains on "cuda".
+        max_concurrent: how many trials run at once; None is as many as fit.
+
+    Raises:
+        ValueError: naming the setting that is out of its range.
+    """
+
+    address: str | None = None
+    checkpoint_path: str | None = None
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    max_concurrent: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("cpus_per_trial", "above 0"), ("gpus_per_trial", "of at least 0")):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0 or (value == 0 and low == "above 0"):
+                raise ValueError(f"{name}: expected a number {low}, got {value}")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise ValueError(f"max_concurrent: expected at least 1, got {self.max_concurrent}")
+
+
+def _check_whole(settings: object, least: Mapping[str, int]) -> None:
+    """Raise ValueError, naming the setting, for one that is no whole number or less than its least."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < bound:
+            raise ValueError(f"{name}: expected a whole number >= {bound}, got {value!r}")
+
+
+def _check_choices(settings: object, choices: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ValueError, naming the setting, for one that is not among its choices."""
+    for name, known in choices.items():
+        if getattr(settings, name) not in known:
+            expected = ", ".join(map(str, known))
+            raise ValueError(f"{name}: expected one of {expected}, got {getattr(settings, name)!r}")

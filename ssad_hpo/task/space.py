@@ -1,0 +1,90 @@
+"""The search space: kinds of augmentation, and ranges of their hyperparameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ssad_hpo.task.augmentation import Augmentation, Hyperparameters, Range
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The augmentations to choose among and the ranges of their hyperparameters.
+
+    `SearchSpace({"cutavg": {}})` searches CutAvg over its default ranges;
+    `SearchSpace({"cutout": {"patch_aspect": 1.0}, "cutpaste": {}})` searches two kinds, the first with
+    square patches. A kind's hyperparameters exist only where the kind is chosen (a conditional space);
+    their names are "KIND.NAME", beside the parameter "augmentation".
+
+    Attributes:
+        kinds: for each kind a value or `Range` for any of its hyperparameters (default ranges for the
+            others). Also accepts one kind's name, or a sequence of names.
+
+    Raises:
+        ValueError: for an empty space, an unknown kind or hyperparameter.
+    """
+
+    kinds: Mapping[str, Hyperparameters]
+
+    def __init__(self, kinds: str | Sequence[str] | Mapping[str, Hyperparameters]) -> None:
+        if isinstance(kinds, str):
+            kinds = [kinds]
+        if not isinstance(kinds, Mapping):
+            kinds = {kind: {} for kind in kinds}
+        if not kinds:
+            raise ValueError("SearchSpace: expected at least one augmentation, got none")
+        whole = {kind: Augmentation(kind, given).hyperparameters for kind, given in kinds.items()}
+        object.__setattr__(self, "kinds", whole)
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Augmentation:
+        """Draw one static augmentation through an Optuna trial (or anything with its `suggest_*`)."""
+        kind = trial.suggest_categorical("augmentation", list(self.kinds))
+        values = {
+            name: trial.suggest_float(f"{kind}.{name}", value.low, value.high, log=value.log)
+            if isinstance(value, Range)
+            else value
+            for name, value in self.kinds[kind].items()
+        }
+        return Augmentation(kind, values)
+
+    def augmentation(self, params: Mapping[str, Any]) -> Augmentation:
+        """The static augmentation that drawn parameters ("augmentation", "KIND.NAME") stand for."""
+        kind = params["augmentation"]
+        fixed = {n: v for n, v in self.kinds[kind].items() if not isinstance(v, Range)}
+        drawn = {n: params[f"{kind}.{n}"] for n in self.kinds[kind] if n not in fixed}
+        return Augmentation(kind, {**fixed, **drawn})
+
+    def grid(self, points: int) -> list[dict[str, Any]]:
+        """Every combination of `points` values per range (ends included), kind by kind, no doubles."""
+        if points < 2:
+            raise ValueError(f"points: expected at least 2 values per hyperparameter, got {points}")
+        candidates = []
+        for kind, hyperparameters in self.kinds.items():
+            ranges = {f"{kind}.{n}": v for n, v in hyperparameters.items() if isinstance(v, Range)}
+            axes = [[r.at(i / (points - 1)) for i in range(points)] for r in ranges.values()]
+            for values in itertools.product(*axes):
+                candidates.append({"augmentation": kind, **dict(zip(ranges, values, strict=True))})
+        return candidates
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and numbers; `from_json` gives the same space back."""
+        return {
+            kind: {n: asdict(v) if isinstance(v, Range) else v for n, v in values.items()}
+            for kind, values in self.kinds.items()
+        }
+
+    @classmethod
+    def from_json(cls, kinds: Mapping[str, Mapping[str, Any]]) -> SearchSpace:
+        """The space that `to_json` wrote."""
+        return cls(
+            {
+                kind: {n: Range(**v) if isinstance(v, Mapping) else float(v) for n, v in values.items()}
+                for kind, values in kinds.items()
+            }
+        )
