@@ -115,8 +115,9 @@ class Search:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.space, SearchSpace):
-            object.__setattr__(self, "space", SearchSpace(self.space))
+        space: Any = self.space
+        if not isinstance(space, SearchSpace):
+            object.__setattr__(self, "space", SearchSpace(space))
         _check_whole(self, {"n_trials": 1, "grid_points": 2, "reduction_factor": 2, "seed": 0, "keep": 1})
         _check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
         if self.sampler == "gp" and len(self.space.kinds) > 1:
