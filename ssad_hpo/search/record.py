@@ -161,17 +161,20 @@ def checkpointed(address: str) -> Attributes:
     return {_CHECKPOINT: address}
 
 
-def started_at(start: Augmentation, *, seconds: float, images: int, signs: Sequence[str] = ()) -> Attributes:
+def started_at(start: Augmentation, *, seconds: float, images: int) -> Attributes:
     """Attributes of a tuning's starting point.
 
     Args:
         start: where it began.
         seconds: of wall-clock time.
         images: passed forward and backward, see `bilevel.Cost`.
-        signs: of collapse.
     """
-    begun = {_START: dict(start.hyperparameters), _SECONDS: round(seconds, 3), _IMAGES: images}
-    return {**begun, _SIGNS: list(signs)}
+    return {_START: dict(start.hyperparameters), _SECONDS: round(seconds, 3), _IMAGES: images}
+
+
+def collapsed(signs: Sequence[str]) -> Attributes:
+    """Attributes of a starting point with these signs of collapse."""
+    return {_SIGNS: list(signs)}
 
 
 def write(study: optuna.Study, trial: FrozenTrial | optuna.Trial, attributes: Attributes) -> None:
