@@ -10,11 +10,11 @@ from pathlib import Path
 
 import optuna
 
-from ssad_hpo import data, tracking
+from ssad_hpo import data
 from ssad_hpo.evaluate import StudyEvaluation, auc, evaluate_candidates
 from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
 from ssad_hpo.search import Candidate, candidates, select
-from ssad_hpo.task import Task
+from ssad_hpo.task import StudyRecorder, Task
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def compare_with_truth(run: Run, study: optuna.Study, selected: Candidate) -> St
     return StudyResult(run, study, selected, aucs, evaluate_candidates(aucs, values, selected.number))
 
 
-def record_result(recorder: tracking.StudyRecorder, result: StudyResult) -> None:
+def record_result(recorder: StudyRecorder, result: StudyResult) -> None:
     """Tell MLflow of the choice, and of its comparison with the ground truth."""
     criterion = result.run.settings.criterion
     recorder.study_metrics(

@@ -19,6 +19,7 @@ from ssad_hpo import storage, tracking
 from ssad_hpo.address import hides_password
 from ssad_hpo.experiment.format_1 import in_format_2
 from ssad_hpo.experiment.settings import Settings
+from ssad_hpo.task import StudyRecorder
 
 RUNS = Path("runs")  # where runs are looked for by name, below the current directory
 # Where a storage URL with a password is taken from when a run is opened again.
@@ -66,7 +67,7 @@ class Run:
             return storage.open_database(self.settings.storage)
         return storage.open_journal(self.journal)
 
-    def open_recorder(self) -> tracking.StudyRecorder:
+    def open_recorder(self) -> StudyRecorder:
         """What writes the run to MLflow; with tracking off, what writes nothing."""
         settings = self.settings
         if settings.tracking_uri is None:

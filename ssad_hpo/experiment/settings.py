@@ -73,6 +73,19 @@ class Settings:
         return "trial" if self.tuning is None else "start"
 
     @property
+    def how(self) -> str:
+        """How hyperparameters are found, for people."""
+        method = self.method
+        if isinstance(method, Search):
+            return f"sampler {method.sampler}, pruner {method.stopping}"
+        return f"down {method.loss}, order {method.order}"
+
+    @property
+    def seed(self) -> int:
+        """Of the sampler; a tuning has that of the training alone."""
+        return self.method.seed if isinstance(self.method, Search) else self.training.seed
+
+    @property
     def tags(self) -> dict[str, str]:
         """What tells this study and its trials from others, for tracking."""
         method = self.method

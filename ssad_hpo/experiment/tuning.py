@@ -15,10 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ssad_hpo.bilevel import FailedStart, OuterStep, TunedStart, Tuning, prepare, tune
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.experiment.run_folder import Run
-from ssad_hpo.experiment.settings import Settings
 from ssad_hpo.search import Candidate, FolderStore, record
-from ssad_hpo.task import Range, Recorder, Task, Training
-from ssad_hpo.tracking import StudyRecorder
+from ssad_hpo.task import Range, Recorder, StudyRecorder, Task, Training
 
 COLLAPSE = "collapse"  # the tag of MLflow's runs that tells signs of collapse
 _TRAJECTORY_FILE = "trajectory.csv"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from ssad_hpo.task.images import DetectorError
 
@@ -29,6 +30,41 @@ class Recorder(Protocol):
         self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
     ) -> None:
         """A trial is over; `reason` says why when it failed."""
+
+
+class StudyRecorder(Recorder, Protocol):
+    """A recorder that also hears of the study as a whole; it is open in a `with` block.
+
+    Attributes:
+        lost: records that could not be kept.
+    """
+
+    lost: int
+
+    def trial_metrics(self, trial: str, metrics: Mapping[str, float]) -> None:
+        """Values found after the search, such as a trial's AUC."""
+
+    def trial_tags(self, trial: str, tags: Mapping[str, str]) -> None:
+        """Texts found when a trial was over, such as a sign of collapse."""
+
+    def study_started(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """The study begins or is resumed; a parameter that changed since becomes the tag `resumed.NAME`."""
+
+    def study_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Values of the whole study, such as `auc_selected`."""
+
+    def study_tags(self, tags: Mapping[str, str]) -> None:
+        """Texts that hold for the whole study."""
+
+    def study_ended(self, status: Status, reason: str | None = None) -> None:
+        """The study is over; `reason` says why when it failed."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file or folder for the parent run. It is read when it is delivered: leave it where it is."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
 
 class Teller:
