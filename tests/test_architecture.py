@@ -15,18 +15,21 @@ ROOT = Path(__file__).parent.parent
 # `augment` to make the controlled testbed's anomalies with a known f_gen.
 ALLOWED = {
     "task": set(),
+    "address": set(),
+    "storage": {"address"},
     "criteria": {"task"},
     "consensus": {"task"},
     "augment": {"task"},
     "encoder": {"task"},
     "data": {"task", "augment"},
     "evaluate": {"task"},
-    "tracking": {"task"},
+    "tracking": {"task", "address"},
     "report": {"task"},
     "detector": {"task", "augment", "encoder"},
     "baselines": {"task", "encoder"},
-    "search": {"task", "criteria", "consensus", "augment", "detector"},
-    "bilevel": {"task", "criteria", "consensus", "augment", "detector"},
+    "judgement": {"task", "criteria", "detector"},
+    "search": {"task", "criteria", "consensus", "augment", "detector", "judgement"},
+    "bilevel": {"task", "criteria", "augment", "detector", "judgement"},
     "raytune": {"task", "search"},
 }
 ALLOWED["experiment"] = set(ALLOWED)
@@ -37,8 +40,8 @@ ONLY_ROOM_OF = {"ray": "raytune", "mlflow": "tracking", "matplotlib": "report"}
 
 # Where labels may be: read (data), judged (evaluate), shown (report, tracking), handed on (experiment, cli).
 WITHOUT_LABELS = {
-    "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "search", "bilevel",
-    "raytune",
+    "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "judgement", "search",
+    "bilevel", "raytune", "storage",
 }  # fmt: skip
 LABEL_WORDS = {"label", "labels", "truth"}
 
