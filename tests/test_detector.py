@@ -25,13 +25,7 @@ LONG = Training(width=8, steps=80, batch_size=16, evaluate_at=(0.25, 0.5, 1.0), 
 SHORT = Training(width=4, steps=4, batch_size=4, evaluate_at=(1.0,), precision="float32")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks on shared cores are fastest so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def textures(n, channels=1, size=32, seed=0):
