@@ -8,23 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
-from tunings import QUICK, TASK, TINY, all_of, quick
+from tunings import QUICK, TASK, TINY, all_of, every_kind, every_order, quick
 
 from ssad_hpo.bilevel import LOSSES, Coordinates, Tuning, tune
 from ssad_hpo.bilevel.descent import Descent, Problem
 from ssad_hpo.criteria import CRITERIA, evaluate_all
 from ssad_hpo.detector import Detector, train
 from ssad_hpo.encoder import SmallEncoder
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation
+from ssad_hpo.task import Augmentation
 
 # Tiny trainings end anywhere; what is a sign of collapse has its own tests.
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::ssad_hpo.bilevel.CollapseWarning"),
 ]
-
-every_kind = pytest.mark.parametrize("kind", DEFAULT_RANGES)
-every_order = pytest.mark.parametrize("order", [1, 2])
 
 
 @every_kind
@@ -38,7 +35,7 @@ def test_a_tuning_learns_hyperparameters_within_their_bounds_and_gives_a_finishe
         assert moved[0] == tuned.start.hyperparameters
         points = [*moved, tuned.augmentation.hyperparameters]
         assert all(a != b for a, b in itertools.pairwise(points))
-        for values, (name, bound) in itertools.product(points, DEFAULT_RANGES[kind].items()):
+        for values, (name, bound) in itertools.product(points, Augmentation(kind).hyperparameters.items()):
             assert bound.low <= values[name] <= bound.high
         assert all(
             math.isfinite(loss) for o in tuned.trajectory for loss in (o.training_loss, o.validation_loss)

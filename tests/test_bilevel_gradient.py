@@ -9,18 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+from tunings import every_kind, every_order
 
 import ssad_hpo.bilevel.gradient
 from ssad_hpo.augment import apply, check_fits, draw_noise
 from ssad_hpo.bilevel import LOSSES, Coordinates, TrainingBatch, Tuning, ValidationBatch, bilevel_gradient
 from ssad_hpo.criteria import base
 from ssad_hpo.detector import untrained_network
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation, Range, Training
+from ssad_hpo.task import Augmentation, Range, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-every_kind = pytest.mark.parametrize("kind", DEFAULT_RANGES)
-every_order = pytest.mark.parametrize("order", [1, 2])
 
 
 # The gradient. The reference: the virtual step unrolled with plain autograd, nothing shared with `bilevel`.
@@ -234,7 +232,7 @@ def test_a_point_that_leaves_its_bounds_is_put_back_and_fits_there(kind):
 def test_a_starting_point_is_a_fraction_of_the_first_range_or_values():
     coordinates = Coordinates.of(Augmentation("cutavg", {"patch_area": Range(0.01, 0.16, log=True)}))
     assert coordinates.numbers(coordinates.start(0.25)) == pytest.approx(
-        {"patch_area": 0.02, "patch_aspect": DEFAULT_RANGES["cutavg"]["patch_aspect"].at(0.5)}
+        {"patch_area": 0.02, "patch_aspect": Augmentation("cutavg").hyperparameters["patch_aspect"].at(0.5)}
     )
     named = coordinates.start({"patch_aspect": 0.5})
     assert coordinates.numbers(named) == pytest.approx({"patch_area": 0.04, "patch_aspect": 0.5})

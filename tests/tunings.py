@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from ssad_hpo.bilevel import Tuning
-from ssad_hpo.task import Task, Training
+from ssad_hpo.task import DEFAULT_RANGES, Task, Training
 
 TINY = Training(width=2, steps=12, batch_size=4)
 QUICK = Tuning(
@@ -18,6 +19,8 @@ QUICK = Tuning(
     starts=(0.5, 0.8),
     checkpoint_every=2,
 )
+every_kind = pytest.mark.parametrize("kind", DEFAULT_RANGES)
+every_order = pytest.mark.parametrize("order", [1, 2])
 
 
 def quick(space, **changed):
