@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 # Public name -> the room that has it.
 _ROOMS = {
     "Augmentation": "task",
+    "Cluster": "task",
     "DetectorError": "task",
     "Range": "task",
     "Recorder": "task",
+    "Search": "task",
     "SearchSpace": "task",
     "Task": "task",
     "Training": "task",
@@ -57,10 +59,7 @@ _ROOMS = {
     "report_run": "experiment",
     "read_trajectory": "experiment",
     "resume_study": "experiment",
-    "resume_tuning": "experiment",
     "run_study": "experiment",
-    "run_sweep": "experiment",
-    "run_tuning": "experiment",
     "score_images": "experiment",
 }
 # Ready-made objectives on the embedded testbed -> their criterion.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssad_hpo.bilevel.run import Setting
+from ssad_hpo.bilevel.descent import Problem
 
 _FORMAT = 1
 
@@ -31,51 +31,61 @@ class Progress:
     current: dict[str, Any] | None = None
 
 
-def read_checkpoint(path: Path, setting: Setting, starts: list[Tensor]) -> Progress:
-    """The progress that `write_checkpoint` wrote; none at all if there is no file.
+class CheckpointFile:
+    """The file of a tuning's progress, and the progress itself.
+
+    Args:
+        path: of the file; None keeps nothing.
+        problem, starts: of the tuning.
 
     Raises:
         ValueError: if the file is no checkpoint, or one of another tuning; it names what differs.
     """
-    if not path.exists():
-        return Progress()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        found, settings = content["format"], content["settings"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"checkpoint: {path} is no checkpoint of a tuning ({type(error).__name__})"
-        ) from error
-    if found != _FORMAT:
-        raise ValueError(f"checkpoint: {path} was written by another version of ssad_hpo, format {found}")
-    expected = _describe(setting, starts)
-    if differing := sorted(name for name in expected if settings.get(name) != expected[name]):
-        raise ValueError(
-            f"checkpoint: {path} belongs to another tuning (differs in {', '.join(differing)}); "
-            "give another file, or delete this one to begin anew"
-        )
-    return Progress(content["warm_start"], content["finished"], content["current"])
+
+    def __init__(self, path: Path | None, problem: Problem, starts: list[Tensor]) -> None:
+        self.path, self._settings = path, _describe(problem, starts)
+        self.progress = Progress() if path is None or not path.exists() else self._read(path)
+
+    def _read(self, path: Path) -> Progress:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            found, settings = content["format"], content["settings"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"checkpoint: {path} is no checkpoint of a tuning ({type(error).__name__})"
+            ) from error
+        if found != _FORMAT:
+            raise ValueError(f"checkpoint: {path} was written by another version of ssad_hpo, format {found}")
+        expected = self._settings
+        if differing := sorted(name for name in expected if settings.get(name) != expected[name]):
+            raise ValueError(
+                f"checkpoint: {path} belongs to another tuning (differs in {', '.join(differing)}); "
+                "give another file, or delete this one to begin anew"
+            )
+        return Progress(content["warm_start"], content["finished"], content["current"])
+
+    def save(self) -> None:
+        """Write the progress, whole or not at all."""
+        if self.path is None:
+            return
+        content = {"format": _FORMAT, "settings": self._settings, **vars(self.progress)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        torch.save(content, partial)
+        os.replace(partial, self.path)
 
 
-def write_checkpoint(path: Path, setting: Setting, starts: list[Tensor], progress: Progress) -> None:
-    """Write the progress, whole or not at all."""
-    content = {"format": _FORMAT, "settings": _describe(setting, starts), **vars(progress)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
-
-
-def _describe(setting: Setting, starts: list[Tensor]) -> dict[str, str]:
+def _describe(problem: Problem, starts: list[Tensor]) -> dict[str, str]:
     """What a tuning must agree in with the checkpoint that it goes on from, as texts."""
-    tuning, loss = setting.tuning, setting.tuning.loss
+    tuning, loss = problem.tuning, problem.tuning.loss
     settled = {f.name: getattr(tuning, f.name) for f in fields(tuning)}
     settled["loss"] = loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__)
     settled["starts"] = [start.tolist() for start in starts]
+    del settled["space"]  # told as the augmentation
     del settled["checkpoint_every"], settled["choose_by"]  # may change without harm
     return {
-        "task": setting.task.content_hash,
-        "augmentation": repr(setting.coordinates.augmentation),
+        "task": problem.task.content_hash,
+        "augmentation": repr(problem.coordinates.augmentation),
         **{f"tuning.{name}": repr(value) for name, value in settled.items()},
-        **{f"training.{name}": repr(value) for name, value in asdict(setting.training).items()},
+        **{f"training.{name}": repr(value) for name, value in asdict(problem.training).items()},
     }

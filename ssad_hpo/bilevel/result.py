@@ -10,6 +10,7 @@ from torch import Tensor
 from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import Detector, Embeddings
+from ssad_hpo.judgement import Judged
 from ssad_hpo.task import Augmentation
 
 # Mean training loss, as a share of log 2 (that of a coin), from which on the two classes count as not told
@@ -78,9 +79,7 @@ class TunedStart:
         augmentation: the learned one, static.
         trajectory: every step of the hyperparameters, in order.
         detector: finished, with its density.
-        embeddings: of train, hard augmented and unlabeled images under the detector.
-        scores: (N_test,) float64 anomaly scores of the unlabeled images, higher is more anomalous.
-        criteria: every criterion and "separability" of the finished detector, see `evaluate_all`.
+        judged: its criteria, embeddings and scores of the finished detector.
         training_loss: mean cross-entropy over the last tenth of the outer steps.
         validation_loss: the tuning's loss of the finished detector, over all images.
         warnings: signs of collapse, each with its remedy; empty where there are none.
@@ -91,13 +90,26 @@ class TunedStart:
     augmentation: Augmentation
     trajectory: tuple[OuterStep, ...]
     detector: Detector
-    embeddings: Embeddings
-    scores: Tensor
-    criteria: dict[str, float]
+    judged: Judged
     training_loss: float
     validation_loss: float
     warnings: tuple[str, ...]
     cost: Cost
+
+    @property
+    def criteria(self) -> dict[str, float]:
+        """Every criterion and "separability" of the finished detector."""
+        return self.judged.criteria
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """Of train, hard augmented and unlabeled images under the detector."""
+        return self.judged.embeddings
+
+    @property
+    def scores(self) -> Tensor:
+        """(N_test,) float64 anomaly scores of the unlabeled images, higher is more anomalous."""
+        return self.judged.scores
 
     def value(self, choose_by: str) -> float:
         """What starting points are compared by, lower is better: a criterion or "validation_loss"."""

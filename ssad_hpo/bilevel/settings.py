@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ssad_hpo.criteria import (
     soft_alignment,
     two_sided_alignment,
 )
+from ssad_hpo.task import Augmentation, SearchSpace
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -38,10 +39,11 @@ WarmStartOn = Literal["range", "start"]
 class Tuning:
     """How the hyperparameters of an augmentation are tuned by gradient [ST-SSAD].
 
-    The detector's own settings, the number of its steps and the seed of everything are `Training`'s; the
-    bounds are the ranges of the `Augmentation` that is tuned.
+    The detector's own settings, the number of its steps and the seed of everything are `Training`'s.
 
     Attributes:
+        space: what is tuned, one kind: hyperparameters given as ranges, within them; those given as numbers
+            stay. Also a kind's name, a mapping as `SearchSpace` takes it, or an `Augmentation`.
         loss: a key of `LOSSES`, or any differentiable function of the unit embeddings of train, augmented
             and unlabeled images (each (N, D)) that returns a scalar, lower where they are better aligned.
         order: 2 lets the gradient flow through the virtual step as well, as in the paper; 1 only through
@@ -72,6 +74,7 @@ class Tuning:
         ValueError: naming the setting that is out of its range.
     """
 
+    space: SearchSpace = field(default_factory=lambda: SearchSpace("cutavg"))
     loss: str | Loss = "two_sided_alignment"
     order: Literal[1, 2] = 1
     detector_steps: int = 4
@@ -90,7 +93,15 @@ class Tuning:
     checkpoint_every: int = 25
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "starts", tuple(self.starts))
+        space: Any = self.space
+        if isinstance(space, Augmentation):
+            space = {space.kind: space.hyperparameters}
+        space = space if isinstance(space, SearchSpace) else SearchSpace(space)
+        if len(space.kinds) != 1:
+            raise ValueError(f"space: expected the one kind to tune, got {', '.join(space.kinds)}")
+        starts = [dict(s) if isinstance(s, Mapping) else s for s in self.starts]
+        object.__setattr__(self, "space", space)
+        object.__setattr__(self, "starts", tuple(starts))
         if not callable(self.loss) and self.loss not in LOSSES:
             raise ValueError(f"loss: expected one of {', '.join(LOSSES)} or a function, got {self.loss!r}")
         if self.choose_by not in (*CRITERIA, VALIDATION_LOSS):
@@ -117,6 +128,12 @@ class Tuning:
             )
         if not self.starts:
             raise ValueError("starts: expected at least one starting point, got none")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is tuned, with its ranges."""
+        ((kind, hyperparameters),) = self.space.kinds.items()
+        return Augmentation(kind, hyperparameters)
 
     @property
     def loss_function(self) -> Loss:

@@ -1,196 +1,42 @@
-"""What the command line shows: a study as it runs, its result, sentences."""
+"""What the command line shows of a result, and how it says a sentence."""
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ssad_hpo.experiment import Run, StudyResult
+    from ssad_hpo.experiment import StudyResult
     from ssad_hpo.search import Ranking
-    from ssad_hpo.task import Status
 
 
 # Headings of the table of ranks, which must fit into 80 columns.
 _SHORT = {"discordance": "dis", "smooth_alignment": "smooth", "soft_alignment": "soft"}
 
 
-@dataclass
-class _Running:
-    """A trial that is shown."""
-
-    params: Mapping[str, Any]
-    criterion: str
-    begun: float
-    value: float = math.nan
-
-
-class Display:
-    """A recorder that shows a study as it runs: a line per finished trial, a bar below them."""
-
-    def __init__(self, n_trials: int) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line a trial of its own stands here
-        self.n_trials = n_trials
-        self.done = 0
-        self.best = float("inf")
-        self.progress: Any = None
-        self.running: dict[str, _Running] = {}  # several at once in a sweep
-
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        if self.progress is None:
-            columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-            self.progress = Progress(
-                TextColumn("trials"), *columns, TextColumn("{task.description}"), console=console()
-            )
-            self.progress.start()
-            self.bar = self.progress.add_task("", total=self.n_trials)
-        self.running[trial] = _Running(params, tags["criterion"], time.monotonic())
-
-    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
-        if (running := self.running.get(trial)) is None:
-            return
-        running.value = metrics[running.criterion]
-        self.progress.update(
-            self.bar, description=f"trial {trial}, step {step}: {running.criterion} {running.value:.3f}"
-        )
-
-    def trial_ended(
-        self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
-    ) -> None:
-        running = self.running.pop(trial, None)
-        if running is None:  # a trial that an earlier process left
-            return
-        seconds = time.monotonic() - running.begun
-        value = f"{running.criterion} {running.value:7.3f}"
-        if status == "complete" and running.value < self.best:
-            self.best, value = running.value, f"[bold green]{value}[/bold green]"
-        text = "" if status == "complete" else f"  [yellow]{status}[/yellow] {escape(reason or '')}"
-        self.progress.console.print(
-            f"trial {trial:>3}  {value}  {seconds:5.1f} s  {_hyperparameters(running.params)}{text}",
-            highlight=False,
-        )
-        self.done += status != "interrupted"
-        self.progress.update(self.bar, completed=self.done)
-
-
-class TuningDisplay:
-    """A recorder that shows a tuning as it runs: a line per finished start, a live one below them."""
-
-    def __init__(self) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def __enter__(self) -> TuningDisplay:
-        self.progress: Any = None
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def announce(self, run: Run) -> None:
-        """The settings of a tuning that begins or goes on; from here on there is a live line."""
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        settings, training, tuning = run.settings, run.settings.training, run.settings.tuning
-        assert tuning is not None
-        (kind,) = settings.space.kinds
-        batch = training.batch_size
-        say(
-            f"[bold]{escape(settings.task_name)}[/bold]: {kind} tuned from {settings.n_trials} starts down "
-            f"{tuning.loss}, order {tuning.order}; the lowest {settings.criterion} is kept, without labels\n"
-            f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images a start, "
-            f"{tuning.warm_start_steps(training.steps)} of them before the hyperparameters move; "
-            f"{settings.device}, {settings.threads} threads, seed {settings.seed}\n"
-            f"run folder {escape(os.path.relpath(run.folder))}"
-        )
-        self.steps, self.criterion = training.steps, settings.criterion
-        columns = [BarColumn(20), TimeRemainingColumn(), TextColumn("{task.description}")]
-        self.progress = Progress(*columns, console=console())
-        self.progress.start()
-        self.bar = self.progress.add_task("warm start", total=settings.n_trials * training.steps)
-
-    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        self.params, self.begun = params, time.monotonic()
-        self.progress.update(self.bar, completed=int(trial) * self.steps)
-
-    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
-        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())
-        self.progress.update(
-            self.bar,
-            completed=int(trial) * self.steps + step,
-            description=f"start {trial}, step {step}: {shown}",
-        )
-
-    def trial_ended(
-        self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
-    ) -> None:
-        if status != "complete":  # whoever stopped it says why
-            return
-        self.progress.update(self.bar, completed=(int(trial) + 1) * self.steps)
-        value = metrics.get(self.criterion, metrics["finished.validation_loss"])
-        learned = {n: metrics.get(f"learned.{n}", v) for n, v in self.params.items()}
-        self.progress.console.print(
-            f"start {trial:>3}  {self.criterion} {value:7.3f}  {time.monotonic() - self.begun:5.1f} s  "
-            f"{_hyperparameters(self.params)} became {_hyperparameters(learned)}",
-            highlight=False,
-        )
-
-
-def announce(run: Run) -> None:
-    """The settings of a search that begins or goes on."""
-    settings, training = run.settings, run.settings.training
-    kinds, batch = ", ".join(settings.space.kinds), training.batch_size
-    say(
-        f"[bold]{escape(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
-        f"the lowest {settings.criterion} is chosen, without labels\n"
-        f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
-        f"{training.precision}, {settings.device}, {settings.threads} threads; "
-        f"sampler {settings.sampler}, pruner {settings.stopping}, seed {settings.seed}\n"
-        f"run folder {escape(os.path.relpath(run.folder))}"
-    )
-
-
 def show(result: StudyResult) -> None:
     """A study's candidates, the choice, the figures that judge it, and the next commands."""
     from rich.table import Table
 
-    from ssad_hpo.experiment.tuning import COLLAPSE
-    from ssad_hpo.search import FAILURE, candidates
+    from ssad_hpo.search import candidates, records
     from ssad_hpo.tracking import ui_command
 
     settings, criterion = result.run.settings, result.run.settings.criterion
-    word = "trial" if settings.tuning is None else "start"
+    word, trials = settings.word, records(result.study)
     choices = sorted(candidates(result.study), key=lambda c: (c.criteria[criterion], c.number))
     names = list(dict.fromkeys(name for c in choices for name in c.augmentation.hyperparameters))
-    how = settings.sampler if settings.tuning is None else str(settings.tuning.loss)
     table = Table(
         title=f"{escape(settings.task_name)}: {settings.training.steps} steps a candidate, "
-        f"{settings.training.precision}, {how}, seed {settings.seed}"
+        f"{settings.training.precision}, {settings.how}, seed {settings.seed}"
     )
     table.add_column(word, justify="right")
     table.add_column("f_aug")
@@ -209,13 +55,13 @@ def show(result: StudyResult) -> None:
         chosen = candidate.number == result.selected.number
         table.add_row(*row, "selected" if chosen else "", style="bold green" if chosen else None)
     console().print(table)
-    for trial in result.study.get_trials(deepcopy=False):
-        if FAILURE in trial.user_attrs:
-            say(f"{word} {trial.number} failed: {escape(trial.user_attrs[FAILURE])}")
-        for sign in trial.user_attrs.get(COLLAPSE, ()):
-            told = f"start {trial.number}: {sign}"
+    for trial in trials:
+        if trial.status == "failed":
+            say(f"{word} {trial.number} failed: {escape(trial.reason or '')}")
+        for sign in trial.signs:
+            told = f"{word} {trial.number}: {sign}"
             warn(told) if trial.number == result.selected.number else say(escape(told))
-    ended = len(result.study.get_trials(deepcopy=False))
+    ended = len(trials)
     if settings.tuning is not None and ended < settings.n_trials:
         resume = f"{command()} tune --resume {run_name(result.run.folder)}"
         say(f"{settings.n_trials - ended} more starts are not done; go on with: {escape(resume)}")
@@ -275,11 +121,6 @@ def _apart(paths: Sequence[Path]) -> list[str]:
     ends = zip(*(reversed(p[first:]) for p in parts), strict=False)
     last = next((i for i, same in enumerate(ends) if len(set(same)) > 1), 0)
     return ["/".join(p[first : len(p) - last]) for p in parts]
-
-
-def _hyperparameters(params: Mapping[str, Any]) -> str:
-    values = ", ".join(f"{k}={v:.4g}" for k, v in params.items() if k != "augmentation")
-    return f"{params['augmentation']}({values})"
 
 
 def run_name(folder: Path) -> str:

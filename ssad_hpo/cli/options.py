@@ -1,135 +1,324 @@
-"""Options that several commands share, and what they stand for."""
+"""Options of the command line, in groups that commands share.
+
+A new option is one line here: its flag, its type and what it is for. Options of a group that stands for a
+dataclass have the names and the defaults of its fields, and reach it by `taken`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
+import rich_click as click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
+    from ssad_hpo.bilevel import Tuning
     from ssad_hpo.data import Source
-    from ssad_hpo.task import SearchSpace
+    from ssad_hpo.task import Cluster, Search, SearchSpace, Training
 
-Place = Annotated[
-    str | None,
-    typer.Argument(help="A folder in the layout of MVTec AD, or a built-in name: gravel/cutavg."),
-]
-Category = Annotated[str | None, typer.Option(help="Of a folder that has several.")]
-Anomaly = Annotated[str | None, typer.Option(help="Only test/good and test/ANOMALY: a benchmark pair.")]
-Train = Annotated[Path | None, typer.Option(help="A folder of normal images; goes with --unlabeled.")]
-Unlabeled = Annotated[Path | None, typer.Option(help="A folder with the unlabelled mixture.")]
-ImageSize = Annotated[int, typer.Option(help="Pixels, of images from folders.")]
-SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read, and say so.")
-]
-Kinds = Annotated[
-    list[str] | None,
-    typer.Option("--augmentation", "-a", help="A kind of f_aug to search; may be repeated. cutavg."),
-]
-Ranges = Annotated[
-    list[str] | None,
-    typer.Option("--range", help="cutavg.patch_area=0.01:0.1 or cutavg.patch_aspect=1; repeatable."),
-]
-Encoder = Annotated[str, typer.Option(help="small, or a torchvision classifier: resnet18.")]
-Width = Annotated[int, typer.Option(help="Of the small encoder.")]
-Score = Annotated[str, typer.Option(help="density or classifier.")]
-Contamination = Annotated[
-    float | None, typer.Option(help="The share of anomalies that you believe in, if you do.")
-]
-Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Criterion = Annotated[str, typer.Option(help="What chooses, without labels; lower is better.")]
-Sampler = Annotated[str, typer.Option(help="tpe, random, grid or gp (one kind only).")]
-GridPoints = Annotated[int, typer.Option(help="Values per hyperparameter of the sampler grid.")]
-ReductionFactor = Annotated[int, typer.Option(help="Of ASHA: of every so many trials, the best goes on.")]
-EvaluateAt = Annotated[
-    str | None,
-    typer.Option(help="Shares of the steps at which trials are judged, and stopped. 0.125,0.5,1."),
-]
-Steps = Annotated[int | None, typer.Option(help="Training steps of a candidate.")]
-BatchSize = Annotated[int, typer.Option(help="Normal images a step.")]
-LearningRate = Annotated[float, typer.Option(help="Of SGD, annealed to 0.")]
-Keep = Annotated[int, typer.Option(help="Best detectors to keep.")]
-Storage = Annotated[str | None, typer.Option(help="Optuna's database URL; a journal file by default.")]
-TotalTrials = Annotated[
-    int | None, typer.Option("--trials", "-n", help="Candidates to train; 16 by default.")
-]
-Trials = Annotated[int, typer.Option("--trials", "-n", help="Candidates to train.")]
-Seed = Annotated[int, typer.Option(help="Of the sampler and of every training.")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads for training; all by default.")]
-RunName = Annotated[str | None, typer.Option("--run", help="Run folder: a path, or a name below runs/.")]
-TrackingUri = Annotated[
-    str, typer.Option(help="MLflow's address; 'default' is MLFLOW_TRACKING_URI or sqlite:///mlflow.db.")
-]
-NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Write nothing to MLflow.")]
+Command = Callable[..., Any]
 
 
-def source_of(
-    path: str | None,
-    train: Path | None,
-    unlabeled: Path | None,
-    *,
-    category: str | None,
-    anomaly: str | None,
-    image_size: int,
-    skip_unreadable: bool,
-) -> Source:
+class _Fractions(click.ParamType[Any]):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(map(float, value.split(",")))
+        except ValueError:
+            raise click.UsageError(f"--evaluate-at {value}: expected numbers as 0.125,0.5,1") from None
+
+
+class _Starts(click.ParamType[Any]):
+    """Starting points: shares of the first range, several in one text, or the values of one by name."""
+
+    name = "start"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return (value,)
+        try:
+            if "=" not in value:
+                return tuple(float(share) for share in value.split(","))
+            pairs = [pair.partition("=") for pair in value.split(",")]
+            return ({name.strip(): float(number) for name, _, number in pairs},)
+        except ValueError as error:
+            raise click.UsageError(
+                f"--starts {value}: expected 0.4,0.9 or NAME=VALUE,... ({error})"
+            ) from None
+
+
+class _Option(click.RichOption):
+    """An option with a default that is looked up when it is needed: the libraries it is in load slowly."""
+
+    def __init__(self, *flags: Any, look_up: Callable[[str], Any], **settings: Any) -> None:
+        super().__init__(*flags, **settings)
+        self.look_up = look_up
+
+    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
+        return self.look_up(str(self.name))
+
+
+def option(*flags: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What Click's own `option` takes, for a `Group`."""
+    return flags, settings
+
+
+class Group:
+    """Options that stand together in the help of a command; a decorator of commands.
+
+    Args:
+        title: above them in the help.
+        options: from `option`.
+        defaults: gives what has their defaults as attributes; None leaves them without.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        *options: tuple[tuple[str, ...], dict[str, Any]],
+        defaults: Callable[[], object] | None = None,
+    ) -> None:
+        self.defaults = defaults
+        self._options: list[Callable[[Command], Command]] = []
+        for flags, settings in options:
+            own: dict[str, Any] = (
+                {} if defaults is None else {"cls": _Option, "look_up": _attribute_of(defaults)}
+            )
+            self._options.append(click.option(*flags, **own, panel=title, **settings))
+        self.names = [_name(flags) for flags, _ in options]
+
+    def __call__(self, command: Command) -> Command:
+        for decorate in reversed(self._options):
+            command = decorate(command)
+        return command
+
+    def taken(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Their values, taken out of all that the user gave."""
+        return {name: given.pop(name) for name in self.names}
+
+
+def _attribute_of(defaults: Callable[[], object]) -> Callable[[str], Any]:
+    return lambda name: getattr(defaults(), name)
+
+
+def _name(flags: tuple[str, ...]) -> str:
+    named = [flag for flag in flags if not flag.startswith("-")]
+    return named[0] if named else max(flags, key=len).lstrip("-").replace("-", "_")
+
+
+def _search() -> Search:
+    from ssad_hpo.task import Search
+
+    return Search()
+
+
+def _sweep() -> Search:
+    return replace(_search(), pruner="asha")
+
+
+def _cluster() -> Cluster:
+    from ssad_hpo.task import Cluster
+
+    return Cluster()
+
+
+def _training() -> Training:
+    from ssad_hpo.task import Training
+
+    return Training()
+
+
+def _tuning() -> Tuning:
+    from ssad_hpo.bilevel import Tuning
+
+    return Tuning()
+
+
+def _tuned_training() -> Training:
+    from ssad_hpo.bilevel import DEFAULT_TRAINING
+
+    return DEFAULT_TRAINING
+
+
+SKIP_UNREADABLE = option(
+    "--skip-unreadable", is_flag=True, help="Leave out files that cannot be read, and say which."
+)
+DEVICE = option("--device", help="Where to compute: cpu, or cuda for a GPU; by default the processor.")
+THREADS = option("--threads", type=int, help="Processor threads of a training; chosen by default.")
+TRIALS = option("--trials", "-n", "n_trials", type=int, help="How many candidates to train.")
+SEED = option("--seed", type=int, help="Fixes what is drawn by the sampler and in every training.")
+
+IMAGES = Group(
+    "Images",
+    option("--category", help="The category to take from a folder that has several."),
+    option("--anomaly", help="Take test/good and test/ANOMALY only, a pair as in published benchmarks."),
+    option("--train", type=Path, help="A folder of normal images; goes with --unlabeled."),
+    option("--unlabeled", type=Path, help="A folder with the unlabelled mixture of normal and anomalous."),
+    option("--image-size", type=int, default=64, help="Side to which images of folders are resized, pixels."),
+    SKIP_UNREADABLE,
+)
+
+_RANGES = option(
+    "--range", "ranges", multiple=True,
+    help="Search or fix a hyperparameter: cutavg.patch_area=0.01:0.1 or cutavg.patch_aspect=1; repeatable.",
+)  # fmt: skip
+
+SPACE = Group(
+    "Search space",
+    option("--augmentation", "-a", "kinds", multiple=True,
+           help="A kind of augmentation to search; repeatable. By default cutavg."),
+    _RANGES,
+)  # fmt: skip
+
+ONE_KIND = Group(
+    "Search space", option("--augmentation", "-a", "kinds", multiple=True, help="The kind to tune."), _RANGES
+)
+
+_SEARCHED = (
+    option("--criterion", help="What chooses without labels; the lowest is best."),
+    TRIALS,
+    option("--sampler", help="What proposes candidates: tpe, random, grid, or gp for one kind alone."),
+    option("--grid-points", type=int, help="Values per hyperparameter that the sampler grid tries."),
+    option("--pruner", help="What stops poor trials early: none, asha or median."),
+    option("--reduction-factor", type=int, help="With asha, the best of every so many trials goes on."),
+    SEED,
+    option("--keep", type=int, help="How many of the best detectors to keep."),
+)
+SEARCH = Group("Search", *_SEARCHED, defaults=_search)
+SWEEP = Group("Search", *_SEARCHED, defaults=_sweep)
+
+_TRAINED = (
+    option("--encoder", help="The network: small, or a torchvision classifier such as resnet18."),
+    option("--width", type=int, help="Channels of the small encoder's first stage."),
+    option("--steps", type=int, help="Training steps of each detector."),
+    option("--batch-size", type=int, help="Normal images in a step; as many augmented ones join them."),
+    option("--learning-rate", type=float, help="Learning rate of SGD, which trains the detector."),
+    option("--score", help="How images are scored: density, or classifier."),
+    option("--contamination", type=float, help="The share of anomalies that you believe in, if you do."),
+)
+TRAINING = Group(
+    "Training",
+    *_TRAINED,
+    option("--evaluate-at", type=_Fractions(),
+           help="Shares of the steps at which trials are judged, and may be stopped."),
+    option("--precision", help="Arithmetic of the training: auto, float32 or bfloat16."),
+    defaults=_training,
+)  # fmt: skip
+TUNED_TRAINING = Group("Training", *_TRAINED, SEED, defaults=_tuned_training)
+
+CLUSTER = Group(
+    "Cluster",
+    option("--address", help="The Ray cluster to use: auto or HOST:PORT. By default one on this machine."),
+    option("--checkpoint-path",
+           help="A folder or URI that all nodes reach, for checkpoints. By default in the run folder."),
+    option("--cpus-per-trial", type=float, help="Processors of a trial, which gets as many threads."),
+    option("--gpus-per-trial", type=float,
+           help="Share of a GPU; 0.25 lets four trials share one. Above 0 trains there."),
+    option("--max-concurrent", type=int, help="Trials at once; by default as many as fit."),
+    defaults=_cluster,
+)  # fmt: skip
+
+TUNING = Group(
+    "Tuning",
+    option("--loss", help="What goes down: two_sided_alignment, soft_alignment, smooth_alignment, mmd or "
+                          "mmd_normalised."),
+    option("--order", type=int, help="Order of the gradient; 2 goes through the virtual step as well."),
+    option("--starts", type=_Starts(), multiple=True,
+           help="Where tuning starts: shares of the first hyperparameter's range as 0.4,0.9, or values as "
+                "patch_area=0.02,patch_aspect=1; repeatable."),
+    option("--detector-steps", type=int, help="Training steps to each step of the hyperparameters."),
+    option("--warm-start", type=float, help="Share of the steps before the hyperparameters move."),
+    option("--choose-by", help="What keeps one start, the lowest: a criterion, or validation_loss."),
+    defaults=_tuning,
+)  # fmt: skip
+
+_RUN = option("--run", help="The run folder to make: a path, or a name below runs/.")
+_TRACKED = (
+    option("--tracking-uri", default="default",
+           help="MLflow's address; 'default' is MLFLOW_TRACKING_URI or sqlite:///mlflow.db."),
+    option("--no-tracking", is_flag=True, help="Write nothing to MLflow."),
+)  # fmt: skip
+_STORAGE = option(
+    "--storage", help="A database's URL for Optuna's study; by default a file in the run folder."
+)
+RUN = Group("Run", DEVICE, THREADS, _RUN, _STORAGE, *_TRACKED)
+SWEEP_RUN = Group("Run", _RUN, _STORAGE, *_TRACKED)
+TUNING_RUN = Group("Run", DEVICE, THREADS, _RUN, *_TRACKED)
+DEMO_RUN = Group("Run", THREADS, _RUN, *_TRACKED)
+
+
+def tracked(given: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run as arguments of `run_study`."""
+    off = given.pop("no_tracking")
+    return {**given, "tracking_uri": None if off else given["tracking_uri"]}
+
+
+def alone_with_resume(context: click.Context, *others: str) -> None:
+    """Refuse whatever was given beside --resume, but for options with these names.
+
+    Raises:
+        click.UsageError: naming it.
+    """
+    given = [
+        p.opts[0] if isinstance(p, click.Option) else p.make_metavar(context).strip("[]")
+        for p in context.command.params
+        if p.name not in ("resume", *others)
+        and context.get_parameter_source(str(p.name)) == ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"--resume takes its images from the run, and its settings; leave {', '.join(given)} out"
+        )
+
+
+def source_of(path: str | None, train: Path | None, unlabeled: Path | None, **of_folder: Any) -> Source:
     """Where the images are: PATH, or the folders of --train and --unlabeled.
 
     Raises:
-        typer.BadParameter: for none of these, or both. ValueError: for a PATH that is not there.
+        click.UsageError: for none of these, or both. ValueError: for a PATH that is not there.
     """
-    from ssad_hpo.data import Source
-    from ssad_hpo.experiment import find_source
+    from ssad_hpo.data import Source, find_source
 
     if (train is None) != (unlabeled is None):
-        raise typer.BadParameter("--train and --unlabeled go together")
+        raise click.UsageError("--train and --unlabeled go together")
     if (path is None) == (train is None):
-        raise typer.BadParameter("give PATH, or --train and --unlabeled, or --resume")
-    if path is None:
-        arguments = {"train": str(train), "unlabeled": str(unlabeled), "image_size": image_size}
-        return Source("folders", {**arguments, "skip_unreadable": skip_unreadable})
-    return find_source(
-        path, category=category, anomaly=anomaly, image_size=image_size, skip_unreadable=skip_unreadable
-    )
+        raise click.UsageError("give PATH, or --train and --unlabeled, or --resume")
+    if path is not None:
+        return find_source(path, **of_folder)
+    if refused := [f"--{name}" for name in ("category", "anomaly") if of_folder.pop(name) is not None]:
+        raise click.UsageError(
+            f"{refused[0]} is for a folder in the layout of MVTec AD; leave it out, or --train"
+        )
+    return Source("folders", {"train": str(train), "unlabeled": str(unlabeled), **of_folder})
 
 
-def fractions_of(evaluate_at: str | None) -> tuple[float, ...]:
-    """The numbers of --evaluate-at, or the default.
-
-    Raises:
-        typer.BadParameter: for what is no list of numbers.
-    """
-    from ssad_hpo.task import Training
-
-    if evaluate_at is None:
-        return Training.evaluate_at
-    try:
-        return tuple(map(float, evaluate_at.split(",")))
-    except ValueError as error:
-        raise typer.BadParameter(f"--evaluate-at {evaluate_at}: expected numbers as 0.125,0.5,1") from error
-
-
-def space_of(kinds: list[str], ranges: list[str]) -> SearchSpace:
+def space_of(kinds: tuple[str, ...], ranges: tuple[str, ...]) -> SearchSpace:
     """The kinds of --augmentation with the ranges of --range.
 
     Raises:
-        typer.BadParameter: for a range that cannot be read, or is of another kind.
+        click.UsageError: for a range that cannot be read, or is of another kind.
         ValueError: for an unknown kind or hyperparameter.
     """
-    from ssad_hpo.task import DEFAULT_RANGES, Range, SearchSpace
+    from ssad_hpo.task import DEFAULT_RANGES, Range, Search, SearchSpace
 
-    space: dict[str, dict[str, float | Range]] = {kind: {} for kind in kinds}
+    space: dict[str, dict[str, float | Range]] = {kind: {} for kind in kinds or Search().space.kinds}
     for given in ranges:
         name, _, value = given.partition("=")
         kind, _, hyperparameter = name.partition(".")
         if kind not in space:
-            raise typer.BadParameter(f"--range {given}: {kind!r} is not searched; add -a {kind}")
+            raise click.UsageError(f"--range {given}: {kind!r} is not searched; add -a {kind}")
         try:
             low, _, high = value.partition(":")
             log = DEFAULT_RANGES.get(kind, {}).get(hyperparameter, Range(0, 1)).log
             space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
         except ValueError as error:
-            raise typer.BadParameter(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from error
+            raise click.UsageError(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from None
     return SearchSpace(space)

@@ -13,7 +13,15 @@ from ssad_hpo.data.folder import (
     load_folder,
     load_folders,
 )
-from ssad_hpo.data.source import Source, builtin, builtin_names, load, read_labels
+from ssad_hpo.data.source import (
+    Source,
+    builtin,
+    builtin_names,
+    find_source,
+    load,
+    load_images,
+    read_labels,
+)
 from ssad_hpo.data.testbed import controlled_labels, controlled_task, semantic_labels, semantic_task
 
 __all__ = [
@@ -27,10 +35,12 @@ __all__ = [
     "find_anomalies",
     "find_categories",
     "find_images",
+    "find_source",
     "folder_labels",
     "load",
     "load_folder",
     "load_folders",
+    "load_images",
     "read_images",
     "read_labels",
     "semantic_labels",

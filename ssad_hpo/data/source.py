@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,3 +148,39 @@ def _area(text: str) -> float | None:
     except ValueError:
         return None
     return area if 0 < area < 1 else None
+
+
+def find_source(
+    place: str | Path,
+    *,
+    category: str | None = None,
+    anomaly: str | None = None,
+    image_size: int = 64,
+    skip_unreadable: bool = False,
+) -> Source:
+    """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
+
+    Args:
+        place: a folder, or a built-in name; a folder of that name goes first.
+        category, anomaly, image_size, skip_unreadable: of a folder, see `load_folder`.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if Path(place).is_dir():
+        arguments = {"category": category, "anomaly": anomaly, "image_size": image_size}
+        return Source("folder", {"root": str(place), "skip_unreadable": skip_unreadable, **arguments})
+    if category is not None or anomaly is not None:
+        raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
+    try:
+        return builtin(str(place))
+    except ValueError as error:
+        raise ValueError(f"{place}: there is no such folder; as a built-in {error}") from error
+
+
+def load_images(images: Task | Source | str | Path) -> tuple[Task, Source | None]:
+    """The task at an address or in memory, and its address; None for one that lives in memory only."""
+    if isinstance(images, Task):
+        return images, None
+    source = images if isinstance(images, Source) else find_source(images)
+    return load(source), source

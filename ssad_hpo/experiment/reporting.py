@@ -9,18 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo import data
 from ssad_hpo.augment import augment
-from ssad_hpo.experiment.conducting import open_recorder
-from ssad_hpo.experiment.judging import StudyResult, load_task, open_result
-from ssad_hpo.experiment.run_folder import Run, Settings, locked, open_run
-from ssad_hpo.experiment.tuning import COLLAPSE, read_trajectory
+from ssad_hpo.bilevel import Tuning
+from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
+from ssad_hpo.experiment.run_folder import Run, locked, open_run
+from ssad_hpo.experiment.settings import Settings
+from ssad_hpo.experiment.tuning import read_trajectory
 from ssad_hpo.report import Course, EmbeddingSets, Findings, ImageRow, Trajectory, Trial, write_report
-from ssad_hpo.search import FAILURE, Candidate, Kept, candidates
-from ssad_hpo.search.objective import HYPERPARAMETERS, INTERRUPTED, RETRY_OF
-from ssad_hpo.task import Augmentation, Hyperparameters, Range, Status, Task
+from ssad_hpo.search import Candidate, Kept, TrialRecord, candidates, records
+from ssad_hpo.task import Augmentation, Hyperparameters, Range, Task
 
 REPORT = "report"  # the folder, in the run's and among MLflow's artifacts
 _IMAGES = 8  # in a row
@@ -48,7 +47,7 @@ def report_run(run: str | Path, *, task: Task | None = None) -> Path:
     at_hand = task is not None or opened.settings.source is not None
     shown = load_task(opened, task) if at_hand else None
     findings = _gather(open_result(run), shown)
-    with locked(opened.folder), open_recorder(opened) as recorder:
+    with locked(opened.folder), opened.open_recorder() as recorder:
         page = write_report(findings, opened.folder / REPORT)
         for file in sorted(page.parent.iterdir()):
             recorder.artifact(file, REPORT)
@@ -68,21 +67,22 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
     scores = _scores(selected, kept, task)
     if "train" not in scores:
         remarks.append("The scores of train and augmented images are missing: they need what is not at hand.")
-    trials = result.study.get_trials(deepcopy=False)
-    missing = run.settings.n_trials - len(trials) if run.settings.tuning is not None else 0
-    if missing > 0:
-        remarks.append(f"{missing} of {run.settings.n_trials} starts are not done yet, and are not shown.")
+    trials = records(result.study)
+    missing = run.settings.n_trials - len(trials)
     if run.settings.tuning is not None:
-        failures = [(t.number, t.user_attrs[FAILURE]) for t in trials if FAILURE in t.user_attrs]
-        remarks.extend(f"Start {number} failed: {reason}." for number, reason in failures)
-    remarks.extend(trials[selected.number].user_attrs.get(COLLAPSE, ()))
+        if missing > 0:
+            remarks.append(
+                f"{missing} of {run.settings.n_trials} starts are not done yet, and are not shown."
+            )
+        remarks.extend(f"Start {t.number} failed: {t.reason}." for t in trials if t.status == "failed")
+    remarks.extend(trials[selected.number].signs)
     if task is None:
         remarks.append("The images lived in memory when the study was made, and are not shown.")
     return Findings(
         task=run.settings.task_name,
         criterion=criterion,
-        space=run.settings.space,
-        trials=_trials(result, competing),
+        space=run.settings.method.space,
+        trials=_trials(result, trials, competing),
         selected=selected.number,
         settings=_settings(run, task),
         scores=scores,
@@ -128,48 +128,39 @@ def _course(run: Run, selected: Candidate, starts: Sequence[Candidate], task: Ta
     return Course(loss, warm, steps, tuple(trajectories), tuple(examples))
 
 
-def _trials(result: StudyResult, competing: Mapping[int, Candidate]) -> tuple[Trial, ...]:
+def _trials(
+    result: StudyResult, kept: Sequence[TrialRecord], competing: Mapping[int, Candidate]
+) -> tuple[Trial, ...]:
+    """Every trial that began, as the report shows it."""
     settings, aucs = result.run.settings, result.aucs or {}
-    study = result.study.get_trials(deepcopy=False)
-    again = {t.user_attrs[RETRY_OF]: t.number for t in study if RETRY_OF in t.user_attrs}
+    again = {t.repeats: t.number for t in kept if t.repeats is not None}
     trials = []
-    for trial in study:
-        if trial.state == TrialState.WAITING:
+    for trial in kept:
+        if trial.status == "waiting":
             continue
-        number, status = trial.number, _status(trial)
-        reason = None
+        number, reason = trial.number, trial.reason
+        status = "interrupted" if trial.status == "running" else trial.status
         if status == "pruned":
-            reason = f"stopped at step {trial.last_step} of {settings.training.steps}"
-        elif status == "failed":
-            reason = trial.user_attrs[FAILURE]
+            reason = f"stopped at step {max(trial.curve)} of {settings.training.steps}"
         elif status == "interrupted":
-            reason = trial.user_attrs.get(INTERRUPTED, "its process ended")
-            first = trial.user_attrs.get(RETRY_OF, number)
+            reason = reason or "its process ended"
+            first = number if trial.repeats is None else trial.repeats
             if again.get(first, number) > number:
                 reason += f"; run again as trial {again[first]}"
-        else:
-            reason = " ".join(trial.user_attrs.get(COLLAPSE, ())) or None
-        drawn = trial.user_attrs.get(HYPERPARAMETERS)
+        elif status == "complete":
+            reason = " ".join(trial.signs) or None
         trials.append(
             Trial(
                 number=number,
                 status=status,
-                augmentation=None if drawn is None else Augmentation(trial.params["augmentation"], drawn),
+                augmentation=trial.augmentation,
                 value=competing[number].criteria[settings.criterion] if number in competing else None,
-                curve=dict(sorted(trial.intermediate_values.items())),
+                curve=trial.curve,
                 auc=aucs.get(number),
                 reason=reason,
             )
         )
     return tuple(trials)
-
-
-def _status(trial: FrozenTrial) -> Status:
-    if trial.state == TrialState.COMPLETE:
-        return "complete"
-    if trial.state == TrialState.PRUNED:
-        return "pruned"
-    return "failed" if FAILURE in trial.user_attrs else "interrupted"
 
 
 def _sets(number: int, kept: Kept) -> EmbeddingSets:
@@ -220,14 +211,14 @@ def _images(
 
 def _method(settings: Settings) -> dict[str, str]:
     """How the detectors were found, as texts by heading."""
-    tuning = settings.tuning
-    if tuning is None:
+    method = settings.method
+    if not isinstance(method, Tuning):
         return {
-            "search": f"{settings.n_trials} trials, sampler {settings.sampler}, pruner {settings.stopping}, "
-            f"seed {settings.seed}",
+            "search": f"{method.n_trials} trials, sampler {method.sampler}, pruner {method.stopping}, "
+            f"seed {method.seed}",
             "evaluated at": "steps " + ", ".join(map(str, settings.training.evaluation_steps)),
         }
-    warm = tuning.warm_start_steps(settings.training.steps)
+    tuning, warm = method, method.warm_start_steps(settings.training.steps)
     return {
         "tuning": f"{settings.n_trials} starts down {tuning.loss}, order {tuning.order}, batch norm in "
         f"{tuning.batch_norm} mode, learning rate {tuning.learning_rate:g}, virtual rate "
@@ -258,7 +249,7 @@ def _settings(run: Run, task: Task | None) -> dict[str, str]:
             for name, value in settings.source.arguments.items()
             if value is not None
         )
-    for kind, hyperparameters in settings.space.kinds.items():
+    for kind, hyperparameters in settings.method.space.kinds.items():
         texts[f"space of {kind}"] = ", ".join(
             f"{name} {value.low:g} to {value.high:g}{' (log)' if value.log else ''}"
             if isinstance(value, Range)

@@ -9,133 +9,27 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from ssad_hpo import tracking
-from ssad_hpo.bilevel import Tuning
-from ssad_hpo.data import Source
-from ssad_hpo.task import SearchSpace, Training
+from optuna.storages import BaseStorage
+
+from ssad_hpo import storage, tracking
+from ssad_hpo.address import hides_password
+from ssad_hpo.experiment.format_1 import in_format_2
+from ssad_hpo.experiment.settings import Settings
+from ssad_hpo.task import StudyRecorder
 
 RUNS = Path("runs")  # where runs are looked for by name, below the current directory
 # Where a storage URL with a password is taken from when a run is opened again.
 STORAGE_VARIABLE = "SSAD_HPO_STORAGE"
 _SETTINGS_FILE, _LOCK_FILE = "settings.json", "lock"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class RunError(ValueError):
     """A run folder that is not there, not whole, or in use."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """How a study's trials run on a Ray cluster; see `raytune.sweep`.
-
-    Attributes:
-        address: of the cluster; None for a Ray of its own.
-        storage_path: a folder or URI that all nodes reach, absolute.
-        cpus_per_trial, gpus_per_trial, max_concurrent: of the trials.
-    """
-
-    address: str | None
-    storage_path: str
-    cpus_per_trial: float
-    gpus_per_trial: float
-    max_concurrent: int | None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A study's settings, as its run folder keeps them.
-
-    Attributes:
-        study_name: unique, also in shared storages and on tracking servers.
-        source: address of the data; None for a task that lives in the caller's memory only.
-        task_name, content_hash: of the task, to recognise it when it is loaded again.
-        criterion, space, training, n_trials, sampler, pruner, reduction_factor, grid_points, seed, keep:
-            of the search.
-        device, threads: where it trains.
-        storage: URL of Optuna's storage; None for the journal file in the run folder.
-        tracking_uri, experiment: of MLflow; a tracking_uri of None switches tracking off.
-        created: UTC time. versions: of the libraries that a result depends on.
-        tuning: of a tuning by gradient; None for a search. Every starting point of a tuning is a trial of
-            its study: n_trials counts them, criterion is what keeps one, space is the one augmentation
-            that is tuned; sampler, pruner, reduction_factor and grid_points have no use.
-        cluster: of a sweep, whose `pruner` is a scheduler of Ray Tune's; None for a local search.
-    """
-
-    study_name: str
-    source: Source | None
-    task_name: str
-    content_hash: str
-    criterion: str
-    space: SearchSpace
-    training: Training
-    n_trials: int
-    sampler: str
-    pruner: str
-    reduction_factor: int
-    grid_points: int
-    seed: int
-    keep: int
-    device: str
-    threads: int
-    storage: str | None
-    tracking_uri: str | None
-    experiment: str
-    created: str
-    versions: dict[str, str]
-    tuning: Tuning | None = None
-    cluster: Cluster | None = None
-
-    @property
-    def stopping(self) -> str:
-        """The pruner for people: "asha/4" is successive halving with a reduction factor of 4."""
-        return f"asha/{self.reduction_factor}" if self.pruner == "asha" else self.pruner
-
-    def without_passwords(self) -> dict[str, Any]:
-        """The fields by name; passwords in addresses are starred out, and are never written down."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("storage", "tracking_uri"):
-            values[name] = values[name] and tracking.without_password(values[name])
-        return values
-
-    def flat(self) -> dict[str, Any]:
-        """Settings as one level of names and plain values, without passwords: for tracking and showing."""
-        values = self.without_passwords()
-        training, space = values.pop("training"), values.pop("space")
-        source, versions = values.pop("source"), values.pop("versions")
-        cluster, tuning = values.pop("cluster"), values.pop("tuning")
-        if tuning is not None:
-            for name in ("sampler", "pruner", "reduction_factor", "grid_points"):
-                del values[name]
-        return {
-            **values,
-            "space": json.dumps(space.to_json()),
-            "source": json.dumps(source.to_json()) if source else "in memory",
-            **{f"training.{name}": value for name, value in asdict(training).items()},
-            **{f"tuning.{name}": value for name, value in (asdict(tuning) if tuning else {}).items()},
-            **{f"version.{name}": value for name, value in versions.items()},
-            **({f"cluster.{name}": value for name, value in asdict(cluster).items()} if cluster else {}),
-        }
-
-
-def new_study_name(run: Path) -> str:
-    """A name for the study of a run folder that no other study has."""
-    return f"{run.name}-{uuid.uuid4().hex[:8]}"
-
-
-def creation_facts() -> dict[str, Any]:
-    """When and with which libraries a study is made."""
-    libraries = ("ssad-hpo", "torch", "torchvision", "optuna", "scikit-learn", "mlflow")
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in libraries},
-    }
 
 
 @dataclass(frozen=True)
@@ -167,22 +61,36 @@ class Run:
     def outbox(self) -> Path:
         return self.folder / "outbox.jsonl"
 
+    def open_storage(self) -> BaseStorage:
+        """Optuna's storage: the journal, or the database that the settings name."""
+        if self.settings.storage:
+            return storage.open_database(self.settings.storage)
+        return storage.open_journal(self.journal)
+
+    def open_recorder(self) -> StudyRecorder:
+        """What writes the run to MLflow; with tracking off, what writes nothing."""
+        settings = self.settings
+        if settings.tracking_uri is None:
+            return tracking.SilentRecorder()
+        return tracking.MlflowRecorder(
+            self.outbox, settings.tracking_uri, settings.experiment, settings.study_name
+        )
+
+    def undelivered(self) -> int:
+        """How many records MLflow did not take yet."""
+        return tracking.pending(self.outbox) if self.settings.tracking_uri else 0
+
     def write(self) -> None:
         """Write the settings into the folder, which is made if need be; whole or not at all.
 
         Raises:
             RunError: if it cannot be written.
         """
-        values = self.settings.without_passwords()
-        values["source"] = self.settings.source.to_json() if self.settings.source else None
-        values["space"] = self.settings.space.to_json()
-        values["training"] = asdict(self.settings.training)
-        values["tuning"] = asdict(self.settings.tuning) if self.settings.tuning else None
-        values["cluster"] = asdict(self.settings.cluster) if self.settings.cluster else None
+        text = json.dumps({"format": _FORMAT, **self.settings.to_json()}, indent=2) + "\n"
         partial = self.folder / (_SETTINGS_FILE + ".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"format": _FORMAT, **values}, indent=2) + "\n")
+            partial.write_text(text)
             os.replace(partial, self.folder / _SETTINGS_FILE)
         except OSError as error:
             raise RunError(f"{self.folder}: the run folder cannot be written ({error.strerror})") from error
@@ -221,20 +129,16 @@ def open_run(name: str | Path) -> Run:
         raise RunError(f"{folder}: holds no run (no {_SETTINGS_FILE}){there}")
     try:
         values = json.loads(path.read_text())
-        if values.pop("format") != _FORMAT:
+        found = values.pop("format")
+        if found not in (1, _FORMAT):
             raise RunError(f"{folder}: written by a newer version of ssad_hpo; update it to read this run")
-        values["source"] = Source.from_json(values["source"]) if values["source"] else None
-        values["space"] = SearchSpace.from_json(values["space"])
-        values["training"] = Training(**values["training"])
-        # Older runs: there were no tunings and sweeps, and ASHA let the better half go on.
-        values.setdefault("reduction_factor", 2)
-        values["tuning"] = Tuning(**values["tuning"]) if values.get("tuning") else None
-        values["cluster"] = Cluster(**values["cluster"]) if values.get("cluster") else None
-        if _hides_password(values["tracking_uri"]):
+        if found == 1:
+            values = in_format_2(values)
+        if hides_password(values["tracking_uri"]):
             values["tracking_uri"] = tracking.default_tracking_uri()
-        if _hides_password(values["storage"]):
+        if hides_password(values["storage"]):
             values["storage"] = _storage_from_environment(folder, values["storage"])
-        return Run(folder, Settings(**values))
+        return Run(folder, Settings.from_json(values))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunError(f"{path}: cannot be read as a run's settings ({error})") from error
 
@@ -257,10 +161,6 @@ def locked(folder: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
-
-
-def _hides_password(address: str | None) -> bool:
-    return address is not None and ":***@" in address
 
 
 def _storage_from_environment(folder: Path, starred: str) -> str:

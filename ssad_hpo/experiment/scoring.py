@@ -9,7 +9,7 @@ import numpy as np
 
 from ssad_hpo import data
 from ssad_hpo.detector import Detector
-from ssad_hpo.experiment.judging import chosen
+from ssad_hpo.experiment.outcome import chosen
 
 _BLOCK = 1024  # images decoded and scored at a time, so that memory stays flat
 

@@ -1,4 +1,4 @@
-"""A study from start to end: load, search, record; then, where ground truth exists, evaluate."""
+"""A study from start to end: load, search or tune, record; then, where ground truth exists, evaluate."""
 
 from __future__ import annotations
 
@@ -6,139 +6,132 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import torch
 
 from ssad_hpo import data, tracking
-from ssad_hpo.detector import check_device, resolve_precision
-from ssad_hpo.experiment.cluster import check_cluster, sweep_trials
-from ssad_hpo.experiment.conducting import (
-    DEFAULT_TRACKING,
-    EXPERIMENT,
-    common_settings,
-    conduct,
-    load_images,
-    open_recorder,
-    undelivered,
-)
-from ssad_hpo.experiment.judging import (
+from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
+from ssad_hpo.experiment.outcome import (
     StudyResult,
+    compare_with_truth,
     load_task,
-    open_database,
     open_result,
-    open_storage,
     record_result,
 )
-from ssad_hpo.experiment.run_folder import (
-    Cluster,
-    Run,
-    RunError,
-    Settings,
-    choose_run_folder,
-    locked,
-    open_run,
-)
-from ssad_hpo.search import REDUCTION_FACTOR, Objective, make_pruner, make_sampler, open_study, run_search
-from ssad_hpo.task import Recorder, SearchSpace, Task, Training
+from ssad_hpo.experiment.run_folder import Run, choose_run_folder, locked, open_run
+from ssad_hpo.experiment.searching import prepare_cluster, prepare_search, search_run
+from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
+from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
+from ssad_hpo.search import select, was_interrupted
+from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
+
+DEFAULT_TRACKING = "default"
+EXPERIMENT = "ssad_hpo"
+
+
+class StudyInterrupted(KeyboardInterrupt):
+    """Ctrl-C in a study. All that is done is kept in `run`; the message says what goes on with it."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(f"stopped; go on with resume_study({str(run)!r})")
+        self.run = run
 
 
 def run_study(
     images: Task | data.Source | str | Path,
-    *,
-    criterion: str = "dsv",
-    space: SearchSpace | str | Sequence[str] | None = None,
+    search: Search | Tuning | None = None,
     training: Training | None = None,
-    n_trials: int = 16,
-    sampler: str = "tpe",
-    pruner: str = "none",
-    reduction_factor: int = REDUCTION_FACTOR,
-    grid_points: int = 4,
-    seed: int = 0,
-    keep: int = 3,
+    *,
+    cluster: Cluster | None = None,
     run: str | Path | None = None,
     storage: str | None = None,
     tracking_uri: str | None = DEFAULT_TRACKING,
     experiment: str = EXPERIMENT,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
-    cluster: Cluster | None = None,
     listeners: Sequence[Recorder] = (),
     announce: Callable[[Run], None] | None = None,
 ) -> StudyResult:
-    """Search augmentation hyperparameters without labels, choose a detector, and judge the choice.
+    """Find augmentation hyperparameters without labels, choose a detector, and judge the choice.
 
-    The ground truth, where it exists, is read after the search has ended.
+    A `Search` trains many detectors with augmentations that Optuna proposes; a `Tuning` moves those of one
+    kind by gradient while its detector trains, from several starting points, each of which becomes a trial.
+    The ground truth, where it exists, is read after all of that has ended.
+
+    With a cluster this process draws the candidates, and alone writes to Optuna's storage, to MLflow and
+    into the run folder, which is like that of a local search. A trial whose worker dies goes on elsewhere
+    from its last checkpoint; a trial that fails fails alone. With several workers the candidates depend on
+    who was first, and a seed fixes them no longer; each candidate's detector stays the same.
 
     Args:
         images: a task, the address of one, a folder in the published layout of MVTec AD, or a built-in
             name such as "gravel/cutavg".
-        criterion: what to minimise, a key of `ssad_hpo.CRITERIA`.
-        space: the augmentations to choose among; CutAvg over its default ranges if None.
-        training: settings of every training; by default those of `Training` with this `seed`.
-        n_trials: how many candidates to train.
-        sampler: "tpe", "random", "grid" or "gp".
-        pruner: "none", "asha" or "median"; stops poor trials at the evaluation steps of the training.
-        reduction_factor: of "asha": the best of every so many trials go on.
-        grid_points: values per hyperparameter of the sampler "grid".
-        seed: of the sampler, and of the training unless that is given.
-        keep: how many of the best detectors to keep.
+        search: how detectors are found; `Search()` if None.
+        training: settings of every training; by default those of `Training` with the search's seed, for a
+            tuning `bilevel.DEFAULT_TRAINING`.
+        cluster: where the trials of a search run on Ray; None runs them in this process.
         run: the run folder, a path or a name below runs/; one is made up if None.
         storage: URL of a database for Optuna; by default a journal file in the run folder.
         tracking_uri: of MLflow; by default MLFLOW_TRACKING_URI or sqlite:///mlflow.db; None for none.
         experiment: of MLflow.
-        device: where to train, "cpu" or "cuda".
+        device: where to train, "cpu" or "cuda"; by default "cuda" where a cluster's trials have a GPU, else
+            "cpu".
         threads: of the processor for training; torch's own choice if None.
-        cluster: run the trials on Ray, see `run_sweep`; `pruner` is then its scheduler.
         listeners: told of every trial as it happens, beside MLflow.
         announce: told of the run, with all its settings, before the first trial.
 
     Returns:
         The `StudyResult`; its `evaluation` is None where there is no ground truth.
 
+    Warns:
+        CollapseWarning: if the selected starting point of a tuning shows a sign of collapse, and for each
+            that failed.
+
     Raises:
         ValueError: for a wrong argument (before anything is written), or a study in which no trial ran
             its whole budget.
+        DetectorError: if every starting point of a tuning diverged or collapsed.
         StudyInterrupted: on Ctrl-C, with all that is done kept; `resume_study` goes on.
     """
-    task, source = load_images(images)
-    if n_trials < 1:
-        raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
-    training = training or Training(seed=seed)
-    height, width = task.train.shape[2:]
+    method = search or Search()
+    task, source = data.load_images(images)
     folder = choose_run_folder(run, task.name)
-    if cluster is None:
-        check_device(device)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}")
+    if cluster is not None:
+        device = device or ("cuda" if cluster.gpus_per_trial else "cpu")
+        threads = threads or max(1, int(cluster.cpus_per_trial))
+        cluster = prepare_cluster(cluster, method, folder, device, storage)
+    device = device or "cpu"
+    if isinstance(method, Tuning):
+        training = prepare_tuning(method, training or DEFAULT_TRAINING, task, device)
     else:
-        cluster = check_cluster(cluster, folder, n_trials, pruner, device, storage)
-    common = common_settings(
-        folder, task, source, device=device, threads=threads, tracking_uri=tracking_uri, experiment=experiment
-    )
-    if device == "cpu" or torch.cuda.is_available():  # else the nodes with GPUs decide
-        precision = resolve_precision(training, torch.device(device), height * width)
-        training = replace(training, precision=precision)
+        training = prepare_search(method, training or Training(seed=method.seed), task, device, cluster)
     settings = Settings(
-        criterion=criterion,
-        space=space if isinstance(space, SearchSpace) else SearchSpace(space or "cutavg"),
+        study_name=new_study_name(folder),
+        source=source,
+        task_name=task.name,
+        content_hash=task.content_hash,
+        method=method,
         training=training,
-        n_trials=n_trials,
-        sampler=sampler,
-        pruner=pruner,
-        reduction_factor=reduction_factor,
-        grid_points=grid_points,
-        seed=seed,
-        keep=keep,
-        storage=storage,
         cluster=cluster,
-        **common,
+        device=device,
+        threads=threads or torch.get_num_threads(),
+        storage=storage,
+        tracking_uri=_absolute_tracking_uri(tracking_uri),
+        experiment=experiment,
+        **creation_facts(),
     )
     made = Run(folder, settings)
-    objective = _objective(made, task)
-    make_sampler(sampler, objective.space, seed, grid_points)
-    make_pruner(pruner, training, reduction_factor)
     if storage is not None:
-        open_database(storage)
+        made.open_storage()
     made.write()  # from here on there is something on disk; every argument has been checked before
-    return _search(made, objective, listeners, announce)
+    return _conduct(made, task, listeners, announce)
+
+
+def _absolute_tracking_uri(given: str | None) -> str | None:
+    if given is None:
+        return None
+    return tracking.default_tracking_uri() if given == DEFAULT_TRACKING else tracking.absolute_uri(given)
 
 
 def resume_study(
@@ -152,38 +145,67 @@ def resume_study(
 ) -> StudyResult:
     """Go on with a study that was stopped, by whatever means, with the settings of its run folder.
 
-    Finished trials stay; those that were cut off are run again. The result is that of an uninterrupted
-    study.
+    Finished trials stay; those that were cut off are run again, the starting points of a tuning from their
+    last checkpoint. The result is that of an uninterrupted study; of a tuning bit for bit, trajectories
+    included.
 
     Args:
         run: the run folder, or its name below runs/.
         task: the task, if the study was started on one in memory.
-        n_trials: another total number of trials.
+        n_trials: another total number of trials, of a search.
         address: another Ray cluster for the rest of a sweep.
         listeners, announce: as in `run_study`.
 
     Raises:
-        RunError: if there is no such run or it is a tuning, another process works on it, or the images
-            have changed.
+        RunError: if there is no such run, another process works on it, or the images have changed.
         ValueError: for a wrong argument.
     """
     opened = open_run(run)
-    if opened.settings.tuning is not None:
-        raise RunError(f"{opened.folder}: is a tuning, which `tune --resume` (resume_tuning) goes on with")
-    task = load_task(opened, task)
+    task, settings = load_task(opened, task), opened.settings
     if n_trials is not None:
-        if n_trials < 1:
-            raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
-        opened = Run(opened.folder, replace(opened.settings, n_trials=n_trials))
+        if isinstance(settings.method, Tuning):
+            raise ValueError(f"n_trials: {opened.folder} is a tuning, whose starting points are its trials")
+        settings = replace(settings, method=replace(settings.method, n_trials=n_trials))
     if address is not None:
-        if opened.settings.cluster is None:
-            raise ValueError(f"{opened.folder}: is a local search, and has no Ray cluster")
-        cluster = replace(opened.settings.cluster, address=address)
-        opened = Run(opened.folder, replace(opened.settings, cluster=cluster))
-    if n_trials is not None or address is not None:
+        if settings.cluster is None:
+            raise ValueError(f"address: {opened.folder} is a local search, and has no Ray cluster")
+        settings = replace(settings, cluster=replace(settings.cluster, address=address))
+    if settings != opened.settings:
+        opened = Run(opened.folder, settings)
         with locked(opened.folder):
             opened.write()
-    return _search(opened, _objective(opened, task), listeners, announce)
+    return _conduct(opened, task, listeners, announce)
+
+
+def _conduct(
+    run: Run, task: Task, listeners: Sequence[Recorder], announce: Callable[[Run], None] | None
+) -> StudyResult:
+    """Do the work of a run, alone in its folder: train and choose without labels, and only then judge."""
+    settings = run.settings
+    torch.set_num_threads(settings.threads)
+    with locked(run.folder), run.open_recorder() as recorder:
+        if announce is not None:
+            announce(run)
+        recorder.study_started(settings.flat(), settings.tags)
+        everyone = tracking.Joined([recorder, *listeners], settings.tags)
+        try:
+            if settings.tuning is None:
+                study = search_run(run, task, everyone)
+            else:
+                study = tune_run(run, task, everyone, recorder)
+            selected = select(study, settings.criterion, run.artifacts)
+            # The work is over and the choice is made; only now may ground truth be read.
+            result = compare_with_truth(run, study, selected)
+        except BaseException as error:
+            if was_interrupted(error):
+                recorder.study_ended("interrupted")
+                raise StudyInterrupted(run.folder) from None
+            if isinstance(error, Exception):
+                recorder.study_ended("failed", str(error))
+            raise
+        record_result(recorder, result)
+        recorder.study_ended("complete")
+    return replace(result, undelivered=run.undelivered(), lost=recorder.lost)
 
 
 def evaluate_run(run: str | Path) -> StudyResult:
@@ -198,9 +220,9 @@ def evaluate_run(run: str | Path) -> StudyResult:
             f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; the chosen "
             f"detector is that of trial {result.selected.number}"
         )
-    with locked(result.run.folder), open_recorder(result.run) as recorder:
+    with locked(result.run.folder), result.run.open_recorder() as recorder:
         record_result(recorder, result)
-    return replace(result, undelivered=undelivered(result.run), lost=recorder.lost)
+    return replace(result, undelivered=result.run.undelivered(), lost=recorder.lost)
 
 
 def sync_run(run: str | Path) -> tracking.SyncResult:
@@ -213,46 +235,3 @@ def sync_run(run: str | Path) -> tracking.SyncResult:
     if opened.settings.tracking_uri is None:
         raise ValueError(f"{opened.folder}: was made without tracking, so there is nothing to deliver")
     return tracking.sync(opened.outbox, opened.settings.tracking_uri)
-
-
-def _objective(run: Run, task: Task) -> Objective:
-    settings = run.settings
-    return Objective(
-        task,
-        settings.criterion,
-        settings.space,
-        settings.training,
-        artifacts=run.artifacts,
-        keep=settings.keep,
-        device=settings.device,
-    )
-
-
-def _search(
-    run: Run,
-    objective: Objective,
-    listeners: Sequence[Recorder],
-    announce: Callable[[Run], None] | None,
-) -> StudyResult:
-    """Bring a run's study to its number of trials, then judge it."""
-    settings, cluster = run.settings, run.settings.cluster
-
-    def work(everyone: Recorder, _: tracking.NullRecorder) -> optuna.Study:
-        objective.recorder = everyone
-        study = open_study(
-            open_storage(run),
-            settings.study_name,
-            objective,
-            sampler=settings.sampler,
-            pruner=settings.pruner if cluster is None else "none",  # Ray's scheduler stops the trials
-            reduction_factor=settings.reduction_factor,
-            seed=settings.seed,
-            grid_points=settings.grid_points,
-        )
-        if cluster is None:
-            run_search(study, objective, settings.n_trials)
-        else:
-            sweep_trials(settings, cluster, study, objective)
-        return study
-
-    return conduct(run, work, listeners, announce, tags={"sampler": settings.sampler}, resume="resume_study")

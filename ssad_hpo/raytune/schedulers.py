@@ -10,39 +10,21 @@ from typing import Any
 import optuna
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 
-from ssad_hpo.search import REDUCTION_FACTOR, first_rung, is_final, position
-from ssad_hpo.task import Training
-
-SCHEDULERS = ("asha", "median", "none")
+from ssad_hpo.search import first_rung, is_final, position
+from ssad_hpo.task import Search, Training
 
 
-def make_scheduler(
-    name: str, criterion: str, training: Training, reduction_factor: int = REDUCTION_FACTOR
-) -> TrialScheduler | None:
-    """A scheduler of Ray Tune's by name, that stops trials by the criterion at the evaluation steps.
-
-    Args:
-        name: "asha" (asynchronous successive halving), "median" or "none".
-        criterion: to be minimised.
-        training: whose evaluation steps count.
-        reduction_factor: of "asha", see `ssad_hpo.search.first_rung`.
-
-    Raises:
-        ValueError: for an unknown name, or a reduction factor below 2.
-    """
-    by: dict[str, Any] = {"time_attr": "step", "metric": criterion, "mode": "min"}
-    if name == "asha":
-        first = first_rung(training, reduction_factor)
-        return ASHAScheduler(
-            max_t=training.steps, grace_period=first, reduction_factor=reduction_factor, **by
-        )
-    if name == "median":
+def make_scheduler(search: Search, training: Training) -> TrialScheduler | None:
+    """The scheduler of Ray Tune's for a search's pruner, which stops trials at the evaluation steps."""
+    by: dict[str, Any] = {"time_attr": "step", "metric": search.criterion, "mode": "min"}
+    if search.pruner == "asha":
+        first, factor = first_rung(training), search.reduction_factor
+        return ASHAScheduler(max_t=training.steps, grace_period=first, reduction_factor=factor, **by)
+    if search.pruner == "median":
         # Else trials would be paused until there are enough to compare them with.
         by["min_time_slice"] = math.inf
         return MedianStoppingRule(grace_period=training.evaluation_steps[0], **by)
-    if name == "none":
-        return None
-    raise ValueError(f"scheduler: expected one of {', '.join(SCHEDULERS)}, got {name!r}")
+    return None
 
 
 @dataclass(frozen=True)

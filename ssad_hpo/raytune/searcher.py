@@ -14,10 +14,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from ssad_hpo.raytune.book import CHECKPOINT, Book
-from ssad_hpo.raytune.storage import below
+from ssad_hpo.raytune.checkpoints import below
+from ssad_hpo.raytune.ledger import CHECKPOINT, Ledger
 from ssad_hpo.raytune.worker import KEPT
 from ssad_hpo.search import Objective
+from ssad_hpo.task import Status
 
 _searchers: weakref.WeakValueDictionary[str, StudySearcher] = weakref.WeakValueDictionary()
 
@@ -44,7 +45,7 @@ class StudySearcher(Searcher):
 
     def __init__(self, objective: Objective, study: optuna.Study) -> None:
         super().__init__(metric=objective.criterion, mode="min")
-        self.book = Book(objective, study)
+        self.ledger = Ledger(objective, study)
         self.callback = StudyCallback(self)
         _searchers[study.study_name] = self
 
@@ -55,7 +56,7 @@ class StudySearcher(Searcher):
                 "search_alg: its callback is missing, and Optuna would be told nothing; give the Tuner "
                 "run_config=tune.RunConfig(callbacks=[searcher.callback])"
             )
-        parameters = self.book.ask(trial_id)
+        parameters = self.ledger.ask(trial_id)
         return Searcher.FINISHED if parameters is None else parameters
 
     def on_trial_complete(
@@ -65,7 +66,7 @@ class StudySearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """All that there is to know is in the study."""
-        Path(checkpoint_path).write_text(self.book.study.study_name)
+        Path(checkpoint_path).write_text(self.ledger.study.study_name)
 
     def restore(self, checkpoint_path: str) -> None:
         """See `save`.
@@ -73,12 +74,12 @@ class StudySearcher(Searcher):
         Raises:
             ValueError: for the state of another study.
         """
-        saved, own = Path(checkpoint_path).read_text(), self.book.study.study_name
+        saved, own = Path(checkpoint_path).read_text(), self.ledger.study.study_name
         if saved != own:
             raise ValueError(f"search_alg: expected the searcher of study {saved!r}, got that of {own!r}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _searcher_of, (self.book.study.study_name,)
+        return _searcher_of, (self.ledger.study.study_name,)
 
 
 def _searcher_of(study_name: str) -> StudySearcher:
@@ -88,13 +89,15 @@ def _searcher_of(study_name: str) -> StudySearcher:
 
 
 class StudyCallback(tune.Callback):
-    """Tells the book of a searcher what Ray Tune's controller sees; part of a `StudySearcher`."""
+    """Tells the ledger of a searcher what Ray Tune's controller sees; part of a `StudySearcher`."""
 
     def __init__(self, searcher: StudySearcher) -> None:
         self._searcher = searcher
         self.at_work = False
         self.interrupted = 0  # trials that were open when the Tuner stopped
-        self.storage_path: str | None = None  # where checkpoints are, if they are not to outlive their trial
+        self.checkpoint_path: str | None = (
+            None  # where checkpoints are, if they are not to outlive their trial
+        )
         self._taken_up = False
         self._checkpoints: dict[str, list[tune.Checkpoint]] = {}
 
@@ -112,17 +115,17 @@ class StudyCallback(tune.Callback):
         """Before the first suggestion: put the study and the trials that Ray took up in agreement."""
         if not self._taken_up:
             self._taken_up = True
-            self._searcher.book.take_up([t.trial_id for t in trials if not t.is_finished()])
+            self._searcher.ledger.take_up([t.trial_id for t in trials if not t.is_finished()])
 
     def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """A worker has the trial."""
-        self._searcher.book.started(trial.trial_id)
+        self._searcher.ledger.started(trial.trial_id)
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """A report."""
-        self._searcher.book.progress(trial.trial_id, result)
+        self._searcher.ledger.progress(trial.trial_id, result)
 
     def on_checkpoint(
         self,
@@ -134,37 +137,37 @@ class StudyCallback(tune.Callback):
     ) -> None:
         """A report's checkpoint is where all nodes reach it."""
         self._checkpoints.setdefault(trial.trial_id, []).append(checkpoint)
-        if self.storage_path is not None:
+        if self.checkpoint_path is not None:
             place = Path(checkpoint.path).parts[-3:]  # experiment, trial, checkpoint
-            self._searcher.book.checkpointed(trial.trial_id, below(self.storage_path, *place))
+            self._searcher.ledger.checkpointed(trial.trial_id, below(self.checkpoint_path, *place))
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """The trial returned, or a scheduler stopped it after its last report."""
-        book, result, checkpoint = self._searcher.book, trial.last_result, trial.checkpoint
+        ledger, result, checkpoint = self._searcher.ledger, trial.last_result, trial.checkpoint
         name = result.get("checkpoint_dir_name")
         if checkpoint is None or name is None or Path(checkpoint.path).name != name:
-            book.ended(trial.trial_id, result, None)
-        elif result.get("step", 0) < book.objective.training.steps:
-            book.ended(trial.trial_id, result, None)
+            ledger.ended(trial.trial_id, result, None)
+        elif result.get("step", 0) < ledger.objective.training.steps:
+            ledger.ended(trial.trial_id, result, None)
         else:
             with checkpoint.as_directory() as folder:
-                book.ended(trial.trial_id, result, Path(folder) / KEPT)
+                ledger.ended(trial.trial_id, result, Path(folder) / KEPT)
         self._discard(trial)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """The trial was given up: its worker died too often, or raised what the trainable cannot catch."""
-        self._searcher.book.failed(trial.trial_id, *_what_happened(trial))
+        self._searcher.ledger.failed(trial.trial_id, *_what_happened(trial))
         self._discard(trial)
 
     def on_experiment_end(self, trials: Sequence[Trial], **info: Any) -> None:
         """The Tuner stops, perhaps before its time."""
-        self.interrupted = self._searcher.book.close("the sweep was stopped")
+        self.interrupted = self._searcher.ledger.close("the sweep was stopped")
         self.at_work = False
 
     def _discard(self, trial: Trial) -> None:
         """Remove the checkpoints of a trial that is over, and of the trial that it repeats."""
         checkpoints = self._checkpoints.pop(trial.trial_id, [])
-        if self.storage_path is None:
+        if self.checkpoint_path is None:
             return
         with contextlib.suppress(OSError):  # what stays behind does no harm
             for checkpoint in checkpoints:
@@ -174,7 +177,7 @@ class StudyCallback(tune.Callback):
                 _delete(earlier.filesystem, Path(earlier.path).parent.as_posix())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _callback_of, (self._searcher.book.study.study_name,)
+        return _callback_of, (self._searcher.ledger.study.study_name,)
 
 
 def _callback_of(study_name: str) -> StudyCallback:
@@ -186,7 +189,7 @@ def _delete(filesystem: FileSystem | None, folder: str) -> None:
         filesystem.delete_dir(folder)
 
 
-def _what_happened(trial: Trial) -> tuple[str, str]:
+def _what_happened(trial: Trial) -> tuple[Status, str]:
     """Status and reason of a trial that Ray gave up, from the file that Ray writes about it."""
     text = Path(trial.error_file).read_text() if trial.error_file else ""
     lines = [line.strip() for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]

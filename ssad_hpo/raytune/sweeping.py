@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import optuna
 import ray
@@ -18,79 +16,65 @@ from ray import tune
 from ray.exceptions import AuthenticationError
 from ray.tune.experiment import Trial
 
+from ssad_hpo.raytune.checkpoints import absolute_checkpoint_path
 from ssad_hpo.raytune.schedulers import make_scheduler, replay
 from ssad_hpo.raytune.searcher import StudySearcher
-from ssad_hpo.raytune.storage import absolute_storage
 from ssad_hpo.raytune.worker import trainable
-from ssad_hpo.search import REDUCTION_FACTOR, Objective, is_exhausted, reconcile, remaining_trials
-from ssad_hpo.search.objective import INTERRUPTED
+from ssad_hpo.search import Objective, is_exhausted, reconcile, records, remaining_trials
+from ssad_hpo.task import Cluster
 
 MAX_FAILURES = 3  # deaths of its worker after which a trial is given up
 
 
-def sweep(
-    objective: Objective,
-    study: optuna.Study,
-    n_trials: int,
-    *,
-    storage_path: str | Path,
-    scheduler: str = "asha",
-    reduction_factor: int = REDUCTION_FACTOR,
-    cpus_per_trial: float = 1.0,
-    gpus_per_trial: float = 0.0,
-    max_concurrent: int | None = None,
-    address: str | None = None,
-) -> None:
-    """Bring a study to `n_trials` finished trials on a Ray cluster; call it again to go on after a stop.
+def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
+    """Bring a study to its search's trials on a Ray cluster; call it again to go on after a stop.
 
     As `search.run_search`, with the trials on all nodes. What an earlier call left open is queued again
     and goes on from its last checkpoint; what is finished stays. The driver puts the finished trials'
     scores, embeddings and best detectors into the objective's store and tells its recorder of everything.
+    Where Ray runs in this process already, that is used. A Ray of its own asks for a token as long as
+    RAY_AUTH_MODE does not say otherwise.
 
     Args:
-        objective: to be trained; its device says where, so "cuda" needs a share of a GPU.
+        objective: to be trained; its device says where, so "cuda" needs a share of a GPU. The pruner of its
+            search is Ray's scheduler.
         study: whose sampler draws the candidates; it belongs to this call.
-        n_trials: in all, those finished before included.
-        storage_path: a folder that every node reaches, or the URI of an object store, for checkpoints;
-            those of a trial go when it is over.
-        scheduler, reduction_factor: see `make_scheduler`.
-        cpus_per_trial: share of the nodes' processors; a trial gets as many threads, at least one.
-        gpus_per_trial: share of a GPU; 0.25 lets four trials share one.
-        max_concurrent: how many trials run at once; as many as fit if None.
-        address: of a running cluster, "auto" or HOST:PORT; None starts a Ray of its own on this machine,
-            which asks for a token as long as RAY_AUTH_MODE does not say otherwise. Where Ray runs in this
-            process already, that is used.
+        cluster: where the trials run; its checkpoint path must be given. The checkpoints of a trial go when
+            it is over.
 
     Raises:
         ValueError: for a wrong argument, or a cluster that is not there or refuses this process.
         KeyboardInterrupt: on Ctrl-C, after the open trials were marked.
     """
-    check_resources(n_trials, cpus_per_trial, gpus_per_trial, max_concurrent, str(objective.device), address)
-    rungs = make_scheduler(scheduler, objective.criterion, objective.training, reduction_factor)
+    check_cluster(cluster, str(objective.device))
+    if cluster.checkpoint_path is None:
+        raise ValueError("checkpoint_path: expected a folder or a URI that all nodes reach, got none")
+    search, n_trials = objective.search, objective.search.n_trials
+    rungs = make_scheduler(search, objective.training)
     searcher = StudySearcher(objective, study)
     reconcile(study, objective)
     remaining = remaining_trials(study, n_trials)
     if not remaining or is_exhausted(study):
         return
-    storage = absolute_storage(storage_path)
-    searcher.callback.storage_path = storage
+    checkpoint_path = absolute_checkpoint_path(cluster.checkpoint_path)
+    searcher.callback.checkpoint_path = checkpoint_path
     if rungs is not None:
         replay(rungs, study, objective.criterion)
-    with _surroundings(), _connected(address):
-        resources = {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
+    with _surroundings(), _connected(cluster.address):
+        resources = {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}
         tune.Tuner(
             tune.with_resources(trainable(objective), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=rungs,
                 num_samples=remaining,
-                max_concurrent_trials=max_concurrent,
+                max_concurrent_trials=cluster.max_concurrent,
                 reuse_actors=True,  # a new worker process imports for seconds
                 trial_dirname_creator=_folder_name,
             ),
             run_config=tune.RunConfig(
                 name=study.study_name,
-                storage_path=storage,
+                storage_path=checkpoint_path,
                 callbacks=[searcher.callback],
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 verbose=0,
@@ -100,44 +84,27 @@ def sweep(
         raise KeyboardInterrupt
     left = remaining_trials(study, n_trials)
     if left and not is_exhausted(study):
-        trials = study.get_trials(deepcopy=False)
-        last = next((t.user_attrs[INTERRUPTED] for t in reversed(trials) if INTERRUPTED in t.user_attrs), "")
+        reasons = [trial.reason for trial in records(study) if trial.status == "interrupted"]
         warnings.warn(
             f"{left} of {n_trials} trials were cut off through no fault of theirs and are run again when the "
-            f"sweep is resumed; the last: {last}",
+            f"sweep is resumed; the last: {reasons[-1] if reasons else ''}",
             stacklevel=2,
         )
 
 
-def check_resources(
-    n_trials: int,
-    cpus_per_trial: float,
-    gpus_per_trial: float,
-    max_concurrent: int | None,
-    device: str,
-    address: str | None,
-) -> None:
-    """Raise ValueError, naming the argument of `sweep`, if it cannot be."""
-    if n_trials < 1:
-        raise ValueError(f"n_trials: expected at least 1, got {n_trials}")
-    if not (math.isfinite(cpus_per_trial) and cpus_per_trial > 0):
-        raise ValueError(f"cpus_per_trial: expected a number above 0, got {cpus_per_trial}")
-    if not (math.isfinite(gpus_per_trial) and gpus_per_trial >= 0):
-        raise ValueError(f"gpus_per_trial: expected a number of at least 0, got {gpus_per_trial}")
-    if max_concurrent is not None and max_concurrent < 1:
-        raise ValueError(f"max_concurrent: expected at least 1, got {max_concurrent}")
-    if (gpus_per_trial > 0) != device.startswith("cuda"):
-        raise ValueError(
-            f"gpus_per_trial: expected above 0 for 'cuda' alone, got {gpus_per_trial} for {device!r}"
-        )
+def check_cluster(cluster: Cluster, device: str) -> None:
+    """Raise ValueError, naming the setting of a cluster, if no trial can train on the device there."""
+    address, cpus, gpus = cluster.address, cluster.cpus_per_trial, cluster.gpus_per_trial
+    if (gpus > 0) != device.startswith("cuda"):
+        raise ValueError(f"gpus_per_trial: expected above 0 for 'cuda' alone, got {gpus} for {device!r}")
     if address is not None and "://" in address:
         raise ValueError(
             f"address: expected 'auto' or HOST:PORT of a cluster that this machine is a node of, got "
             f"{address!r}: through a Ray Client the driver would run elsewhere, without this run's folder"
         )
     here = os.cpu_count() or 1
-    if address is None and not ray.is_initialized() and cpus_per_trial > here:
-        raise ValueError(f"cpus_per_trial: expected at most this machine's {here}, got {cpus_per_trial}")
+    if address is None and not ray.is_initialized() and cpus > here:
+        raise ValueError(f"cpus_per_trial: expected at most this machine's {here}, got {cpus}")
 
 
 def _folder_name(trial: Trial) -> str:

@@ -7,7 +7,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from ray import tune
 
-from ssad_hpo.raytune.book import CHECKPOINT
-from ssad_hpo.search import Evaluation, Objective, evaluations, final_scores
-from ssad_hpo.search.kept import FolderStore
-from ssad_hpo.task import DetectorError, SearchSpace, Task, Training
+from ssad_hpo.raytune.ledger import CHECKPOINT
+from ssad_hpo.search import Objective, evaluations
+from ssad_hpo.search.store import write_trial
+from ssad_hpo.task import DetectorError, Search, Task, Training
 
 KEPT = "kept"  # the folder of a last checkpoint with scores, embeddings and detector
 _PROGRESS_FILE = "progress.pt"
@@ -33,44 +32,42 @@ def trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
     "reason", and ends well as far as Ray is concerned, which is not to try it again. It takes as many
     threads as `tune.with_resources` gives it CPUs, and trains where the objective trains.
     """
-    settings = _Settings(
-        objective.task.name, objective.criterion, objective.space, objective.training, str(objective.device)
-    )
     # Arrays, since Ray lays these alone into shared memory that all workers of a node read.
     images = {"train": objective.task.train.numpy(), "unlabeled": objective.task.unlabeled.numpy()}
     function: Callable[[dict[str, Any]], None] = tune.with_parameters(
-        train_detector, settings=settings, **images
+        train_detector,
+        task_name=objective.task.name,
+        search=objective.search,
+        training=objective.training,
+        device=str(objective.device),
+        **images,
     )
     return function
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """Of the objective, without its recorder and its store, which belong to the driver."""
-
-    task_name: str
-    criterion: str
-    space: SearchSpace
-    training: Training
-    device: str
-
-
 def train_detector(
-    config: dict[str, Any], settings: _Settings, train: np.ndarray, unlabeled: np.ndarray
+    config: dict[str, Any],
+    task_name: str,
+    search: Search,
+    training: Training,
+    device: str,
+    train: np.ndarray,
+    unlabeled: np.ndarray,
 ) -> None:
     """One trial; see `trainable`."""
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1)
     torch.set_num_threads(max(1, int(cpus)))
     reports: list[dict[str, Any]] = []
     try:
-        _train(config, settings, Task(settings.task_name, _tensor(train), _tensor(unlabeled)), reports)
+        task = Task(task_name, _tensor(train), _tensor(unlabeled))
+        _train(config, task, search, training, device, reports)
     except Exception as error:
         # The border where a sweep must go on: whatever a trial raises fails this trial, with its reason. A
         # disk that is full or gone is no fault of the trial's, which may be tried again.
         ours = isinstance(error, DetectorError)
         tune.report(
             {
-                settings.criterion: math.nan,
+                search.criterion: math.nan,
                 "step": reports[-1]["step"] if reports else 0,
                 "status": "interrupted" if isinstance(error, OSError) else "failed",
                 "reason": str(error)
@@ -80,32 +77,33 @@ def train_detector(
         )
 
 
-def _train(config: dict[str, Any], settings: _Settings, task: Task, reports: list[dict[str, Any]]) -> None:
-    space, training = settings.space, settings.training
+def _train(
+    config: dict[str, Any],
+    task: Task,
+    search: Search,
+    training: Training,
+    device: str,
+    reports: list[dict[str, Any]],
+) -> None:
     state = _take_up(config, training, reports)
     before = reports[-1]["seconds"] if reports else 0.0
     if reports and state is None:
         return  # it was through already
     started = time.monotonic()
-    augmentation = space.augmentation(config)
-    for evaluation in evaluations(task, augmentation, training, settings.device, state):
+    augmentation = search.space.augmentation(config)
+    for evaluation in evaluations(task, augmentation, training, device, state):
         with tempfile.TemporaryDirectory(prefix="ssad_hpo-") as name:
             folder = Path(name)
             last = evaluation.step == training.steps
             if last:
-                _keep(folder, task, evaluation)
+                (folder / KEPT).mkdir()
+                write_trial(folder / KEPT, evaluation.judged, evaluation.detector)
             seconds = round(before + time.monotonic() - started, 3)
             reports.append({**evaluation.metrics, "step": evaluation.step, "seconds": seconds})
             saved = {"reports": reports, "state": None if last else evaluation.state}
             torch.save(saved, folder / _PROGRESS_FILE)
             # Where a scheduler stops a trial, this does not return: what it leaves is on the checkpoint.
             tune.report(reports[-1], checkpoint=tune.Checkpoint.from_directory(folder))
-
-
-def _keep(folder: Path, task: Task, evaluation: Evaluation) -> None:
-    scores = final_scores(task, evaluation)
-    put = FolderStore(folder).put(0, scores, evaluation.embeddings, evaluation.detector)
-    Path(put).rename(folder / KEPT)
 
 
 def _take_up(

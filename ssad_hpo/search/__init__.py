@@ -1,52 +1,34 @@
 """Search without labels: the objective, running and resuming a study, selecting a detector."""
 
-from ssad_hpo.search.kept import Kept, open_kept
-from ssad_hpo.search.objective import FAILURE, Evaluation, Objective, evaluations, final_scores
+from ssad_hpo.search.objective import METRICS, Evaluation, Objective, evaluations
 from ssad_hpo.search.offline import Ranking, select_detectors
-from ssad_hpo.search.running import (
-    open_journal,
-    open_study,
-    reconcile,
-    remaining_trials,
-    run_search,
-    was_interrupted,
-)
-from ssad_hpo.search.sampling import (
-    PRUNERS,
-    REDUCTION_FACTOR,
-    SAMPLERS,
-    first_rung,
-    is_exhausted,
-    is_final,
-    make_pruner,
-    make_sampler,
-    position,
-)
+from ssad_hpo.search.record import TrialRecord, is_final, records
+from ssad_hpo.search.resume import open_study, reconcile, remaining_trials, run_search, was_interrupted
+from ssad_hpo.search.sampling import first_rung, is_exhausted, make_pruner, make_sampler, position
 from ssad_hpo.search.selection import Candidate, candidates, select
+from ssad_hpo.search.store import FolderStore, Kept, open_kept
 
 __all__ = [
-    "FAILURE",
-    "PRUNERS",
-    "REDUCTION_FACTOR",
-    "SAMPLERS",
+    "METRICS",
     "Candidate",
     "Evaluation",
+    "FolderStore",
     "Kept",
     "Objective",
     "Ranking",
+    "TrialRecord",
     "candidates",
     "evaluations",
-    "final_scores",
     "first_rung",
     "is_exhausted",
     "is_final",
     "make_pruner",
     "make_sampler",
-    "open_journal",
     "open_kept",
     "open_study",
     "position",
     "reconcile",
+    "records",
     "remaining_trials",
     "run_search",
     "select",

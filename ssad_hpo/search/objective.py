@@ -13,21 +13,15 @@ import optuna
 import torch
 
 from ssad_hpo.augment import check_fits
-from ssad_hpo.criteria import CRITERIA, DegenerateError, evaluate_all
-from ssad_hpo.detector import Detector, Embeddings, train, untrained_network
-from ssad_hpo.search.kept import FolderStore, MemoryStore, Store
-from ssad_hpo.task import Augmentation, DetectorError, Recorder, SearchSpace, Status, Task, Training
-
-# User attributes of a trial.
-HYPERPARAMETERS = "hyperparameters"  # the whole static augmentation, fixed values included
-FAILURE = "failure"  # why a trial has no value: its own error, so it is not tried again
-INTERRUPTED = "interrupted"  # stopped from outside; tried again on resume
-BUDGET = "budget"  # training steps done by a trial that ran all of its budget
-ARTIFACTS = "artifacts"  # address of what is kept, see `kept`
-RETRY_OF = "retry_of"  # number of the interrupted trial that this one repeats
+from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.detector import Detector, train, untrained_network
+from ssad_hpo.judgement import CRITERIA_AND_COMPONENTS, Judged, judge
+from ssad_hpo.search import record
+from ssad_hpo.search.store import FolderStore, MemoryStore, Store, trial_name
+from ssad_hpo.task import Augmentation, DetectorError, Recorder, Search, Task, Teller, Training
 
 # What is told of every evaluation, beside its step.
-METRICS = (*CRITERIA, "separability", "loss")
+METRICS = (*CRITERIA_AND_COMPONENTS, "loss")
 
 
 @dataclass(frozen=True)
@@ -37,23 +31,21 @@ class Evaluation:
     Attributes:
         step: training steps done.
         loss: mean training loss since the evaluation before.
-        criteria: every criterion and the unclamped "separability".
-        embeddings: what they were computed from.
+        judged: what is known of it without labels.
         detector: valid until the training goes on.
         state: from which `evaluations` goes on; see `detector.Checkpoint`.
     """
 
     step: int
     loss: float
-    criteria: dict[str, float]
-    embeddings: Embeddings
+    judged: Judged
     detector: Detector
     state: dict[str, Any]
 
     @property
     def metrics(self) -> dict[str, float]:
         """All of `METRICS` by name."""
-        return {**self.criteria, "loss": self.loss}
+        return {**self.judged.criteria, "loss": self.loss}
 
 
 def evaluations(
@@ -72,35 +64,8 @@ def evaluations(
         ValueError: if the augmentation does not fit into the images.
     """
     for checkpoint in train(task.train, augmentation, training, device, state):
-        sets = checkpoint.detector.embed_task(task.train, task.unlabeled)
-        try:
-            values = evaluate_all(sets.train, sets.augmented, sets.unlabeled)
-        except DegenerateError as error:
-            raise DetectorError(
-                f"collapsed at step {checkpoint.step} under {augmentation}: {error}"
-            ) from error
-        yield Evaluation(
-            checkpoint.step, checkpoint.loss, values, sets, checkpoint.detector, checkpoint.state
-        )
-
-
-def final_scores(task: Task, evaluation: Evaluation) -> torch.Tensor:
-    """(N_test,) float64 anomaly scores of the unlabelled images after a whole training.
-
-    Gives the detector its density.
-
-    Raises:
-        DetectorError: if they are not finite, or the train embeddings have no spread.
-    """
-    detector, sets = evaluation.detector, evaluation.embeddings
-    detector.fit_density(sets.train)
-    if detector.training.score == "density":
-        scores = detector.density_score(sets.unlabeled)
-    else:
-        scores = detector.score(task.unlabeled)
-    if not scores.isfinite().all():
-        raise DetectorError(f"diverged: scores are not finite under {detector.augmentation}")
-    return scores
+        judged = judge(checkpoint.detector, task, checkpoint.step)
+        yield Evaluation(checkpoint.step, checkpoint.loss, judged, checkpoint.detector, checkpoint.state)
 
 
 class Objective:
@@ -108,130 +73,110 @@ class Objective:
 
     Minimise it. The criterion is reported at intermediate steps, so that pruners work. A trial that
     diverges or collapses fails with its reason in the user attribute "failure" and the study goes on.
-    User attributes of a finished trial: every criterion by name, the unclamped "separability", "loss",
-    "seconds", "budget" (steps), "hyperparameters" and "artifacts" (where its scores, embeddings and
-    detector are; see `ssad_hpo.select`).
+    What is kept of a finished trial is a `TrialRecord`; `ssad_hpo.select` chooses among them.
 
     Args:
         task: images, without labels.
-        criterion: a key of `ssad_hpo.CRITERIA`.
-        space: what to search; CutAvg over its default ranges if None.
-        training: settings of every training.
+        search: the space, the criterion and how many detectors to keep; `Search()` if None.
+        training: settings of every training; `Training()` if None.
         artifacts: a folder for what is kept of each trial; None keeps the best few in memory.
-        keep: how many detectors to keep, the best by `criterion`; the best one by each other criterion is
-            kept as well, so that any criterion can select.
         device: where to train.
         recorder: hears of every trial; see `task.Recorder`.
 
     Raises:
-        ValueError: for an unknown criterion, keep < 1, a space with patches that do not fit, or an
-            encoder that cannot take the images.
+        ValueError: for an unknown criterion, a space with patches that do not fit, or an encoder that
+            cannot take the images.
     """
 
     def __init__(
         self,
         task: Task,
-        criterion: str = "dsv",
-        space: SearchSpace | None = None,
+        search: Search | None = None,
         training: Training | None = None,
         *,
         artifacts: str | Path | None = None,
-        keep: int = 3,
         device: str | torch.device = "cpu",
         recorder: Recorder | None = None,
     ) -> None:
-        if criterion not in CRITERIA:
-            raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
-        if keep < 1:
-            raise ValueError(f"keep: expected at least 1 detector, got {keep}")
-        self.space = space or SearchSpace("cutavg")
-        height, width = task.train.shape[2:]
-        for kind, hyperparameters in self.space.kinds.items():
-            check_fits(Augmentation(kind, hyperparameters), height=height, width=width)
         self.task = task
-        self.criterion = criterion
+        self.search = search or Search()
         self.training = training or Training()
-        channels = task.train.shape[1]
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, got {self.criterion!r}")
+        channels, height, width = task.train.shape[1:]
+        for kind, hyperparameters in self.search.space.kinds.items():
+            check_fits(Augmentation(kind, hyperparameters), height=height, width=width)
         untrained_network(self.training, (channels, height, width))  # an encoder that cannot be, says so now
-        self.keep = keep
         self.device = torch.device(device)
         self.recorder = recorder
         self.store: Store = MemoryStore() if artifacts is None else FolderStore(Path(artifacts))
 
+    @property
+    def criterion(self) -> str:
+        """What is minimised."""
+        return self.search.criterion
+
+    @property
+    def tell(self) -> Teller:
+        """Tells the recorder of trials."""
+        return Teller(self.recorder, criterion=self.criterion, task=self.task.name)
+
     def __call__(self, trial: optuna.Trial) -> float:
         started = time.monotonic()
-        augmentation = self.space.suggest(trial)
-        trial.set_user_attr(HYPERPARAMETERS, augmentation.hyperparameters)
+        augmentation = self.search.space.suggest(trial)
+        record.write(trial.study, trial, record.drawn(augmentation))
         try:
-            self.tell_start(trial.number, augmentation)
+            self.tell.start(trial.number, augmentation)
             for evaluation in evaluations(self.task, augmentation, self.training, self.device):
-                trial.report(evaluation.criteria[self.criterion], evaluation.step)
-                self.tell_progress(trial.number, evaluation.step, evaluation.metrics)
+                trial.report(evaluation.judged.criteria[self.criterion], evaluation.step)
+                self.tell.progress(trial.number, evaluation.step, evaluation.metrics)
                 if evaluation.step < self.training.steps and trial.should_prune():
                     raise optuna.TrialPruned(f"stopped at step {evaluation.step}")
-            scores = final_scores(self.task, evaluation)
-            address = self.store.put(trial.number, scores, evaluation.embeddings, evaluation.detector)
-            self.drop_detectors(trial.study, trial.number, evaluation.criteria)
-            seconds = round(time.monotonic() - started, 3)
-            kept = {"seconds": seconds, ARTIFACTS: address, BUDGET: evaluation.step}
-            for name, value in {**evaluation.metrics, **kept}.items():
-                trial.set_user_attr(name, value)
-            self.tell_end(trial.number, "complete", evaluation.criteria)
+            judged = evaluation.judged
+            address = self.store.put(trial_name(trial.study, trial), judged, evaluation.detector)
+            self.drop_detectors(trial.study, address, judged.criteria)
+            kept = record.complete(
+                judged.criteria,
+                loss=evaluation.loss,
+                seconds=time.monotonic() - started,
+                budget=evaluation.step,
+                address=address,
+            )
+            record.write(trial.study, trial, kept)
+            self.tell.end(trial.number, "complete", judged.criteria)
         except optuna.TrialPruned:
-            self.tell_end(trial.number, "pruned")
+            self.tell.end(trial.number, "pruned")
             raise
         except DetectorError as error:
             # The border where a study must go on: Optuna records a trial without a value as failed.
-            trial.set_user_attr(FAILURE, str(error))
-            self.tell_end(trial.number, "failed", reason=str(error))
+            record.write(trial.study, trial, record.failed(str(error)))
+            self.tell.failure(trial.number, error)
             return math.nan
         except BaseException as error:
-            self.tell_end(trial.number, "interrupted", reason=repr(error))
-            trial.set_user_attr(INTERRUPTED, repr(error))
+            self.tell.failure(trial.number, error)
+            record.write(trial.study, trial, record.interrupted(repr(error)))
             raise
-        return evaluation.criteria[self.criterion]
+        return judged.criteria[self.criterion]
 
-    def drop_detectors(self, study: optuna.Study, trial: int, criteria: Mapping[str, float]) -> None:
+    def drop_detectors(self, study: optuna.Study, address: str, criteria: Mapping[str, float]) -> None:
         """Have the store forget the detectors that are not worth keeping, now that a trial is finished.
 
-        Kept are the `keep` best by the criterion and the best by each other one.
+        Kept are the `search.keep` best by the criterion and the best by each other one.
 
         Args:
             study: with the trials that finished before.
-            trial: the number of the one that is in the store, but not yet finished in the study.
+            address: of the one that is in the store, but not yet finished in the study.
             criteria: its criteria.
         """
-        finished: dict[int, Mapping[str, float]] = {
-            t.number: t.user_attrs
-            for t in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-            if BUDGET in t.user_attrs
+        finished = {
+            trial.address: trial.criteria
+            for trial in record.records(study)
+            if trial.status == "complete" and trial.address is not None
         }
-        finished[trial] = criteria
-        best: set[int] = set()
+        finished[address] = criteria
+        order = list(finished)  # of equal ones the earlier trial is the better
+        best: set[str] = set()
         for name in CRITERIA:
-            ranked = sorted(finished, key=lambda number: (finished[number][name], number))
-            best.update(ranked[: self.keep if name == self.criterion else 1])
+            ranked = sorted(order, key=lambda kept: finished[kept][name])
+            best.update(ranked[: self.search.keep if name == self.criterion else 1])
         self.store.drop_detectors(finished.keys() - best)
-
-    def tell_start(self, trial: int, augmentation: Augmentation) -> None:
-        """Tell the recorder, if there is one, that a trial begins."""
-        if self.recorder is not None:
-            params = {"augmentation": augmentation.kind, **augmentation.hyperparameters}
-            tags = {"augmentation": augmentation.kind, "criterion": self.criterion, "task": self.task.name}
-            self.recorder.trial_started(str(trial), params, tags)
-
-    def tell_progress(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell the recorder, if there is one, what was found at an evaluation step."""
-        if self.recorder is not None:
-            self.recorder.trial_progress(str(trial), step, metrics)
-
-    def tell_end(
-        self,
-        trial: int,
-        status: Status,
-        metrics: Mapping[str, float] | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """Tell the recorder, if there is one, that a trial is over."""
-        if self.recorder is not None:
-            self.recorder.trial_ended(str(trial), status, metrics or {}, reason)

@@ -19,12 +19,8 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from ssad_hpo.search.objective import FAILURE, RETRY_OF
-from ssad_hpo.task import SearchSpace, Training
-
-SAMPLERS = ("tpe", "random", "grid", "gp")
-PRUNERS = ("none", "asha", "median")
-REDUCTION_FACTOR = 4  # also Optuna's and Ray's own; what it saves: studies/results/search_cost.md
+from ssad_hpo.search.record import first_attempt, is_final
+from ssad_hpo.task import Search, Training
 
 
 class SeededSampler(optuna.samplers.BaseSampler):
@@ -138,9 +134,8 @@ class _WithoutInterrupted:
 
 def position(study: optuna.Study, trial: FrozenTrial) -> int:
     """A trial's place in the study when interrupted trials and their retries count as one."""
-    first = trial.user_attrs.get(RETRY_OF, trial.number)
-    earlier = study.get_trials(deepcopy=False)[:first]
-    return sum(RETRY_OF not in t.user_attrs for t in earlier)
+    earlier = study.get_trials(deepcopy=False)[: first_attempt(trial)]
+    return sum(first_attempt(t) == t.number for t in earlier)
 
 
 def is_exhausted(study: optuna.Study) -> bool:
@@ -148,46 +143,19 @@ def is_exhausted(study: optuna.Study) -> bool:
     if not isinstance(study.sampler, EnumeratedSampler):
         return False
     trials = study.get_trials(deepcopy=False)
-    drawn = sum(RETRY_OF not in t.user_attrs for t in trials)
+    drawn = sum(first_attempt(t) == t.number for t in trials)
     return drawn >= len(study.sampler.candidates) and all(t.state != TrialState.WAITING for t in trials)
 
 
-def is_final(trial: FrozenTrial) -> bool:
-    """Whether a trial need not be run (again): it has a value, was pruned, or failed by its own fault."""
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
-        trial.state == TrialState.FAIL and FAILURE in trial.user_attrs
-    )
-
-
-def make_sampler(
-    name: str, space: SearchSpace, seed: int, grid_points: int = 4
-) -> optuna.samplers.BaseSampler:
-    """A sampler whose draws depend on seed, position and history alone.
-
-    Args:
-        name: "tpe" (grouped, since the space is conditional), "random", "grid" (every combination of
-            `grid_points` values per hyperparameter, each once) or "gp" (a space of one kind only).
-        space: what is searched.
-        seed: of the study.
-        grid_points: of "grid", per hyperparameter.
-
-    Raises:
-        ValueError: for an unknown name, or "gp" on a space of several kinds.
-    """
-    if name == "tpe":
-        return SeededSampler(_grouped_tpe, seed)
-    if name == "random":
-        return SeededSampler(lambda s: optuna.samplers.RandomSampler(seed=s), seed)
-    if name == "grid":
-        return EnumeratedSampler(space.grid(grid_points))
-    if name == "gp":
-        if len(space.kinds) > 1:
-            raise ValueError(
-                f"sampler: 'gp' needs a space of one kind of augmentation, got {', '.join(space.kinds)}; "
-                "use 'tpe'"
-            )
-        return SeededSampler(lambda s: optuna.samplers.GPSampler(seed=s), seed)
-    raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {name!r}")
+def make_sampler(search: Search) -> optuna.samplers.BaseSampler:
+    """The sampler of a search; its draws depend on seed, position and history alone."""
+    if search.sampler == "tpe":  # grouped, since the space is conditional
+        return SeededSampler(_grouped_tpe, search.seed)
+    if search.sampler == "random":
+        return SeededSampler(lambda seed: optuna.samplers.RandomSampler(seed=seed), search.seed)
+    if search.sampler == "gp":
+        return SeededSampler(lambda seed: optuna.samplers.GPSampler(seed=seed), search.seed)
+    return EnumeratedSampler(search.space.grid(search.grid_points))
 
 
 def _grouped_tpe(seed: int) -> optuna.samplers.BaseSampler:
@@ -197,40 +165,20 @@ def _grouped_tpe(seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(group=True, seed=seed)
 
 
-def make_pruner(
-    name: str, training: Training, reduction_factor: int = REDUCTION_FACTOR
-) -> optuna.pruners.BasePruner:
-    """A pruner of Optuna's by name.
-
-    Args:
-        name: "none", "asha" (asynchronous successive halving) or "median".
-        training: at whose evaluation steps trials are stopped.
-        reduction_factor: of "asha", see `first_rung`.
-
-    Raises:
-        ValueError: for an unknown name, or a reduction factor below 2.
-    """
-    if name == "none":
-        return optuna.pruners.NopPruner()
-    if name == "asha":
-        first = first_rung(training, reduction_factor)
-        return CountedOncePruner(min_resource=first, reduction_factor=reduction_factor)
-    if name == "median":
-        return optuna.pruners.MedianPruner()
-    raise ValueError(f"pruner: expected one of {', '.join(PRUNERS)}, got {name!r}")
+def make_pruner(search: Search, training: Training) -> optuna.pruners.BasePruner:
+    """The pruner of a search, which stops trials at the evaluation steps of the training."""
+    if search.pruner == "asha":
+        first = first_rung(training)
+        return CountedOncePruner(min_resource=first, reduction_factor=search.reduction_factor)
+    return optuna.pruners.MedianPruner() if search.pruner == "median" else optuna.pruners.NopPruner()
 
 
-def first_rung(training: Training, reduction_factor: int) -> int:
+def first_rung(training: Training) -> int:
     """The step of successive halving's first rung; each next one is `reduction_factor` times as far.
 
     Of the trials that reach a rung, the best of every `reduction_factor` go on. The first evaluation is on
     the first rung, a rung between two evaluations is judged at the later one. A factor of 4 from an eighth
     has rungs at an eighth and a half of the steps.
-
-    Raises:
-        ValueError: for a reduction factor below 2.
     """
-    if not isinstance(reduction_factor, int) or reduction_factor < 2:
-        raise ValueError(f"reduction_factor: expected a whole number >= 2, got {reduction_factor!r}")
     # Rounded down, unlike the evaluation itself, so that no later rung lies a step behind its evaluation.
     return max(1, math.floor(training.evaluate_at[0] * training.steps))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import optuna
 import torch
-from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo.criteria import CRITERIA, VALIDATION_LOSS
 from ssad_hpo.detector import Detector
-from ssad_hpo.search.kept import Kept, load_scores, open_kept
-from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS
+from ssad_hpo.search.record import TrialRecord, records
+from ssad_hpo.search.store import Kept, load_scores, open_kept
 from ssad_hpo.task import Augmentation
 
 # Share of a coin's cross-entropy from which on a training counts as having learned nothing.
@@ -38,7 +38,7 @@ class Candidate:
 
     number: int
     augmentation: Augmentation
-    criteria: dict[str, float]
+    criteria: Mapping[str, float]
     loss: float
     budget: int
     address: str
@@ -80,11 +80,9 @@ def candidates(study: optuna.Study, artifacts: Path | None = None) -> list[Candi
         study: run with an `Objective`.
         artifacts: where the artifacts folder is now, if it was moved since.
     """
-    finished = [
-        t for t in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]) if BUDGET in t.user_attrs
-    ]
-    whole = max((t.user_attrs[BUDGET] for t in finished), default=0)
-    return [_candidate(t, artifacts) for t in finished if t.user_attrs[BUDGET] == whole]
+    finished = [trial for trial in records(study) if trial.status == "complete" and trial.budget]
+    whole = max((trial.budget or 0 for trial in finished), default=0)
+    return [_candidate(trial, artifacts) for trial in finished if trial.budget == whole]
 
 
 def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None = None) -> Candidate:
@@ -105,23 +103,13 @@ def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None =
     if criterion not in known:
         raise ValueError(f"criterion: expected one of {', '.join(known)}, got {criterion!r}")
     if not choices:
-        states = Counter(t.state.name.lower() for t in study.get_trials(deepcopy=False))
+        states = Counter(trial.status for trial in records(study))
         found = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
         raise ValueError(f"study: no trial ran its whole budget, so there is nothing to select ({found})")
     return min(choices, key=lambda candidate: (candidate.criteria[criterion], candidate.number))
 
 
-def _candidate(trial: FrozenTrial, artifacts: Path | None) -> Candidate:
-    attributes = trial.user_attrs
-    address = attributes[ARTIFACTS]
-    if artifacts is not None:
-        address = str(artifacts / Path(address).name)
-    names = [*CRITERIA, "separability", *([VALIDATION_LOSS] if VALIDATION_LOSS in attributes else [])]
-    return Candidate(
-        number=trial.number,
-        augmentation=Augmentation(trial.params["augmentation"], attributes[HYPERPARAMETERS]),
-        criteria={name: attributes[name] for name in names},
-        loss=attributes["loss"],
-        budget=attributes[BUDGET],
-        address=address,
-    )
+def _candidate(trial: TrialRecord, artifacts: Path | None) -> Candidate:
+    assert trial.augmentation and trial.loss is not None and trial.budget and trial.address  # it is complete
+    address = trial.address if artifacts is None else str(artifacts / Path(trial.address).name)
+    return Candidate(trial.number, trial.augmentation, trial.criteria, trial.loss, trial.budget, address)

@@ -6,7 +6,7 @@ room is handed a `Task` is what keeps labels out of training, criteria, search a
 
 from ssad_hpo.task.augmentation import DEFAULT_RANGES, Augmentation, Hyperparameters, Range
 from ssad_hpo.task.images import DetectorError, Task
-from ssad_hpo.task.recorder import Recorder, Status
+from ssad_hpo.task.recorder import Recorder, Status, StudyRecorder, Teller
 from ssad_hpo.task.settings import (
     PRUNERS,
     SAMPLERS,
@@ -37,6 +37,8 @@ __all__ = [
     "Search",
     "SearchSpace",
     "Status",
+    "StudyRecorder",
     "Task",
+    "Teller",
     "Training",
 ]

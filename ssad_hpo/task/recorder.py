@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from ssad_hpo.task.images import DetectorError
+
+if TYPE_CHECKING:
+    from ssad_hpo.task.augmentation import Augmentation
 
 Status = Literal["complete", "pruned", "failed", "interrupted"]
 
@@ -24,3 +30,80 @@ class Recorder(Protocol):
         self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
     ) -> None:
         """A trial is over; `reason` says why when it failed."""
+
+
+class StudyRecorder(Recorder, Protocol):
+    """A recorder that also hears of the study as a whole; it is open in a `with` block.
+
+    Attributes:
+        lost: records that could not be kept.
+    """
+
+    lost: int
+
+    def trial_metrics(self, trial: str, metrics: Mapping[str, float]) -> None:
+        """Values found after the search, such as a trial's AUC."""
+
+    def trial_tags(self, trial: str, tags: Mapping[str, str]) -> None:
+        """Texts found when a trial was over, such as a sign of collapse."""
+
+    def study_started(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """The study begins or is resumed; a parameter that changed since becomes the tag `resumed.NAME`."""
+
+    def study_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Values of the whole study, such as `auc_selected`."""
+
+    def study_tags(self, tags: Mapping[str, str]) -> None:
+        """Texts that hold for the whole study."""
+
+    def study_ended(self, status: Status, reason: str | None = None) -> None:
+        """The study is over; `reason` says why when it failed."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file or folder for the parent run. It is read when it is delivered: leave it where it is."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class Teller:
+    """Tells a recorder, if there is one, of trials; searches, sweeps and tunings use the same words.
+
+    Args:
+        recorder: who hears; None is nobody.
+        tags: of every trial, such as the task's name.
+    """
+
+    def __init__(self, recorder: Recorder | None, **tags: str) -> None:
+        self._recorder, self._tags = recorder, tags
+
+    def start(self, trial: int, augmentation: Augmentation) -> None:
+        """A trial begins with an augmentation."""
+        if self._recorder is not None:
+            params = {"augmentation": augmentation.kind, **augmentation.hyperparameters}
+            tags = {"augmentation": augmentation.kind, **self._tags}
+            self._recorder.trial_started(str(trial), params, tags)
+
+    def progress(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        """What was found after a training step."""
+        if self._recorder is not None:
+            self._recorder.trial_progress(str(trial), step, metrics)
+
+    def end(
+        self,
+        trial: int,
+        status: Status,
+        metrics: Mapping[str, float] | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """A trial is over."""
+        if self._recorder is not None:
+            self._recorder.trial_ended(str(trial), status, metrics or {}, reason)
+
+    def failure(self, trial: int, error: BaseException) -> None:
+        """A trial raised: by its own fault, or because it was stopped from outside."""
+        if isinstance(error, DetectorError):
+            self.end(trial, "failed", reason=str(error))
+        else:
+            self.end(trial, "interrupted", reason=repr(error))

@@ -2,21 +2,22 @@
 
 The only room that knows MLflow. `recorder` appends what it hears to a local file, so that no server can
 hold a study up or lose it; `outbox` is that file; `delivery` takes it to MLflow in a process of its own,
-as `runs` at a tracking `uri`.
+as `runs` at a tracking `uri`. `listening` has the recorder for studies without tracking.
 """
 
+from ssad_hpo.tracking.listening import Joined, SilentRecorder
 from ssad_hpo.tracking.outbox import pending
-from ssad_hpo.tracking.recorder import MlflowRecorder, NullRecorder, SyncResult, sync
-from ssad_hpo.tracking.uri import absolute_uri, default_tracking_uri, ui_command, without_password
+from ssad_hpo.tracking.recorder import MlflowRecorder, SyncResult, sync
+from ssad_hpo.tracking.uri import absolute_uri, default_tracking_uri, ui_command
 
 __all__ = [
+    "Joined",
     "MlflowRecorder",
-    "NullRecorder",
+    "SilentRecorder",
     "SyncResult",
     "absolute_uri",
     "default_tracking_uri",
     "pending",
     "sync",
     "ui_command",
-    "without_password",
 ]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from ssad_hpo.address import without_password
 from ssad_hpo.tracking.outbox import (
     State,
     load_state,
@@ -31,7 +32,7 @@ from ssad_hpo.tracking.outbox import (
 )
 from ssad_hpo.tracking.recorder import SyncResult
 from ssad_hpo.tracking.runs import KEY, send
-from ssad_hpo.tracking.uri import sqlite_file, sqlite_uri, without_password
+from ssad_hpo.tracking.uri import sqlite_file, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

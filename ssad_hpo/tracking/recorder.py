@@ -1,4 +1,4 @@
-"""The recorders, and what starts and ends the writer process that delivers their outbox."""
+"""The recorder that writes to MLflow, and what starts and ends the process that delivers its outbox."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ssad_hpo.address import hides_password, without_password
 from ssad_hpo.tracking.outbox import append_record, create_outbox, pending, read_settings
-from ssad_hpo.tracking.uri import absolute_uri, default_tracking_uri, sqlite_file, without_password
+from ssad_hpo.tracking.uri import absolute_uri, default_tracking_uri, sqlite_file
 
 if TYPE_CHECKING:
     from ssad_hpo.task import Status
@@ -48,86 +49,11 @@ class SyncResult:
     error: str | None = None
 
 
-class NullRecorder:
-    """A `task.Recorder` that keeps nothing. Its methods say what a record holds."""
-
-    def __init__(self) -> None:
-        self.lost = 0
-        self._reported: dict[str, tuple[int, dict[str, float | str]]] = {}
-
-    def _append(self, record: dict[str, Any]) -> None:
-        pass
-
-    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """A trial begins; one that began before, in an interrupted process, goes on in the same run."""
-        self._append(
-            {"trial": str(trial), "status": "running", "params": _texts(params), "tags": _texts(tags)}
-        )
-
-    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
-        """The values of criteria and losses after a training step, finite or not."""
-        self._reported[trial] = (int(step), _numbers(metrics))
-        self._append({"trial": str(trial), "step": int(step), "metrics": _numbers(metrics)})
-
-    def trial_ended(
-        self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
-    ) -> None:
-        """A trial is over. Metrics belong to the last step reported; values reported there already are
-        not repeated."""
-        step, reported = self._reported.pop(trial, (0, {}))
-        last = {key: value for key, value in _numbers(metrics).items() if reported.get(key) != value}
-        self._append(
-            {"trial": str(trial), "status": status, "step": step, "metrics": last, "tags": _reason(reason)}
-        )
-
-    def trial_metrics(self, trial: str, metrics: Mapping[str, float]) -> None:
-        """Values found after the search, such as a trial's AUC."""
-        self._append({"trial": str(trial), "metrics": _numbers(metrics)})
-
-    def trial_tags(self, trial: str, tags: Mapping[str, str]) -> None:
-        """Texts found when a trial was over, such as a sign of collapse."""
-        self._append({"trial": str(trial), "tags": _texts(tags)})
-
-    def study_started(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """The study begins or is resumed; a parameter that changed since becomes the tag `resumed.NAME`."""
-        self._append({"status": "running", "params": _texts(params), "tags": _texts(tags)})
-
-    def study_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Values of the whole study, such as `auc_selected`."""
-        self._append({"metrics": _numbers(metrics)})
-
-    def study_tags(self, tags: Mapping[str, str]) -> None:
-        """Texts that hold for the whole study."""
-        self._append({"tags": _texts(tags)})
-
-    def study_ended(self, status: Status, reason: str | None = None) -> None:
-        """The study is over; `reason` says why when it failed."""
-        self._append({"status": status, "tags": _reason(reason)})
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file or folder for the parent run. It is read when it is delivered: leave it where it is."""
-        self._append({"artifact": str(Path(path).absolute()), "folder": folder})
-
-    def start(self) -> None:
-        """Begin to deliver in the background."""
-
-    def close(self, timeout: float = 20.0) -> int:
-        """Deliver the rest; how many records are still undelivered after at most `timeout` seconds."""
-        return 0
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-class MlflowRecorder(NullRecorder):
+class MlflowRecorder:
     """Appends records to an outbox and, between `start` and `close`, has them delivered to MLflow.
 
-    Copies, pickled or forked, append to the same outbox; the writer process belongs to the process that
-    started it, and ends with it.
+    A `task.StudyRecorder`. Copies, pickled or forked, append to the same outbox; the writer process belongs
+    to the process that started it, and ends with it.
 
     Attributes:
         outbox: a file such as RUN/outbox.jsonl; state, lock and log of its delivery lie beside it. One
@@ -139,7 +65,8 @@ class MlflowRecorder(NullRecorder):
     """
 
     def __init__(self, outbox: Path, tracking_uri: str, experiment: str, study_name: str) -> None:
-        super().__init__()
+        self.lost = 0
+        self._reported: dict[str, tuple[int, dict[str, float | str]]] = {}
         self.outbox, self.tracking_uri = Path(outbox).absolute(), absolute_uri(tracking_uri)
         self.result: SyncResult | None = None
         self._writer: subprocess.Popen[bytes] | None = None
@@ -164,6 +91,55 @@ class MlflowRecorder(NullRecorder):
             if not self.lost:
                 log.error("%s: records for MLflow are being lost: %s", self.outbox, error)
             self.lost += 1
+
+    def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """A trial begins; one that began before, in an interrupted process, goes on in the same run."""
+        self._append(
+            {"trial": str(trial), "status": "running", "params": _texts(params), "tags": _texts(tags)}
+        )
+
+    def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._reported[trial] = (int(step), _numbers(metrics))
+        self._append({"trial": str(trial), "step": int(step), "metrics": _numbers(metrics)})
+
+    def trial_ended(
+        self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
+    ) -> None:
+        """A trial is over. Metrics belong to the last step reported; values reported there already are
+        not repeated."""
+        step, reported = self._reported.pop(trial, (0, {}))
+        last = {key: value for key, value in _numbers(metrics).items() if reported.get(key) != value}
+        self._append(
+            {"trial": str(trial), "status": status, "step": step, "metrics": last, "tags": _reason(reason)}
+        )
+
+    def trial_metrics(self, trial: str, metrics: Mapping[str, float]) -> None:
+        self._append({"trial": str(trial), "metrics": _numbers(metrics)})
+
+    def trial_tags(self, trial: str, tags: Mapping[str, str]) -> None:
+        self._append({"trial": str(trial), "tags": _texts(tags)})
+
+    def study_started(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        self._append({"status": "running", "params": _texts(params), "tags": _texts(tags)})
+
+    def study_metrics(self, metrics: Mapping[str, float]) -> None:
+        self._append({"metrics": _numbers(metrics)})
+
+    def study_tags(self, tags: Mapping[str, str]) -> None:
+        self._append({"tags": _texts(tags)})
+
+    def study_ended(self, status: Status, reason: str | None = None) -> None:
+        self._append({"status": status, "tags": _reason(reason)})
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        self._append({"artifact": str(Path(path).absolute()), "folder": folder})
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def start(self) -> None:
         """Start the writer process; it imports MLflow once there is something to deliver."""
@@ -196,7 +172,7 @@ def sync(outbox: Path, tracking_uri: str | None = None) -> SyncResult:
     """
     outbox = Path(outbox).absolute()
     tracking_uri = tracking_uri or read_settings(outbox)["tracking_uri"]
-    if tracking_uri == without_password(tracking_uri) and ":***@" in tracking_uri:
+    if hides_password(tracking_uri):
         tracking_uri = default_tracking_uri()  # the outbox keeps no password
     result = _end_writer(_start_writer("once", outbox, absolute_uri(tracking_uri)), timeout=None)
     failure = f"the writer process failed, see {outbox.with_suffix('.log')}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -48,11 +47,6 @@ def sqlite_uri(database: Path) -> str:
     """The URI of an absolute path, quoted as little as SQLAlchemy (from 2.1 on) needs to read it back."""
     path = str(database).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
     return f"sqlite:///{path}"
-
-
-def without_password(tracking_uri: str) -> str:
-    """The tracking URI as it may be written down."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", tracking_uri)
 
 
 def ui_command(tracking_uri: str) -> str:

@@ -1,7 +1,7 @@
-"""The book of a sweep: which of Ray's trials is which of Optuna's, and what Optuna is told of each.
+"""The ledger of a sweep: which of Ray's trials is which of Optuna's, and what Optuna is told of each.
 
 It knows no Ray. All of it is in Optuna's storage, so that a driver which was killed is followed by one that
-reads the same book; nothing is taken from a pickle, which would lag behind.
+reads the same ledger; nothing is taken from a pickle, which would lag behind.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,15 +19,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from ssad_hpo.search import FAILURE, Objective, is_exhausted, position, reconcile
-from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS, INTERRUPTED, METRICS, RETRY_OF
+from ssad_hpo.search import METRICS, Objective, is_exhausted, position, reconcile, record, records
+from ssad_hpo.search.store import trial_name
+from ssad_hpo.task import Status
 
 log = logging.getLogger(__name__)
 
-# User attributes of a trial, beside those of `search`.
-RAY_TRIAL = "ray_trial"  # Ray's id of it
-CHECKPOINT = "checkpoint"  # where its last checkpoint is, for a trial that repeats it
-
+CHECKPOINT = "checkpoint"  # beside a trial's parameters: the checkpoint that it goes on from
 PATIENCE = 120.0  # seconds for which a database may be away, as in a restart
 T = TypeVar("T")
 
@@ -48,16 +45,16 @@ def patiently(work: Callable[[], T], patience: float = PATIENCE) -> T:
             pause = min(2 * pause, 10.0)
 
 
-class Book:
+class Ledger:
     """Asks Optuna for trials and tells it, and the objective's recorder, what becomes of them.
 
     Everything may be told twice (by a trial that is run again after its worker died, or that Ray takes up
-    from an old snapshot); what is in the book already is not counted again.
+    from an old snapshot); what is in the ledger already is not counted again.
 
     Args:
         objective: whose trials they are; its task is not looked at.
-        study: to be minimised. It belongs to this book while it is in use: open trials that are not in the
-            book are taken for those of a process that is gone.
+        study: to be minimised. It belongs to this ledger while it is in use: open trials that are not in the
+            ledger are taken for those of a process that is gone.
 
     Raises:
         ValueError: for a study that is maximised, or has several objectives.
@@ -71,11 +68,7 @@ class Book:
         self.study = study
         self._started: set[int] = set()
         self._told: dict[int, int] = {}  # the last step that the recorder has heard of
-        self._numbers = {
-            t.user_attrs[RAY_TRIAL]: t.number
-            for t in study.get_trials(deepcopy=False)
-            if RAY_TRIAL in t.user_attrs
-        }
+        self._numbers = {trial.ray_trial: trial.number for trial in records(study) if trial.ray_trial}
 
     def take_up(self, alive: Collection[str]) -> None:
         """Close what an earlier process left open and queue it again, but for those that are `alive`."""
@@ -90,21 +83,21 @@ class Book:
         if is_exhausted(self.study):
             return None
         trial = self.study.ask()
-        trial.set_user_attr(RAY_TRIAL, ray_trial)
         self._numbers[ray_trial] = trial.number
-        augmentation = self.objective.space.suggest(trial)
-        trial.set_user_attr(HYPERPARAMETERS, augmentation.hyperparameters)
+        augmentation = self.objective.search.space.suggest(trial)
+        record.write(self.study, trial, record.on_ray(ray_trial) | record.drawn(augmentation))
         checkpoint = self._checkpoint_of_earlier_attempt(trial.number)
         return dict(trial.params) | ({CHECKPOINT: checkpoint} if checkpoint else {})
 
     def _checkpoint_of_earlier_attempt(self, number: int) -> str | None:
         trials = self.study.get_trials(deepcopy=False)
-        if RETRY_OF not in trials[number].user_attrs:
+        if record.first_attempt(trials[number]) == number:
             return None
         place = position(self.study, trials[number])
         for trial in reversed(trials[:number]):
-            if CHECKPOINT in trial.user_attrs and position(self.study, trial) == place:
-                return str(trial.user_attrs[CHECKPOINT])
+            checkpoint = record.read_trial(trial).checkpoint
+            if checkpoint is not None and position(self.study, trial) == place:
+                return checkpoint
         return None
 
     def started(self, ray_trial: str) -> None:
@@ -112,7 +105,7 @@ class Book:
         trial = patiently(lambda: self._open(ray_trial))
         if trial is not None and trial.number not in self._started:
             self._started.add(trial.number)
-            self.objective.tell_start(trial.number, self.objective.space.augmentation(trial.params))
+            self.objective.tell.start(trial.number, self.objective.search.space.augmentation(trial.params))
 
     def progress(self, ray_trial: str, result: Mapping[str, Any]) -> None:
         """A trial has reported "step" and `METRICS`; what is not finite is told to the recorder alone."""
@@ -127,13 +120,13 @@ class Book:
             store = self.study._storage  # `Trial.report` needs the object that `ask` gave; it may be gone
             patiently(lambda: store.set_trial_intermediate_value(trial._trial_id, step, value))
         self._told[trial.number] = step
-        self.objective.tell_progress(trial.number, step, _metrics(result))
+        self.objective.tell.progress(trial.number, step, _metrics(result))
 
     def checkpointed(self, ray_trial: str, address: str) -> None:
         """A trial has a checkpoint from which it can be gone on with."""
         trial = patiently(lambda: self._open(ray_trial))
         if trial is not None:
-            self._set(trial, {CHECKPOINT: address})
+            self._keep(trial, record.checkpointed(address))
 
     def ended(self, ray_trial: str, result: Mapping[str, Any], kept: Path | None) -> None:
         """A trial is over, by itself or stopped by a scheduler after the report `result`.
@@ -152,19 +145,19 @@ class Book:
         if "reason" in result:
             self._fail(trial, result["status"], result["reason"])
         elif not math.isfinite(value):
-            augmentation = self.objective.space.augmentation(trial.params)
+            augmentation = self.objective.search.space.augmentation(trial.params)
             self._fail(
                 trial, "failed", f"diverged: {self.objective.criterion} is {value} under {augmentation}"
             )
         elif not whole:
             self._tell(trial, TrialState.PRUNED)
-            self.objective.tell_end(trial.number, "pruned")
+            self.objective.tell.end(trial.number, "pruned")
         elif kept is None:
             self._fail(trial, "interrupted", "the checkpoint of its last report is missing")
         else:
             self._complete(trial, result, kept)
 
-    def failed(self, ray_trial: str, status: str, reason: str) -> None:
+    def failed(self, ray_trial: str, status: Status, reason: str) -> None:
         """A trial ended without a last report: "failed" by its own fault, or "interrupted" from outside."""
         trial = patiently(lambda: self._open(ray_trial))
         if trial is not None:
@@ -179,36 +172,41 @@ class Book:
 
     def _complete(self, trial: FrozenTrial, result: Mapping[str, Any], kept: Path) -> None:
         try:
-            address = self.objective.store.adopt(trial.number, kept)
+            address = self.objective.store.adopt(trial_name(self.study, trial), kept)
         except OSError as error:
             self._fail(trial, "interrupted", f"its artifacts could not be kept: {error}")
             return
         metrics = _metrics(result)
-        patiently(lambda: self.objective.drop_detectors(self.study, trial.number, metrics))
-        self._set(
-            trial, {**metrics, "seconds": result["seconds"], ARTIFACTS: address, BUDGET: result["step"]}
+        criteria = {name: value for name, value in metrics.items() if name != "loss"}
+        patiently(lambda: self.objective.drop_detectors(self.study, address, criteria))
+        whole = record.complete(
+            criteria,
+            loss=metrics["loss"],
+            seconds=result["seconds"],
+            budget=result["step"],
+            address=address,
         )
+        self._keep(trial, whole)
         self._tell(trial, TrialState.COMPLETE, result[self.objective.criterion])
-        self.objective.tell_end(trial.number, "complete", metrics)
+        self.objective.tell.end(trial.number, "complete", metrics)
 
-    def _fail(self, trial: FrozenTrial, status: Any, reason: str) -> None:
-        self._set(trial, {FAILURE if status == "failed" else INTERRUPTED: reason})
+    def _fail(self, trial: FrozenTrial, status: Status, reason: str) -> None:
+        why = record.failed if status == "failed" else record.interrupted
+        self._keep(trial, why(reason))
         self._tell(trial, TrialState.FAIL)
         if trial.number in self._started:
-            self.objective.tell_end(trial.number, status, reason=reason)
+            self.objective.tell.end(trial.number, status, reason=reason)
 
     def _open(self, ray_trial: str) -> FrozenTrial | None:
-        """The trial if it is not finished in the book; one that is, Ray runs again for nothing."""
+        """The trial if it is not finished in the ledger; one that is, Ray runs again for nothing."""
         number = self._numbers.get(ray_trial)
         if number is None:
             return None
         trial = self.study.get_trials(deepcopy=False)[number]
         return None if trial.state.is_finished() else trial
 
-    def _set(self, trial: FrozenTrial, attributes: Mapping[str, Any]) -> None:
-        storage = self.study._storage  # `Trial.set_user_attr` needs the object that `ask` gave
-        for name, value in attributes.items():
-            patiently(partial(storage.set_trial_user_attr, trial._trial_id, name, value))
+    def _keep(self, trial: FrozenTrial, attributes: record.Attributes) -> None:
+        patiently(lambda: record.write(self.study, trial, attributes))
 
     def _tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
         # A connection may break after the database has taken it: what is told is not told again.

@@ -26,7 +26,7 @@ from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 
 @dataclass(frozen=True)
-class Setting:
+class Problem:
     """What stays the same for all starting points.
 
     Attributes:
@@ -48,37 +48,37 @@ class Setting:
         return self.tuning.warm_start_steps(self.training.steps)
 
 
-class Run:
+class Descent:
     """A network and a point that are trained in turn; all that a checkpoint must hold is in `state`.
 
-    Runs of one setting draw the same batches and noise: they differ by their starting points alone.
+    Descents of one problem draw the same batches and noise: they differ by their starting points alone.
 
     Attributes:
         network: theta.
         point: (K,) float64, the hyperparameters.
         step: training steps done.
         trajectory: the steps of the hyperparameters so far.
-        cost: of this run; see `load`.
+        cost: of this descent; see `load`.
     """
 
-    def __init__(self, setting: Setting, point: Tensor) -> None:
-        self.setting, training = setting, setting.training
-        self.train_images = setting.task.train.to(setting.device)
-        self.unlabeled_images = setting.task.unlabeled.to(setting.device)
-        channels, height, width = setting.task.train.shape[1:]
-        network = untrained_network(training, (channels, height, width), setting.device)
-        self.network = network.to(setting.device).to(memory_format=torch.channels_last).train()
+    def __init__(self, problem: Problem, point: Tensor) -> None:
+        self.problem, training = problem, problem.training
+        self.train_images = problem.task.train.to(problem.device)
+        self.unlabeled_images = problem.task.unlabeled.to(problem.device)
+        channels, height, width = problem.task.train.shape[1:]
+        network = untrained_network(training, (channels, height, width), problem.device)
+        self.network = network.to(problem.device).to(memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=training.learning_rate,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
         )
-        self.point = point.to(setting.device, copy=True)
-        self.adam = torch.optim.Adam([self.point], lr=setting.tuning.learning_rate)
-        self.generator = torch.Generator(setting.device).manual_seed(training.seed)
+        self.point = point.to(problem.device, copy=True)
+        self.adam = torch.optim.Adam([self.point], lr=problem.tuning.learning_rate)
+        self.generator = torch.Generator(problem.device).manual_seed(training.seed)
         self.batches = draw_batches(len(self.train_images), training, self.generator)
-        self.targets = torch.arange(2, device=setting.device).repeat_interleave(training.batch_size)
+        self.targets = torch.arange(2, device=problem.device).repeat_interleave(training.batch_size)
         self.step = 0
         self.trajectory: list[OuterStep] = []
         self.cost = Cost()
@@ -93,19 +93,19 @@ class Run:
             DetectorError: for a loss or gradient that is not finite, or embeddings that collapsed; it
                 names the hyperparameters.
         """
-        setting, tuning = self.setting, self.setting.tuning
+        problem, tuning = self.problem, self.problem.tuning
         while self.step < until:
             began = time.monotonic()
-            outer, moving = None, self.step + 1 - setting.warm
+            outer, moving = None, self.step + 1 - problem.warm
             # Dropout, in encoders that have it, draws from torch's global generator; seeded at every step,
             # it draws the same after a resume.
-            with seeded(setting.training.seed + self.step, setting.device):
+            with seeded(problem.training.seed + self.step, problem.device):
                 batch = self._training_batch()
                 if moving > 0 and moving % tuning.detector_steps == 0:
                     outer = self._outer_step(batch)
                 else:
                     self._training_step(batch)
-            if self.step + 1 == setting.warm:
+            if self.step + 1 == problem.warm:
                 self._mean_loss()
             self.step += 1
             self.cost += Cost(seconds=time.monotonic() - began)
@@ -135,7 +135,7 @@ class Run:
         self.cost = Cost(**state["cost"])
 
     def load_warm_start(self, state: dict[str, Any]) -> None:
-        """Begin after another run's warm start, at one's own point; its cost is not taken over."""
+        """Begin after another descent's warm start, at one's own point; its cost is not taken over."""
         self.network.load_state_dict(state["network"])
         # An optimizer keeps the tensors that it is given, and writes into them.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
@@ -145,18 +145,18 @@ class Run:
     @property
     def augmentation(self) -> Augmentation:
         """What the detector is trained with now: static, or the whole range in a warm start on it."""
-        setting = self.setting
-        if self.step < setting.warm and setting.tuning.warm_start_on == "range":
-            return setting.coordinates.augmentation
-        return setting.coordinates.at(self.point)
+        problem = self.problem
+        if self.step < problem.warm and problem.tuning.warm_start_on == "range":
+            return problem.coordinates.augmentation
+        return problem.coordinates.at(self.point)
 
     def _training_batch(self) -> TrainingBatch:
         images = to_float(self.train_images[self.batches[self.step]])
-        images = jitter(images, self.setting.training.jitter, self.generator)
+        images = jitter(images, self.problem.training.jitter, self.generator)
         return TrainingBatch(images, draw_noise(len(images), self.generator, images), self.targets)
 
     def _validation_batch(self) -> ValidationBatch:
-        tuning = self.setting.tuning
+        tuning = self.problem.tuning
         train = self._some(self.train_images, tuning.validation_train)
         noise = draw_noise(len(train), self.generator, train)
         return ValidationBatch(train, noise, self._some(self.unlabeled_images, tuning.validation_unlabeled))
@@ -166,14 +166,14 @@ class Run:
         return to_float(images[order[:count]])
 
     def _training_step(self, batch: TrainingBatch) -> None:
-        setting, augmentation = self.setting, self.setting.coordinates.augmentation
+        problem, augmentation = self.problem, self.problem.coordinates.augmentation
         hyperparameters: Mapping[str, Hyperparameter] = augmentation.hyperparameters
-        if self.step >= setting.warm or setting.tuning.warm_start_on == "start":
-            hyperparameters = setting.coordinates.values(self.point)
+        if self.step >= problem.warm or problem.tuning.warm_start_on == "start":
+            hyperparameters = problem.coordinates.values(self.point)
         augmented = apply(
-            batch.images, augmentation.kind, hyperparameters, batch.noise, setting.tuning.temperature
+            batch.images, augmentation.kind, hyperparameters, batch.noise, problem.tuning.temperature
         )
-        with autocast(setting.device, setting.training):
+        with autocast(problem.device, problem.training):
             logits = self.network(torch.cat([batch.images, augmented]))
         loss = F.cross_entropy(logits.float(), batch.targets)
         gradients = torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
@@ -182,10 +182,10 @@ class Run:
 
     def _outer_step(self, batch: TrainingBatch) -> OuterStep:
         """A step of the point, looking ahead by part of a training batch, and the training step with it."""
-        setting, tuning = self.setting, self.setting.tuning
+        problem, tuning = self.problem, self.problem.tuning
         ahead, validation = batch.first(tuning.virtual_images), self._validation_batch()
         try:
-            found = bilevel_gradient(self.network, setting.coordinates, self.point, ahead, validation, tuning)
+            found = bilevel_gradient(self.network, problem.coordinates, self.point, ahead, validation, tuning)
         except DegenerateError as error:
             raise DetectorError(
                 f"collapsed at step {self.step + 1} under {self.augmentation}: {error}"
@@ -198,23 +198,23 @@ class Run:
         self._training_step(batch)
         outer = OuterStep(
             self.step + 1,
-            setting.coordinates.numbers(self.point),
+            problem.coordinates.numbers(self.point),
             self._mean_loss(),
             float(found.validation_loss),
         )
         self.point.grad = found.hyperparameters
         self.adam.step()
-        setting.coordinates.project(self.point)
+        problem.coordinates.project(self.point)
         self.cost += _cost_of_gradient(ahead, validation, tuning)
         return outer
 
     def _descend(self, loss: Tensor, gradients: tuple[Tensor | None, ...]) -> None:
         for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        if self.setting.tuning.annealing:
+        if self.problem.tuning.annealing:
             for group in self.optimizer.param_groups:
-                done = self.step / self.setting.training.steps
-                group["lr"] = self.setting.training.learning_rate * (1 + math.cos(math.pi * done)) / 2
+                done = self.step / self.problem.training.steps
+                group["lr"] = self.problem.training.learning_rate * (1 + math.cos(math.pi * done)) / 2
         self.optimizer.step()
         self._losses.append(loss.detach())
 

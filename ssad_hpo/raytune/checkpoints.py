@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from pyarrow.fs import FileSystem
 
 
-def absolute_storage(storage_path: str | Path) -> str:
-    """A storage path as workers need it, who work in folders of their own.
+def absolute_checkpoint_path(checkpoint_path: str | Path) -> str:
+    """A path of checkpoints as workers need it, who work in folders of their own.
 
     A URI stays as it is, and its folder is made, which shows that it can be written to.
 
@@ -18,19 +18,21 @@ def absolute_storage(storage_path: str | Path) -> str:
         ValueError: for a folder that cannot be written to or made, an object store that cannot be written
             to from here, or a URI with a password.
     """
-    if urlsplit(str(storage_path)).scheme:
-        return _reached(str(storage_path))
-    folder = Path(storage_path).absolute()
+    if urlsplit(str(checkpoint_path)).scheme:
+        return _reached(str(checkpoint_path))
+    folder = Path(checkpoint_path).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"storage_path: expected a folder to write checkpoints to, cannot write to {there}")
+        raise ValueError(
+            f"checkpoint_path: expected a folder to write checkpoints to, cannot write to {there}"
+        )
     return str(folder)
 
 
 def _reached(uri: str) -> str:
     if urlsplit(uri).password:
         raise ValueError(
-            "storage_path: expected a URI without a password, since it is written down with the run; set "
+            "checkpoint_path: expected a URI without a password, since it is written down with the run; set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store takes, on every node"
         )
     try:
@@ -39,13 +41,13 @@ def _reached(uri: str) -> str:
     except (OSError, ValueError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"storage_path: expected a folder, or the URI of an object store to write to, got {uri!r}: "
+            f"checkpoint_path: expected a folder, or the URI of an object store to write to, got {uri!r}: "
             f"{reason}"
         ) from error
     return uri
 
 
-def below(storage: str, *parts: str) -> str:
-    """The address of a folder in a storage; the query of a URI stays at its end."""
-    place, mark, query = storage.partition("?") if urlsplit(storage).scheme else (storage, "", "")
-    return "/".join((place.rstrip("/"), *parts)) + mark + query
+def below(place: str, *parts: str) -> str:
+    """The address of a folder below a checkpoint path; the query of a URI stays at its end."""
+    folder, mark, query = place.partition("?") if urlsplit(place).scheme else (place, "", "")
+    return "/".join((folder.rstrip("/"), *parts)) + mark + query

@@ -10,6 +10,7 @@ from functools import cache
 
 from ssad_hpo.data import builtin, load
 from ssad_hpo.search import Objective
+from ssad_hpo.task import Search
 
 TASK = "gravel/cutavg"
 
@@ -17,4 +18,4 @@ TASK = "gravel/cutavg"
 @cache
 def ready_objective(criterion: str) -> Objective:
     """The objective for a criterion on the embedded testbed; it keeps the best few detectors in memory."""
-    return Objective(load(builtin(TASK)), criterion)
+    return Objective(load(builtin(TASK)), Search(criterion=criterion))

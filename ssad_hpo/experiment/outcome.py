@@ -5,20 +5,16 @@ Selecting comes first and sees no label; only then is the ground truth read.
 
 from __future__ import annotations
 
-import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 
-from ssad_hpo import data, tracking
+from ssad_hpo import data
 from ssad_hpo.evaluate import StudyEvaluation, auc, evaluate_candidates
 from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
-from ssad_hpo.search import Candidate, candidates, open_journal, select
-from ssad_hpo.task import Task
-
-OPENING_ATTEMPTS = 8
+from ssad_hpo.search import Candidate, candidates, select
+from ssad_hpo.task import StudyRecorder, Task
 
 
 @dataclass(frozen=True)
@@ -82,13 +78,14 @@ def open_result(run: str | Path) -> StudyResult:
     """
     opened = open_run(run)
     with locked(opened.folder):
-        return judge(opened, _study_of(opened))
+        study = _study_of(opened)
+        selected = select(study, opened.settings.criterion, opened.artifacts)
+        return compare_with_truth(opened, study, selected)
 
 
-def judge(run: Run, study: optuna.Study) -> StudyResult:
-    """Select by the criterion; then read the ground truth, if there is any, and compare."""
+def compare_with_truth(run: Run, study: optuna.Study, selected: Candidate) -> StudyResult:
+    """Read the ground truth, if there is any, and compare the candidate that was selected with the others."""
     criterion = run.settings.criterion
-    selected = select(study, criterion, run.artifacts)
     if run.settings.source is None:
         return StudyResult(run, study, selected, None, None)
     load_task(run)  # the ground truth of other images than those that were scored would mislead silently
@@ -101,7 +98,8 @@ def judge(run: Run, study: optuna.Study) -> StudyResult:
     return StudyResult(run, study, selected, aucs, evaluate_candidates(aucs, values, selected.number))
 
 
-def record_result(recorder: tracking.NullRecorder, result: StudyResult) -> None:
+def record_result(recorder: StudyRecorder, result: StudyResult) -> None:
+    """Tell MLflow of the choice, and of its comparison with the ground truth."""
     criterion = result.run.settings.criterion
     recorder.study_metrics(
         {
@@ -115,39 +113,8 @@ def record_result(recorder: tracking.NullRecorder, result: StudyResult) -> None:
         recorder.study_metrics(result.evaluation.metrics())
 
 
-def open_storage(run: Run) -> optuna.storages.BaseStorage:
-    """Optuna's storage of a run: its journal, or the database that its settings name."""
-    return open_database(run.settings.storage) if run.settings.storage else open_journal(run.journal)
-
-
-def open_database(url: str) -> optuna.storages.BaseStorage:
-    """Optuna's storage at a database's URL; its tables are made where they are missing.
-
-    Raises:
-        ValueError: if it is no such URL, its driver is missing, or it cannot be reached.
-    """
-    # Optuna looks for its tables and then makes them, so that of several that meet a new database at once
-    # all but one fail on some table, type or version that "already exists". They find it when they look anew.
-    attempts = OPENING_ATTEMPTS
-    while True:
-        try:
-            return optuna.storages.get_storage(url)
-        except Exception as error:  # SQLAlchemy's, a driver's, or an ImportError: no two alike
-            attempts -= 1
-            if attempts and "already exists" in str(error):
-                time.sleep(
-                    random.SystemRandom().uniform(0.1, 1.0)
-                )  # apart from each other, whatever the seed
-                continue
-            reason = str(error).partition("\n")[0].replace(url, tracking.without_password(url))
-            raise ValueError(
-                f"storage: expected a database that can be opened, such as sqlite:///optuna.db, got "
-                f"{tracking.without_password(url)!r} ({reason})"
-            ) from error
-
-
 def _study_of(run: Run) -> optuna.Study:
     try:
-        return optuna.load_study(study_name=run.settings.study_name, storage=open_storage(run))
+        return optuna.load_study(study_name=run.settings.study_name, storage=run.open_storage())
     except KeyError as error:
         raise RunError(f"{run.folder}: its study was stopped before its first trial; resume it") from error

@@ -1,0 +1,214 @@
+"""The commands that run a study: search, sweep, tune, demo."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import rich_click as click
+from click.core import ParameterSource
+from click.exceptions import Exit
+
+from ssad_hpo.cli.display import command, run_name, show, warn
+from ssad_hpo.cli.live import SearchDisplay, TuningDisplay
+from ssad_hpo.cli.options import (
+    CLUSTER,
+    DEMO_RUN,
+    IMAGES,
+    ONE_KIND,
+    RUN,
+    SEARCH,
+    SPACE,
+    SWEEP,
+    SWEEP_RUN,
+    TRAINING,
+    TRIALS,
+    TUNED_TRAINING,
+    TUNING,
+    TUNING_RUN,
+    Group,
+    alone_with_resume,
+    source_of,
+    space_of,
+    tracked,
+)
+
+_place = click.argument("path", required=False)
+_resume = click.option("--resume", metavar="RUN", help="Go on with this run, with the settings that it has.")
+
+
+@click.command(
+    epilog="Examples: `ssad-hpo search mvtec --category cable -a cutout -a cutpaste` · "
+    "`ssad-hpo search --train good/ --unlabeled stream/` · `ssad-hpo search grass/cutdiff` · "
+    "`ssad-hpo search --resume NAME`"
+)
+@_place
+@IMAGES
+@SPACE
+@SEARCH
+@TRAINING
+@RUN
+@_resume
+@click.pass_context
+def search(context: click.RichContext, /, **given: Any) -> None:
+    """Train detectors with different augmentations and choose one, without labels.
+
+    PATH is a folder in the layout of MVTec AD, or a built-in name such as gravel/cutavg.
+    """
+    _search(context, given, SEARCH)
+
+
+@click.command(
+    epilog="Examples: `ssad-hpo sweep gravel/cutavg -n 32` · "
+    "`ssad-hpo sweep mvtec --category cable --address auto --gpus-per-trial 0.25` · "
+    "`ssad-hpo sweep --resume NAME`"
+)
+@_place
+@IMAGES
+@CLUSTER
+@SPACE
+@SWEEP
+@TRAINING
+@SWEEP_RUN
+@_resume
+@click.pass_context
+def sweep(context: click.RichContext, /, **given: Any) -> None:
+    """Search on a Ray cluster: many trials at once, on as many nodes as there are.
+
+    PATH is a folder in the layout of MVTec AD, or a built-in name such as gravel/cutavg.
+    """
+    from ssad_hpo.task import Cluster
+
+    _search(context, given, SWEEP, Cluster(**CLUSTER.taken(given)))
+
+
+def _search(context: click.Context, given: dict[str, Any], group: Group, cluster: Any = None) -> None:
+    """Start a search, here or on a cluster, or go on with one, and show its result."""
+    from ssad_hpo.experiment import open_run, resume_study, run_study
+    from ssad_hpo.task import Search, Training
+
+    if (run := given.pop("resume")) is not None:
+        alone_with_resume(context, "n_trials", "address")
+        n_trials = given["n_trials"] if _is_given(context, "n_trials") else None
+        address = None if cluster is None else cluster.address
+        with (
+            _kept_on_interrupt(context),
+            SearchDisplay(n_trials or open_run(run).settings.n_trials) as display,
+        ):
+            result = resume_study(
+                run, n_trials=n_trials, address=address, listeners=[display], announce=display.announce
+            )
+    else:
+        images = source_of(given.pop("path"), **IMAGES.taken(given))
+        method = Search(space=space_of(**SPACE.taken(given)), **group.taken(given))
+        training = Training(seed=method.seed, **TRAINING.taken(given))
+        with _kept_on_interrupt(context), SearchDisplay(method.n_trials) as display:
+            result = run_study(
+                images,
+                method,
+                training,
+                cluster=cluster,
+                listeners=[display],
+                announce=display.announce,
+                **tracked(given),
+            )
+    show(result)
+
+
+@click.command(
+    epilog="Examples: `ssad-hpo tune gravel/cutdiff -a cutdiff` · "
+    "`ssad-hpo tune --train good/ --unlabeled stream/ -a cutpaste --range cutpaste.angle=0` · "
+    "`ssad-hpo tune --resume NAME`"
+)
+@_place
+@IMAGES
+@ONE_KIND
+@TUNING
+@TUNED_TRAINING
+@TUNING_RUN
+@_resume
+@click.pass_context
+def tune(context: click.RichContext, /, **given: Any) -> None:
+    """Tune one augmentation by gradient while its detector trains, without labels.
+
+    It does so from several starting points in turn, of which one is kept. PATH is a folder in the layout of
+    MVTec AD, or a built-in name such as gravel/cutavg.
+    """
+    from ssad_hpo.bilevel import CollapseWarning, Tuning
+    from ssad_hpo.experiment import open_run, resume_study, run_study
+    from ssad_hpo.task import Training
+
+    with _kept_on_interrupt(context), TuningDisplay() as display, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)  # `show` tells them, of every start
+        if (run := given.pop("resume")) is not None:
+            alone_with_resume(context)
+            if open_run(run).settings.tuning is None:
+                raise click.UsageError(f"--resume {run}: is a search, which `search --resume` goes on with")
+            result = resume_study(run, listeners=[display], announce=display.announce)
+        else:
+            images = source_of(given.pop("path"), **IMAGES.taken(given))
+            space = ONE_KIND.taken(given)
+            if len(space["kinds"]) != 1:
+                got = ", ".join(space["kinds"]) or "none"
+                raise click.UsageError(f"--augmentation: expected the one kind to tune, got {got}")
+            told = TUNING.taken(given)
+            told["starts"] = tuple(start for group in told["starts"] for start in group)
+            training = Training(evaluate_at=(1.0,), **TUNED_TRAINING.taken(given))
+            result = run_study(
+                images,
+                Tuning(space=space_of(**space), **told),
+                training,
+                listeners=[display],
+                announce=display.announce,
+                **tracked(given),
+            )
+    show(result)
+
+
+@click.command(epilog="Example: `ssad-hpo demo --seed 3`")
+@click.option("--hard", is_flag=True, help="Take a harder task: pasted patches.")
+@Group("Search", TRIALS, defaults=SEARCH.defaults)
+@click.option("--seed", type=int, default=0, help="Fixes the images, the sampler and every training.")
+@DEMO_RUN
+@click.pass_context
+def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **given: Any) -> None:
+    """Search on an embedded texture with known anomalies, then compare the choice with the truth.
+
+    The task, grey patches on gravel, is one that is known to be clear; `--hard` takes pasted patches,
+    which look like gravel themselves.
+    """
+    from ssad_hpo.data import Source, builtin
+    from ssad_hpo.experiment import TASK, run_study
+    from ssad_hpo.task import Search, SearchSpace
+
+    name = "gravel/cutpaste" if hard else TASK
+    source = builtin(name)
+    source = Source(source.loader, {**source.arguments, "seed": seed})
+    method = Search(SearchSpace(name.partition("/")[2]), n_trials=n_trials, seed=seed)
+    with _kept_on_interrupt(context), SearchDisplay(n_trials) as display:
+        result = run_study(source, method, listeners=[display], announce=display.announce, **tracked(given))
+    show(result)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+@contextlib.contextmanager
+def _kept_on_interrupt(context: click.Context) -> Iterator[None]:
+    """On Ctrl-C in a study, say which command goes on; if no detector could be trained, say why."""
+    from ssad_hpo.experiment import StudyInterrupted
+    from ssad_hpo.task import DetectorError
+
+    name = "search" if context.info_name == "demo" else context.info_name
+    try:
+        yield
+    except DetectorError as error:
+        warn(str(error))
+        raise Exit(1) from None
+    except StudyInterrupted as stopped:
+        resume = f"{command()} {name} --resume {run_name(stopped.run)}"
+        warn(f"stopped; all that is done is kept. Go on with: {resume}")
+        raise Exit(130) from None

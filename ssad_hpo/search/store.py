@@ -1,0 +1,190 @@
+"""What is kept of a finished trial: its scores, its embeddings, and the detectors of the best.
+
+Two stores with one face: a folder, and the memory of this process. Both give an address, a string that
+fits into a trial's record, from which `open_kept` reads. A trial is kept under a name that no other trial
+has, be it of another study: one store may serve several.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+import weakref
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial
+
+from ssad_hpo.detector import Detector, Embeddings
+from ssad_hpo.judgement import Judged
+
+_ARRAYS_FILE, _DETECTOR_FOLDER = "arrays.npz", "detector"
+_MEMORY_SCHEME = "memory:"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What remains of a trial.
+
+    Attributes:
+        scores: (N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous.
+        embeddings: the three sets that its criteria were computed from.
+        detector: None where the trial was not among the best.
+    """
+
+    scores: np.ndarray
+    embeddings: Embeddings
+    detector: Detector | None
+
+
+class Store(Protocol):
+    """Where finished trials are put."""
+
+    def put(self, name: str, judged: Judged, detector: Detector) -> str:
+        """Keep a trial under a name of its own, whole or not at all, and return its address."""
+
+    def adopt(self, name: str, folder: Path) -> str:
+        """Keep a trial that another process has put into a folder, as `put`; the folder stays."""
+
+    def drop_detectors(self, addresses: Collection[str]) -> None:
+        """Forget the detectors of these trials."""
+
+    def discard(self, name: str) -> None:
+        """Remove whatever an interrupted trial left."""
+
+
+class FolderStore:
+    """Trials under ROOT/NAME/: arrays.npz (train, augmented, unlabeled, scores) and detector/."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+        # Trials that this process has seen without a detector: after each trial nearly all others are to be
+        # without, and looking for their folders made a search slower with every trial.
+        self._bare: set[str] = set()
+
+    def put(self, name: str, judged: Judged, detector: Detector) -> str:
+        partial = self._cleared(name)
+        partial.mkdir(parents=True)
+        write_trial(partial, judged, detector)
+        return self._published(name, partial)
+
+    def adopt(self, name: str, folder: Path) -> str:
+        partial = self._cleared(name)
+        shutil.copytree(folder, partial)
+        return self._published(name, partial)
+
+    def _cleared(self, name: str) -> Path:
+        """Where a trial is put together, with nothing of an earlier attempt left."""
+        self.discard(name)
+        return self.root / (name + ".partial")
+
+    def _published(self, name: str, partial: Path) -> str:
+        os.replace(partial, self.root / name)
+        return str(self.root / name)
+
+    def drop_detectors(self, addresses: Collection[str]) -> None:
+        for address in set(addresses) - self._bare:
+            folder = self.root / Path(address).name / _DETECTOR_FOLDER
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                self._bare.add(address)
+
+    def discard(self, name: str) -> None:
+        self._bare.discard(str(self.root / name))
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        shutil.rmtree(self.root / (name + ".partial"), ignore_errors=True)
+
+
+class MemoryStore:
+    """The best few trials in this process's memory; a trial whose detector is dropped is forgotten."""
+
+    def __init__(self) -> None:
+        self._prefix = f"{_MEMORY_SCHEME}{uuid.uuid4().hex}/"
+        self.trials: dict[str, Kept] = {}
+        _memory_stores[self._prefix] = self
+
+    def put(self, name: str, judged: Judged, detector: Detector) -> str:
+        self.trials[name] = Kept(judged.scores.numpy(), judged.embeddings, detector)
+        return self._prefix + name
+
+    def adopt(self, name: str, folder: Path) -> str:
+        kept = open_kept(str(folder))
+        assert kept.detector is not None  # every put has one
+        self.trials[name] = kept
+        return self._prefix + name
+
+    def drop_detectors(self, addresses: Collection[str]) -> None:
+        for address in addresses:
+            self.trials.pop(address.removeprefix(self._prefix), None)
+
+    def discard(self, name: str) -> None:
+        self.trials.pop(name, None)
+
+    def __reduce__(self) -> tuple[type[MemoryStore], tuple[()]]:
+        return MemoryStore, ()  # a copy in another process starts empty: memory cannot be shared
+
+
+_memory_stores: weakref.WeakValueDictionary[str, MemoryStore] = weakref.WeakValueDictionary()
+
+
+def write_trial(folder: Path, judged: Judged, detector: Detector) -> None:
+    """Write what is kept of a trial into an empty folder."""
+    np.savez(
+        folder / _ARRAYS_FILE,
+        train=judged.embeddings.train.numpy(),
+        augmented=judged.embeddings.augmented.numpy(),
+        unlabeled=judged.embeddings.unlabeled.numpy(),
+        scores=judged.scores.numpy(),
+    )
+    detector.save(folder / _DETECTOR_FOLDER)
+
+
+def trial_name(study: optuna.Study, trial: optuna.trial.BaseTrial | FrozenTrial) -> str:
+    """A name for what is kept of a trial: "trial-00007-" and digits that tell apart trials of two studies."""
+    facts = f"{study.study_name} {trial.number} {trial.datetime_start}"
+    return f"trial-{trial.number:05d}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+
+
+def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
+    """Read what was kept of a trial.
+
+    Args:
+        address: from the trial's record.
+        device: where the detector goes.
+
+    Raises:
+        FileNotFoundError: if it is no longer there; the message says why.
+    """
+    if address.startswith(_MEMORY_SCHEME):
+        prefix, _, name = address.rpartition("/")
+        store = _memory_stores.get(prefix + "/")
+        if store is None or name not in store.trials:
+            raise FileNotFoundError(
+                f"{name}: nothing of it is kept in this process (only the best few are); "
+                "give the objective an artifacts folder to keep every trial"
+            )
+        return store.trials[name]
+    folder = Path(address)
+    if not (folder / _ARRAYS_FILE).is_file():
+        raise FileNotFoundError(f"{folder}: the trial's artifacts are gone; was the folder moved?")
+    with np.load(folder / _ARRAYS_FILE) as arrays:
+        sets = [torch.from_numpy(arrays[name]) for name in ("train", "augmented", "unlabeled")]
+        scores = arrays["scores"]
+    detector_folder = folder / _DETECTOR_FOLDER
+    detector = Detector.load(detector_folder, device) if detector_folder.is_dir() else None
+    return Kept(scores, Embeddings(*sets), detector)
+
+
+def load_scores(address: str) -> np.ndarray:
+    """The (N_test,) anomaly scores alone; see `open_kept`."""
+    if address.startswith(_MEMORY_SCHEME):
+        return open_kept(address).scores
+    with np.load(Path(address) / _ARRAYS_FILE) as arrays:
+        return arrays["scores"]
