@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import ssad_hpo.bilevel.gradient
 import ssad_hpo.bilevel.tuning
-from ssad_hpo.augment import apply, check_fits, draw_noise
+from ssad_hpo.augment import KINDS, apply, check_fits, draw_noise
 from ssad_hpo.bilevel import (
     LOSSES,
     CollapseWarning,
@@ -32,7 +32,7 @@ from ssad_hpo.bilevel.run import Run, Setting
 from ssad_hpo.criteria import CRITERIA, DegenerateError, base, evaluate_all
 from ssad_hpo.detector import Detector, train, untrained_network
 from ssad_hpo.encoder import SmallEncoder
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation, DetectorError, Range, Task, Training
+from ssad_hpo.task import Augmentation, DetectorError, Range, Task, Training
 
 TINY = Training(width=2, steps=12, batch_size=4)
 QUICK = Tuning(
@@ -45,7 +45,7 @@ QUICK = Tuning(
     starts=(0.5, 0.8),
     checkpoint_every=2,
 )
-every_kind = pytest.mark.parametrize("kind", DEFAULT_RANGES)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 every_order = pytest.mark.parametrize("order", [1, 2])
 
 # Tiny trainings end anywhere; what is a sign of collapse has its own tests.
@@ -290,7 +290,7 @@ def test_a_point_that_leaves_its_bounds_is_put_back_and_fits_there(kind):
 def test_a_starting_point_is_a_fraction_of_the_first_range_or_values():
     coordinates = Coordinates.of(Augmentation("cutavg", {"patch_area": Range(0.01, 0.16, log=True)}))
     assert coordinates.numbers(coordinates.start(0.25)) == pytest.approx(
-        {"patch_area": 0.02, "patch_aspect": DEFAULT_RANGES["cutavg"]["patch_aspect"].at(0.5)}
+        {"patch_area": 0.02, "patch_aspect": Augmentation("cutavg").hyperparameters["patch_aspect"].at(0.5)}
     )
     named = coordinates.start({"patch_aspect": 0.5})
     assert coordinates.numbers(named) == pytest.approx({"patch_area": 0.04, "patch_aspect": 0.5})
@@ -329,7 +329,7 @@ def test_a_tuning_learns_hyperparameters_within_their_bounds_and_gives_a_finishe
         assert moved[0] == tuned.start.hyperparameters
         points = [*moved, tuned.augmentation.hyperparameters]
         assert all(a != b for a, b in itertools.pairwise(points))
-        for values, (name, bound) in itertools.product(points, DEFAULT_RANGES[kind].items()):
+        for values, (name, bound) in itertools.product(points, Augmentation(kind).hyperparameters.items()):
             assert bound.low <= values[name] <= bound.high
         assert all(
             math.isfinite(loss) for o in tuned.trajectory for loss in (o.training_loss, o.validation_loss)

@@ -62,7 +62,7 @@ def apply(
         (N, C, H, W) in [0, 1].
     """
     row = KINDS[kind]
-    drawn = {name: _drawn(hyperparameters[name], noise[:, column]) for name, column in row.columns.items()}
+    drawn = {name: _value(hyperparameters[name], noise[:, column]) for name, column in row.columns.items()}
     changed = row.function(images, drawn, noise, temperature)
     return changed.clamp(0, 1)  # CutDiff goes below 0; means and interpolation go over by rounding
 
@@ -70,10 +70,10 @@ def apply(
 def check_fits(augmentation: Augmentation, *, height: int, width: int) -> None:
     """Raise ValueError if some patch of the augmentation's hyperparameters does not fit into the image.
 
-    A rotated patch must fit with its bounding box. CutDiff's spot may reach over the border, and
-    Rotation has no patch.
+    A rotated patch must fit with its bounding box. Only kinds that say `must_fit` are held to it: CutDiff's
+    spot may reach over the border, and Rotation has no patch.
     """
-    if augmentation.kind in ("rotation", "cutdiff"):
+    if not KINDS[augmentation.kind].must_fit:
         return
     values = augmentation.hyperparameters
     area = _ends(values["patch_area"])[-1]
@@ -118,5 +118,3 @@ def _widest_angles(angle: float | Range, w: float, h: float) -> list[float]:
     # A box repeats itself every half turn: the first such angle at or after the low end tells.
     firsts = [low + (diagonal - low) % math.pi for diagonal in diagonals]
     return [low, high, *(first for first in firsts if first < high)]
-
-

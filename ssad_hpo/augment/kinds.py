@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -35,6 +35,9 @@ class Hyperparameter:
             uniform accordingly, and tuning by gradient moves this coordinate.
         vanishes: whether images hardly change at its lower end, where a tuning may be drawn to.
         column: which of an image's uniform numbers draws it; None for its place in the kind's row.
+
+    Raises:
+        ValueError: for an unknown coordinate, or ends of which no `Range` can be made.
     """
 
     low: float
@@ -42,6 +45,12 @@ class Hyperparameter:
     coordinate: Coordinate
     vanishes: bool = False
     column: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.coordinate not in get_args(Coordinate):
+            expected = ", ".join(get_args(Coordinate))
+            raise ValueError(f"coordinate: expected one of {expected}, got {self.coordinate!r}")
+        assert self.range  # ends that make no range say so now, and not when they are first asked for
 
     @property
     def range(self) -> Range:

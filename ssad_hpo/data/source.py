@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ssad_hpo.augment import KINDS, Augmentation
 from ssad_hpo.data import folder, testbed
-from ssad_hpo.task import Augmentation, SearchSpace, Task
+from ssad_hpo.task import SearchSpace, Task
 
 _Labels = Callable[..., "np.ndarray | None"]
 _LOADERS: dict[str, tuple[Callable[..., Task], _Labels | None]] = {
@@ -23,7 +24,6 @@ _LOADERS: dict[str, tuple[Callable[..., Task], _Labels | None]] = {
     "folders": (folder.load_folders, None),
 }
 _FOLDER_ARGUMENTS = ("root", "train", "unlabeled")
-_KINDS = ("cutout", "cutavg", "cutpaste", "cutdiff")
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,18 @@ def builtin_names() -> list[str]:
     textures = [
         f"{texture}/{other}"
         for texture in testbed.TEXTURES
-        for other in (*_KINDS, *testbed.TEXTURES)
+        for other in (*_of_size(), *testbed.TEXTURES)
         if other != texture
     ]
     digits = [f"digits/{digit}" for digit in range(10)]
     return textures + digits + [f"{name}/rotated" for name in digits]
+
+
+def _of_size() -> list[str]:
+    """Kinds of augmentation that an area makes an anomaly of."""
+    return [
+        name for name, kind in KINDS.items() if {"patch_area", "patch_aspect"} <= set(kind.hyperparameters)
+    ]
 
 
 def builtin(name: str) -> Source:
@@ -130,14 +137,14 @@ def builtin(name: str) -> Source:
             return Source("semantic", {"normal": int(digit), "anomalies": rest[0] if rest else "others"})
         case [texture, other] if {texture, other} <= set(testbed.TEXTURES) and texture != other:
             return Source("controlled", {"texture": texture, "anomaly": other})
-        case [texture, kind, *rest] if texture in testbed.TEXTURES and kind in _KINDS and len(rest) < 2:
+        case [texture, kind, *rest] if texture in testbed.TEXTURES and kind in _of_size() and len(rest) < 2:
             area = _area(rest[0]) if rest else testbed.DEFAULT_AREA
             if area is not None:
                 anomaly = Augmentation(kind, {"patch_area": area, "patch_aspect": testbed.ASPECT})
                 return Source("controlled", {"texture": texture, "anomaly": anomaly})
     raise ValueError(
         "data set: expected TEXTURE/KIND, TEXTURE/KIND/AREA or TEXTURE/TEXTURE (textures "
-        f"{', '.join(testbed.TEXTURES)}; kinds {', '.join(_KINDS)}; areas between 0 and 1), digits/DIGIT "
+        f"{', '.join(testbed.TEXTURES)}; kinds {', '.join(_of_size())}; areas between 0 and 1), digits/DIGIT "
         f"or digits/DIGIT/rotated, got {name!r}"
     )
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ssad_hpo.task import Augmentation, Range, Task
+from ssad_hpo.augment import Augmentation, Range, augment
+from ssad_hpo.task import Task
 
 TEXTURES = ("gravel", "brick", "grass")
 DEFAULT_AREA = 0.05
@@ -78,11 +79,6 @@ def _controlled(
     contamination: float,
     seed: int,
 ) -> tuple[Task, np.ndarray]:
-    # The one edge from this room to another of its level: f_gen is one of the augmentations, and the
-    # benchmark must make anomalies with the very code that a search may imitate them with. Imported
-    # here, so that reading folders does not need it.
-    from ssad_hpo.augment import augment
-
     photograph = _photograph(texture)
     widest = photograph.shape[1] - _TRAIN_COLUMNS
     if not isinstance(image_size, int) or not 1 <= image_size <= widest:
@@ -97,6 +93,7 @@ def _controlled(
         other = _photograph(anomaly)[:, _TRAIN_COLUMNS:]
         unlabeled[anomalous] = _crops(other, n_anomalous, image_size, generator)
     elif n_anomalous:
+        # By the very code that a search may imitate the anomalies with.
         changed = augment(unlabeled[anomalous].float() / 255, anomaly, generator)
         unlabeled[anomalous] = (changed * 255).round().to(torch.uint8)
     labels = np.zeros(n_unlabeled, np.int8)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssad_hpo.task.augmentation import Augmentation, Hyperparameters, Range
+from ssad_hpo.augment import Augmentation, Hyperparameters, Range
 
 if TYPE_CHECKING:
     import optuna
