@@ -45,7 +45,7 @@ from ssad_hpo.search import (
     open_kept,
 )
 from ssad_hpo.search.kept import FolderStore
-from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS, INTERRUPTED, METRICS, RETRY_OF
+from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS, INTERRUPTED, RETRY_OF, metric_names
 from ssad_hpo.task import SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -146,7 +146,7 @@ def test_a_trial_told_by_a_book_is_the_trial_of_a_local_search(
     same = local.trials[0]
     assert (trial.state, trial.params, trial.value) == (TrialState.COMPLETE, same.params, same.value)
     assert trial.intermediate_values == same.intermediate_values
-    for name in (*METRICS, BUDGET, HYPERPARAMETERS):
+    for name in (*metric_names(), BUDGET, HYPERPARAMETERS):
         assert trial.user_attrs[name] == same.user_attrs[name], name
     mine, theirs = (open_kept(t.user_attrs[ARTIFACTS]) for t in (trial, same))
     assert np.array_equal(mine.scores, theirs.scores)
@@ -165,7 +165,7 @@ def test_a_trial_that_a_scheduler_stops_is_pruned_and_never_selected_though_it_i
     tell_whole(book, "whole", tmp_path)
     book.ask("stopped")
     book.started("stopped")
-    last = {**dict.fromkeys(METRICS, -1e9), "step": 3, "seconds": 1.0}
+    last = {**dict.fromkeys(metric_names(), -1e9), "step": 3, "seconds": 1.0}
     book.ended("stopped", last, None)  # Ray tells its searcher nothing of the report that stops a trial
     study = open_again()
     assert states(study) == ["COMPLETE", "PRUNED"]
@@ -182,7 +182,7 @@ def test_a_trial_whose_criterion_is_not_finite_fails_with_its_hyperparameters(
     book = Book(objective, open_again())
     book.ask("a")
     book.started("a")
-    result = {**dict.fromkeys(METRICS, 0.5), "dsv": value, "step": TRAINING.steps, "seconds": 1.0}
+    result = {**dict.fromkeys(metric_names(), 0.5), "dsv": value, "step": TRAINING.steps, "seconds": 1.0}
     book.progress("a", result)
     book.ended("a", result, tmp_path)
     trial = open_again().trials[0]
@@ -231,7 +231,7 @@ def test_a_report_that_is_repeated_by_a_new_worker_is_not_told_again(
 ) -> None:
     book = Book(objective, study)
     book.ask("a")
-    report = {**dict.fromkeys(METRICS, 0.5), "step": 3, "seconds": 1.0}
+    report = {**dict.fromkeys(metric_names(), 0.5), "step": 3, "seconds": 1.0}
     for _ in range(2):
         book.started("a")
         book.progress("a", report)
@@ -252,7 +252,7 @@ def test_what_a_dead_driver_left_open_is_closed_and_repeated_from_its_checkpoint
     again = book.ask("again")
     assert again == {**(lost or {}), CHECKPOINT: "/shared/checkpoint_000000"}
     assert open_again().trials[3].user_attrs[RETRY_OF] == 2
-    book.progress("going", {**dict.fromkeys(METRICS, 0.5), "step": 3, "seconds": 1.0})
+    book.progress("going", {**dict.fromkeys(metric_names(), 0.5), "step": 3, "seconds": 1.0})
     assert open_again().trials[1].intermediate_values == {3: 0.5} and going
     fresh = book.ask("new")
     assert fresh and CHECKPOINT not in fresh
@@ -264,7 +264,7 @@ def test_a_trial_whose_artifacts_do_not_arrive_is_interrupted_and_may_be_repeate
     objective: Objective, study: optuna.Study, tmp_path: Path
 ) -> None:
     book = Book(objective, study)
-    whole = {**dict.fromkeys(METRICS, 0.5), "step": TRAINING.steps, "seconds": 1.0}
+    whole = {**dict.fromkeys(metric_names(), 0.5), "step": TRAINING.steps, "seconds": 1.0}
     for ray_trial, kept in (("a", None), ("b", tmp_path / "gone")):
         book.ask(ray_trial)
         book.ended(ray_trial, whole, kept)

@@ -13,15 +13,17 @@ import optuna
 import torch
 
 from ssad_hpo.augment import check_fits
-from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.criteria import CRITERIA, measured
 from ssad_hpo.detector import Detector, train, untrained_network
-from ssad_hpo.judgement import CRITERIA_AND_COMPONENTS, Judged, judge
+from ssad_hpo.judgement import Judged, judge
 from ssad_hpo.search import record
 from ssad_hpo.search.store import FolderStore, MemoryStore, Store, trial_name
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, Search, Task, Teller, Training
 
-# What is told of every evaluation, beside its step.
-METRICS = (*CRITERIA_AND_COMPONENTS, "loss")
+
+def metric_names() -> tuple[str, ...]:
+    """What is told of every evaluation, beside its step."""
+    return (*measured(), "loss")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All of `METRICS` by name."""
+        """All of `metric_names` by name."""
         return {**self.judged.criteria, "loss": self.loss}
 
 
