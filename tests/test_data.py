@@ -72,7 +72,7 @@ def same(a: Task, b: Task) -> bool:
 
 
 def test_a_task_of_a_folder_has_three_fields_and_no_labels(tmp_path):
-    task = data.load_folder(make_category(tmp_path / "bottle"), image_size=SIZE)
+    task = data.load_folder(make_category(tmp_path / "bottle"), image_size=SIZE).task
     assert [field.name for field in dataclasses.fields(task)] == ["name", "train", "unlabeled"]
     assert vars(task).keys() == {"name", "train", "unlabeled"}
     assert task.train.shape == (4, 3, SIZE, SIZE) and task.unlabeled.shape == (12, 3, SIZE, SIZE)
@@ -86,8 +86,8 @@ def test_images_and_labels_agree_with_a_slow_reading_sorted_by_pixel_digest(tmp_
         for path in (place / "test").rglob("*.png")
     ]
     rows.sort(key=lambda row: row[:2])
-    task = data.load_folder(place, image_size=SIZE)
-    labels = data.folder_labels(place, image_size=SIZE)
+    task = data.load_folder(place, image_size=SIZE).task
+    labels = data.load_folder(place, image_size=SIZE).labels
     assert np.array_equal(task.unlabeled.numpy(), np.stack([row[2] for row in rows]))
     assert labels.dtype == np.int8 and labels.tolist() == [row[1] for row in rows]
     train = sorted((pixels_of(path) for path in (place / "train").rglob("*.png")), key=digest)
@@ -96,20 +96,20 @@ def test_images_and_labels_agree_with_a_slow_reading_sorted_by_pixel_digest(tmp_
 
 def test_renaming_defect_folders_changes_no_pixel_of_the_task(tmp_path):
     place = make_category(tmp_path / "bottle")
-    before = data.load_folder(place, image_size=SIZE)
+    before = data.load_folder(place, image_size=SIZE).task
     (place / "test" / "crack").rename(place / "test" / "a_new_name")
     (place / "test" / "good").rename(place / "test" / "z")
-    assert same(before, data.load_folder(place, image_size=SIZE))
+    assert same(before, data.load_folder(place, image_size=SIZE).task)
 
 
 def test_shuffling_file_names_across_folders_changes_no_pixel_of_the_task(tmp_path):
     place = make_category(tmp_path / "bottle")
-    before = data.load_folder(place, image_size=SIZE)
+    before = data.load_folder(place, image_size=SIZE).task
     paths = sorted((place / "test").rglob("*.png"))
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, reversed(contents), strict=True):
         path.write_bytes(content)
-    assert same(before, data.load_folder(place, image_size=SIZE))
+    assert same(before, data.load_folder(place, image_size=SIZE).task)
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -117,13 +117,13 @@ def test_a_plain_pair_of_copied_folders_gives_the_same_task(tmp_path, monkeypatc
     place = make_category(tmp_path / "bottle")
     if not cached:
         monkeypatch.setenv("SSAD_HPO_CACHE", "")
-    published = data.load_folder(place, image_size=SIZE)
+    published = data.load_folder(place, image_size=SIZE).task
     for half in ("train", "test"):
         for i, path in enumerate(sorted((place / half).rglob("*.png"), reverse=True)):
             copy = tmp_path / "plain" / half / f"{i}.PNG"
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
-    plain = data.load_folders(tmp_path / "plain" / "train", tmp_path / "plain" / "test", image_size=SIZE)
+    plain = data.load_folders(tmp_path / "plain" / "train", tmp_path / "plain" / "test", image_size=SIZE).task
     assert same(published, plain) and published.content_hash == plain.content_hash
     assert (published.name, plain.name) == ("bottle", "images")
 
@@ -132,8 +132,8 @@ def test_identical_images_are_listed_normal_first_and_keep_their_number(tmp_path
     place = make_category(tmp_path / "bottle", defects=("crack",), n=2)
     shutil.copy(place / "test" / "crack" / "000.png", place / "test" / "good" / "copy.png")
     save(place / "test" / "good" / "copy.bmp", Image.open(place / "test" / "crack" / "000.png"))
-    task = data.load_folder(place, image_size=SIZE)
-    labels = data.folder_labels(place, image_size=SIZE)
+    task = data.load_folder(place, image_size=SIZE).task
+    labels = data.load_folder(place, image_size=SIZE).labels
     twin = torch.from_numpy(pixels_of(place / "test" / "crack" / "000.png").copy())
     where = [i for i, image in enumerate(task.unlabeled) if torch.equal(image, twin)]
     assert len(labels) == len(task.unlabeled) == 6
@@ -142,12 +142,12 @@ def test_identical_images_are_listed_normal_first_and_keep_their_number(tmp_path
 
 def test_an_anomaly_selects_its_folder_and_the_good_one(tmp_path):
     place = make_category(tmp_path / "bottle")
-    task = data.load_folder(tmp_path, "bottle", "scratch", image_size=SIZE)
+    task = data.load_folder(tmp_path, "bottle", "scratch", image_size=SIZE).task
     wanted = [p for folder in ("good", "scratch") for p in (place / "test" / folder).iterdir()]
     expected = sorted((digest(pixels_of(path)), int(path.parent.name != "good")) for path in wanted)
     assert task.name == "bottle/scratch"
     assert [digest(image.numpy()) for image in task.unlabeled] == [row[0] for row in expected]
-    labels = data.folder_labels(tmp_path, "bottle", "scratch", image_size=SIZE)
+    labels = data.load_folder(tmp_path, "bottle", "scratch", image_size=SIZE).labels
     assert labels.tolist() == [row[1] for row in expected]
     assert data.find_anomalies(tmp_path, "bottle") == ["crack", "scratch"]
 
@@ -156,84 +156,84 @@ def test_an_anomaly_selects_its_folder_and_the_good_one(tmp_path):
 def test_an_anomaly_without_a_folder_is_an_error_that_lists_those_there(tmp_path, anomaly):
     make_category(tmp_path / "bottle")
     with pytest.raises(data.DataError, match=r"anomaly: .*found: crack, scratch"):
-        data.load_folder(tmp_path, "bottle", anomaly, image_size=SIZE)
+        data.load_folder(tmp_path, "bottle", anomaly, image_size=SIZE).task
 
 
 @pytest.mark.parametrize("layout", ["images directly in test", "no test/good"])
 def test_a_test_folder_without_ground_truth_has_no_labels_and_the_same_task(tmp_path, layout):
     place = make_category(tmp_path / "bottle")
-    before = data.load_folder(place, image_size=SIZE)
+    before = data.load_folder(place, image_size=SIZE).task
     if layout == "no test/good":
         (place / "test" / "good").rename(place / "test" / "part1")
     else:
         (place / "test" / "crack" / "000.png").rename(place / "test" / "000.png")
-    assert same(before, data.load_folder(place, image_size=SIZE))
-    assert data.folder_labels(place, image_size=SIZE) is None
+    assert same(before, data.load_folder(place, image_size=SIZE).task)
+    assert data.load_folder(place, image_size=SIZE).labels is None
     with pytest.raises(data.DataError, match="anomaly: expected a folder beside"):
-        data.load_folder(place, anomaly="scratch", image_size=SIZE)
+        data.load_folder(place, anomaly="scratch", image_size=SIZE).task
 
 
 def test_train_images_may_lie_directly_in_train(tmp_path):
     place = make_category(tmp_path / "bottle")
-    before = data.load_folder(place, image_size=SIZE)
+    before = data.load_folder(place, image_size=SIZE).task
     for path in (place / "train" / "good").iterdir():
         path.rename(place / "train" / path.name)
     (place / "train" / "good").rmdir()
-    assert same(before, data.load_folder(place, image_size=SIZE))
+    assert same(before, data.load_folder(place, image_size=SIZE).task)
     (place / "train").rename(place / "bad")
     (place / "train").mkdir()
     (place / "bad").rename(place / "train" / "bad")
     with pytest.raises(data.DataError, match=r"train/good: .*no such folder"):
-        data.load_folder(place, image_size=SIZE)
+        data.load_folder(place, image_size=SIZE).task
 
 
 def test_one_category_needs_no_name_and_several_are_listed(tmp_path):
     make_category(tmp_path / "bottle", n=2)
     (tmp_path / "license").mkdir()
-    assert data.load_folder(tmp_path, image_size=SIZE).name == "bottle"
+    assert data.load_folder(tmp_path, image_size=SIZE).task.name == "bottle"
     make_category(tmp_path / "cable", n=2)
     assert data.find_categories(tmp_path) == ["bottle", "cable"]
     assert data.find_categories(tmp_path / "cable") == []
     for wrong in (None, "screw", "../bottle"):
         with pytest.raises(data.CategoryError, match="bottle, cable") as caught:
-            data.load_folder(tmp_path, wrong, image_size=SIZE)
+            data.load_folder(tmp_path, wrong, image_size=SIZE).task
         assert pickle.loads(pickle.dumps(caught.value)).categories == ("bottle", "cable")
     with pytest.raises(data.DataError, match="expected train/good and test/"):
-        data.load_folder(tmp_path / "license")
+        data.load_folder(tmp_path / "license").task
 
 
 def test_a_relative_root_gets_its_folders_name(tmp_path, monkeypatch):
     monkeypatch.chdir(make_category(tmp_path / "bottle", n=2))
-    assert data.load_folder(".", image_size=SIZE).name == "bottle"
+    assert data.load_folder(".", image_size=SIZE).task.name == "bottle"
 
 
 def test_hidden_files_and_other_files_are_ignored(tmp_path):
     place = make_category(tmp_path / "bottle")
-    before = data.load_folder(place, image_size=SIZE)
+    before = data.load_folder(place, image_size=SIZE).task
     for name in (".DS_Store", "._000.png", "notes.txt", ".thumbs/1.png"):
         path = place / "test" / "good" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"nothing")
-    assert same(before, data.load_folder(place, image_size=SIZE))
+    assert same(before, data.load_folder(place, image_size=SIZE).task)
 
 
 def test_linked_folders_are_followed_and_circles_end(tmp_path):
     place = make_category(tmp_path / "bottle")
-    before = data.load_folder(place, image_size=SIZE)
+    before = data.load_folder(place, image_size=SIZE).task
     (place / "test" / "good").rename(tmp_path / "elsewhere")
     (place / "test" / "good").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "circle").symlink_to(place / "test")
     assert data.find_images(tmp_path / "elsewhere")[0].name == "000.png"
     (tmp_path / "elsewhere" / "circle").unlink()
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "elsewhere")
-    assert same(before, data.load_folder(place, image_size=SIZE))
-    assert data.folder_labels(place, image_size=SIZE).sum() == 8
+    assert same(before, data.load_folder(place, image_size=SIZE).task)
+    assert data.load_folder(place, image_size=SIZE).labels.sum() == 8
 
 
 def test_a_pair_of_folders_that_shares_a_file_is_an_error(tmp_path):
     place = make_category(tmp_path / "bottle")
     with pytest.raises(data.DataError, match="is in train and in unlabeled"):
-        data.load_folders(place / "train", place)
+        data.load_folders(place / "train", place).task
 
 
 # Files: formats, modes, channels
@@ -245,7 +245,7 @@ def test_every_format_is_read_in_grey_and_colour(tmp_path, suffix, channels):
     for half in ("train", "unlabeled"):
         for i in range(2):
             save(tmp_path / half / f"{i}.{suffix}", colours(i, channels=channels))
-    task = data.load_folders(tmp_path / "train", tmp_path / "unlabeled", image_size=SIZE)
+    task = data.load_folders(tmp_path / "train", tmp_path / "unlabeled", image_size=SIZE).task
     assert task.train.shape == (2, channels, SIZE, SIZE)
     assert torch.equal(task.train, task.unlabeled)
     expected = sorted(
@@ -281,7 +281,7 @@ def test_a_task_has_one_channel_only_if_every_image_is_grey(tmp_path, mode):
         for i in range(2):
             save(tmp_path / half / f"{i}.png", colours(i, channels=1))
     save(tmp_path / "unlabeled" / "2.png", (GREY | COLOUR)[mode]())
-    task = data.load_folders(tmp_path / "train", tmp_path / "unlabeled", image_size=SIZE)
+    task = data.load_folders(tmp_path / "train", tmp_path / "unlabeled", image_size=SIZE).task
     assert task.train.shape[1] == task.unlabeled.shape[1] == (1 if mode in GREY else 3)
 
 
@@ -403,7 +403,7 @@ def test_an_unreadable_file_is_an_error_that_names_it_and_the_remedy(tmp_path, h
     message = rf"{path}: {BROKEN[how, suffix]}.*Repair or remove the file, or skip"
     for _ in range(2):
         with pytest.raises(data.DataError, match=message):
-            data.load_folder(place, image_size=SIZE)
+            data.load_folder(place, image_size=SIZE).task
     with pytest.raises(data.DataError, match=message):
         data.read_images([path], SIZE, 3)
 
@@ -413,8 +413,8 @@ def test_skipped_files_are_counted_and_named_and_labels_follow(tmp_path, monkeyp
     if not cached:
         monkeypatch.setenv("SSAD_HPO_CACHE", "")
     place = make_category(tmp_path / "bottle")
-    before = data.load_folder(place, image_size=SIZE)
-    labels = data.folder_labels(place, image_size=SIZE)
+    before = data.load_folder(place, image_size=SIZE).task
+    labels = data.load_folder(place, image_size=SIZE).labels
     break_image(place / "test" / "crack" / "000a.png", "truncated")
     break_image(place / "test" / "good" / "000a.jpg", "text")
     (place / "train" / "good" / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -422,22 +422,22 @@ def test_skipped_files_are_counted_and_named_and_labels_follow(tmp_path, monkeyp
         with pytest.warns(
             UserWarning, match=r"bottle: skipped 3 unreadable images: .*gone\.png cannot be read"
         ):
-            after = data.load_folder(place, image_size=SIZE, skip_unreadable=True)
+            after = data.load_folder(place, image_size=SIZE, skip_unreadable=True).task
         assert same(before, after)
-        skipped = data.folder_labels(place, image_size=SIZE, skip_unreadable=True)
+        skipped = data.load_folder(place, image_size=SIZE, skip_unreadable=True).labels
         assert skipped.tolist() == labels.tolist()
     for _ in range(2):  # what was cached while skipping is no excuse later
         with pytest.raises(data.DataError, match=r"gone\.png"):
-            data.load_folder(place, image_size=SIZE)
+            data.load_folder(place, image_size=SIZE).task
 
 
 def test_an_error_remains_an_error_after_the_same_files_were_skipped(tmp_path):
     place = make_category(tmp_path / "bottle")
     break_image(place / "test" / "good" / "broken.png", "truncated")
     with pytest.warns(UserWarning, match="skipped 1 unreadable image"):
-        data.load_folder(place, image_size=SIZE, skip_unreadable=True)
+        data.load_folder(place, image_size=SIZE, skip_unreadable=True).task
     with pytest.raises(data.DataError, match=r"broken\.png: cannot be decoded"):
-        data.load_folder(place, image_size=SIZE)
+        data.load_folder(place, image_size=SIZE).task
 
 
 def test_new_images_that_cannot_be_read_are_left_out_on_request(tmp_path):
@@ -469,13 +469,13 @@ def test_a_decompression_bomb_is_an_error_until_the_limit_is_raised(tmp_path, mo
     with monkeypatch.context() as limited:
         limited.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(data.DataError, match=rf"000\.png: has more than {limit} pixels"):
-            data.load_folder(place, image_size=SIZE)
+            data.load_folder(place, image_size=SIZE).task
         with pytest.warns(UserWarning, match="skipped 16 unreadable images"):
-            skipped = data.load_folder(place, image_size=SIZE, skip_unreadable=True)
+            skipped = data.load_folder(place, image_size=SIZE, skip_unreadable=True).task
         assert len(skipped.train) == len(skipped.unlabeled) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        whole = data.load_folder(place, image_size=SIZE, skip_unreadable=True)
+        whole = data.load_folder(place, image_size=SIZE, skip_unreadable=True).task
     assert (len(whole.train), len(whole.unlabeled)) == (6, 14)
 
 
@@ -509,24 +509,24 @@ def test_a_file_cannot_reach_other_readers_under_an_image_suffix(tmp_path):
 
 def test_missing_empty_and_nearly_empty_folders_are_errors_that_name_them(tmp_path):
     with pytest.raises(data.DataError, match=r"nowhere: .*there is no such folder"):
-        data.load_folder(tmp_path / "nowhere")
+        data.load_folder(tmp_path / "nowhere").task
     with pytest.raises(data.DataError, match=r"nowhere: .*there is no such folder"):
         data.find_images(tmp_path / "nowhere")
     place = make_category(tmp_path / "bottle")
     (tmp_path / "empty").mkdir()
     with pytest.raises(data.DataError, match=r"empty: expected images \(\.bmp, .*found none"):
-        data.load_folders(place / "train", tmp_path / "empty")
+        data.load_folders(place / "train", tmp_path / "empty").task
     save(tmp_path / "one" / "0.png", colours(0))
     with pytest.raises(data.DataError, match=r"one: expected at least 2 readable images in it, found 1"):
-        data.load_folders(tmp_path / "one", place / "test", image_size=SIZE)
+        data.load_folders(tmp_path / "one", place / "test", image_size=SIZE).task
     break_image(tmp_path / "one" / "1.png", "text")
     with pytest.raises(data.DataError, match=r"one: expected at least 2 readable images in it, found 1"):
-        data.load_folders(tmp_path / "one", place / "test", image_size=SIZE, skip_unreadable=True)
+        data.load_folders(tmp_path / "one", place / "test", image_size=SIZE, skip_unreadable=True).task
     shutil.rmtree(place / "test")
     with pytest.raises(data.DataError, match=r"bottle/test: .*there is no such folder"):
-        data.load_folder(place)
+        data.load_folder(place).task
     with pytest.raises(ValueError, match="image_size: expected a whole number of pixels >= 1, got 0"):
-        data.load_folder(make_category(tmp_path / "cable"), image_size=0)
+        data.load_folder(make_category(tmp_path / "cable"), image_size=0).task
 
 
 # The cache
@@ -551,7 +551,7 @@ def work(monkeypatch):
 
 def reload_counts(work, place, **options):
     work.update(read=0, decoded=0)
-    task = data.load_folder(place, image_size=SIZE, **options)
+    task = data.load_folder(place, image_size=SIZE, **options).task
     return task, (work["read"], work["decoded"])
 
 
@@ -601,12 +601,12 @@ def test_files_written_just_now_are_not_trusted_by_their_stat(tmp_path, monkeypa
 def test_settings_have_their_own_cache_entries(tmp_path, work):
     place = make_category(tmp_path / "bottle")
     reload_counts(work, place)
-    assert data.load_folder(place, image_size=8).train.shape[-1] == 8
+    assert data.load_folder(place, image_size=8).task.train.shape[-1] == 8
     assert reload_counts(work, place, anomaly="crack")[1] == (0, 8)  # train is shared, unlabeled is not
     grey = make_category(tmp_path / "grey", channels=1)
-    assert data.load_folder(grey, image_size=SIZE).train.shape[1] == 1
+    assert data.load_folder(grey, image_size=SIZE).task.train.shape[1] == 1
     save(grey / "test" / "good" / "colour.png", colours(5000))
-    assert data.load_folder(grey, image_size=SIZE).train.shape[1] == 3
+    assert data.load_folder(grey, image_size=SIZE).task.train.shape[1] == 3
 
 
 @pytest.mark.parametrize(
@@ -649,10 +649,10 @@ def test_a_table_of_another_form_is_made_again(tmp_path, cache_folder, work, con
 def test_an_unwritable_cache_is_gone_without(tmp_path, monkeypatch, caplog):
     place = make_category(tmp_path / "bottle")
     (tmp_path / "file").write_text("a file where a folder should be")
-    expected = data.load_folder(place, image_size=SIZE)
+    expected = data.load_folder(place, image_size=SIZE).task
     monkeypatch.setenv("SSAD_HPO_CACHE", str(tmp_path / "file" / "cache"))
     with caplog.at_level("DEBUG", logger="ssad_hpo"):
-        assert same(expected, data.load_folder(place, image_size=SIZE))
+        assert same(expected, data.load_folder(place, image_size=SIZE).task)
     assert "is not written" in caplog.text
 
 
@@ -662,7 +662,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, cache_folder, monkeypatc
 
     place = make_category(tmp_path / "bottle")
     monkeypatch.setattr(np, "save", full)
-    data.load_folder(place, image_size=SIZE)
+    data.load_folder(place, image_size=SIZE).task
     assert not list(cache_folder.glob("writing-*")) and not list(cache_folder.glob("images-*.npy"))
 
 
@@ -680,16 +680,16 @@ def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
 
 def test_writing_to_a_cached_task_changes_neither_the_cache_nor_the_next_task(tmp_path):
     place = make_category(tmp_path / "bottle")
-    data.load_folder(place, image_size=SIZE)
-    cached = data.load_folder(place, image_size=SIZE)
+    data.load_folder(place, image_size=SIZE).task
+    cached = data.load_folder(place, image_size=SIZE).task
     before = cached.train.clone()
     cached.train.zero_()
-    assert torch.equal(data.load_folder(place, image_size=SIZE).train, before)
+    assert torch.equal(data.load_folder(place, image_size=SIZE).task.train, before)
 
 
 def test_cached_image_files_name_no_path_and_no_folder(tmp_path, cache_folder):
     place = make_category(tmp_path / "bottle")
-    data.load_folder(place, image_size=SIZE)
+    data.load_folder(place, image_size=SIZE).task
     for path in cache_folder.glob("images-*.json"):
         table = json.loads(path.read_text())
         assert set(table) == {"digests", "unreadable"} and "crack" not in path.read_text()
@@ -710,13 +710,13 @@ def test_reordering_in_place_is_indexing(tmp_path):
 def test_a_controlled_task_shares_no_pixel_between_train_and_unlabeled(monkeypatch):
     columns = torch.arange(512).div(2, rounding_mode="floor").to(torch.uint8).expand(512, 512)
     monkeypatch.setattr(testbed, "_photograph", lambda texture: columns)
-    task = data.controlled_task(contamination=0.0, n_train=300, n_unlabeled=300)
+    task = data.controlled_data(contamination=0.0, n_train=300, n_unlabeled=300).task
     assert (task.train.min(), task.train.max()) == (0, 149)
     assert (task.unlabeled.min(), task.unlabeled.max()) == (150, 255)
 
 
 def test_the_controlled_defaults_are_the_published_setting():
-    task, labels = data.controlled_task(), data.controlled_labels()
+    task, labels = data.controlled_data().task, data.controlled_data().labels
     assert task.name == "gravel/cutavg"
     assert task.train.shape == (256, 1, 64, 64) and task.unlabeled.shape == (128, 1, 64, 64)
     assert labels.dtype == np.int8 and labels.shape == (128,) and labels.sum() == 64
@@ -727,22 +727,22 @@ def test_the_controlled_defaults_are_the_published_setting():
 def test_another_texture_can_be_the_anomaly():
     size = {"image_size": 32, "n_train": 4, "n_unlabeled": 20}
     task, labels = (
-        data.controlled_task("gravel", "brick", **size),
-        data.controlled_labels("gravel", "brick", **size),
+        data.controlled_data("gravel", "brick", **size).task,
+        data.controlled_data("gravel", "brick", **size).labels,
     )
-    clean = data.controlled_task("gravel", "brick", contamination=0.0, **size)
+    clean = data.controlled_data("gravel", "brick", contamination=0.0, **size).task
     kept = [(clean.unlabeled == image).flatten(1).all(1).any().item() for image in task.unlabeled]
     assert kept == [label == 0 for label in labels] and task.name == "gravel/brick"
-    assert same(data.load(data.builtin("gravel/brick")), data.controlled_task("gravel", "brick"))
+    assert same(data.load(data.builtin("gravel/brick")), data.controlled_data("gravel", "brick").task)
 
 
 @pytest.mark.parametrize("kind", ["cutout", "cutavg", "cutpaste", "cutdiff", "rotation"])
 def test_f_gen_changes_the_labelled_images_and_no_other(kind):
     anomaly = Augmentation(kind, {} if kind == "rotation" else {"patch_area": 0.05})
     size = {"texture": "brick", "n_train": 8, "n_unlabeled": 40, "image_size": 32}
-    task = data.controlled_task(anomaly=anomaly, contamination=0.3, **size)
-    clean = data.controlled_task(anomaly=anomaly, contamination=0.0, **size)
-    labels = data.controlled_labels(anomaly=anomaly, contamination=0.3, **size)
+    task = data.controlled_data(anomaly=anomaly, contamination=0.3, **size).task
+    clean = data.controlled_data(anomaly=anomaly, contamination=0.0, **size).task
+    labels = data.controlled_data(anomaly=anomaly, contamination=0.3, **size).labels
     differing = (task.unlabeled[:, None] != clean.unlabeled[None]).float().mean((2, 3, 4)).amin(1).numpy()
     assert (differing > 0).tolist() == labels.astype(bool).tolist() and labels.sum() == 12
     assert torch.equal(task.train, clean.train)
@@ -753,19 +753,19 @@ def test_f_gen_changes_the_labelled_images_and_no_other(kind):
 def test_controlled_names_tell_kind_and_area():
     size = {"n_train": 2, "n_unlabeled": 2, "image_size": 32}
     dynamic = Augmentation("cutout", {"patch_area": Range(0.01, 0.1, log=True)})
-    assert data.controlled_task("grass", dynamic, **size).name == "grass/cutout/0.01-0.1"
-    assert data.controlled_task("grass", Augmentation("rotation"), **size).name == "grass/rotation"
+    assert data.controlled_data("grass", dynamic, **size).task.name == "grass/cutout/0.01-0.1"
+    assert data.controlled_data("grass", Augmentation("rotation"), **size).task.name == "grass/rotation"
     small = Augmentation("cutdiff", {"patch_area": 0.01})
-    assert data.controlled_task("brick", small, **size).name == "brick/cutdiff/0.01"
+    assert data.controlled_data("brick", small, **size).task.name == "brick/cutdiff/0.01"
 
 
-@pytest.mark.parametrize("task", [data.controlled_task, data.semantic_task])
-def test_testbeds_follow_their_seed_alone(task):
+@pytest.mark.parametrize("load", [data.controlled_data, data.semantic_data])
+def test_testbeds_follow_their_seed_alone(load):
     torch.manual_seed(1)
-    first = task(seed=3)
+    first = load(seed=3).task
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert same(first, task(seed=3)) and not torch.equal(first.train, task(seed=4).train)
+    assert same(first, load(seed=3).task) and not torch.equal(first.train, load(seed=4).task.train)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -782,7 +782,7 @@ def test_testbeds_follow_their_seed_alone(task):
 )
 def test_controlled_arguments_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.controlled_task(**arguments)
+        data.controlled_data(**arguments).task
 
 
 def test_photographs_are_read_without_writing_anywhere(tmp_path, monkeypatch):
@@ -795,8 +795,8 @@ def test_photographs_are_read_without_writing_anywhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("anomalies", ["others", "rotated"])
 def test_no_digit_image_is_used_twice(anomalies):
-    task = data.semantic_task(4, anomalies)
-    labels = data.semantic_labels(4, anomalies)
+    task = data.semantic_data(4, anomalies).task
+    labels = data.semantic_data(4, anomalies).labels
     assert task.train.shape == (90, 1, 32, 32) and task.unlabeled.shape == (80, 1, 32, 32)
     assert labels.shape == (80,) and labels.sum() == 40
     digests = [digest(image.numpy()) for image in (*task.train, *task.unlabeled)]
@@ -812,8 +812,8 @@ def test_digit_labels_agree_with_the_data_sets_own_targets(anomalies):
     digits = load_digits()
     originals = np.round(digits.images.astype(np.float32) / 16 * 255).astype(np.uint8)
     target_of = {digest(image): target for image, target in zip(originals, digits.target, strict=True)}
-    task = data.semantic_task(4, anomalies, image_size=8)
-    labels = data.semantic_labels(4, anomalies, image_size=8)
+    task = data.semantic_data(4, anomalies, image_size=8).task
+    labels = data.semantic_data(4, anomalies, image_size=8).labels
     for image, label in zip(task.unlabeled[:, 0].numpy(), labels, strict=True):
         upright = [target_of.get(digest(np.rot90(image, k))) for k in range(4)]
         if anomalies == "others":
@@ -827,8 +827,8 @@ def test_every_digit_has_enough_images_for_the_defaults():
     for digit in range(10):
         name = data.load(data.builtin(f"digits/{digit}/rotated")).name
         assert name == f"digits/{digit}/rotated"
-    assert data.semantic_task(contamination=0.0).unlabeled.shape[0] == 80
-    assert data.semantic_task(3, "rotated", contamination=1.0, image_size=64).train.shape[-1] == 64
+    assert data.semantic_data(contamination=0.0).task.unlabeled.shape[0] == 80
+    assert data.semantic_data(3, "rotated", contamination=1.0, image_size=64).task.train.shape[-1] == 64
 
 
 @pytest.mark.parametrize(
@@ -843,10 +843,24 @@ def test_every_digit_has_enough_images_for_the_defaults():
 )
 def test_semantic_arguments_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.semantic_task(**arguments)
+        data.semantic_data(**arguments).task
 
 
 # Addresses
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros(79, np.int8), np.zeros(80), np.full(80, 2, np.int8)], ids=["few", "floats", "twos"]
+)
+def test_labels_that_do_not_belong_to_the_images_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels: expected \(80,\) int8 of 0 and 1, got"):
+        data.DataSet(data.semantic_data().task, labels)
+
+
+def test_the_name_of_a_loader_stands_for_its_defaults():
+    assert data.builtin("semantic") == data.Source("semantic", {})
+    with pytest.raises(ValueError, match="there is no such folder; as a built-in arguments: missing"):
+        data.find_source("folder")
 
 
 def test_every_builtin_name_has_a_task_of_that_name_and_labels():
@@ -857,7 +871,7 @@ def test_every_builtin_name_has_a_task_of_that_name_and_labels():
         task, labels = data.load(source), data.read_labels(source)
         assert task.name == name and len(labels) == len(task.unlabeled) and labels.mean() == 0.5
     assert all(isinstance(data.builtin(name), data.Source) for name in names)
-    assert same(data.load(data.builtin("gravel/cutavg")), data.controlled_task())
+    assert same(data.load(data.builtin("gravel/cutavg")), data.controlled_data().task)
 
 
 @pytest.mark.parametrize(
@@ -878,12 +892,12 @@ def test_an_address_survives_json_and_gives_the_same_task_and_labels(tmp_path, m
     addresses = [
         (
             data.Source("controlled", {"anomaly": anomaly, "seed": 2}),
-            data.controlled_task(anomaly=anomaly, seed=2),
+            data.controlled_data(anomaly=anomaly, seed=2).task,
         ),
-        (data.Source("semantic", {"normal": 3}), data.semantic_task(3)),
+        (data.Source("semantic", {"normal": 3}), data.semantic_data(3).task),
         (
             data.Source("folder", {"root": Path(), "anomaly": "crack", "image_size": SIZE}),
-            data.load_folder(place, anomaly="crack", image_size=SIZE),
+            data.load_folder(place, anomaly="crack", image_size=SIZE).task,
         ),
     ]
     monkeypatch.chdir("/")
@@ -899,7 +913,7 @@ def test_a_plain_pair_of_folders_has_no_labels(tmp_path):
     arguments = {"train": place / "train", "unlabeled": place / "test", "image_size": SIZE}
     source = data.Source("folders", arguments)
     assert data.read_labels(source) is None
-    assert same(data.load(source), data.load_folder(place, image_size=SIZE))
+    assert same(data.load(source), data.load_folder(place, image_size=SIZE).task)
 
 
 @pytest.mark.parametrize(

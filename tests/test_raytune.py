@@ -21,7 +21,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from ssad_hpo import Objective, candidates, controlled_task, select
+from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.experiment import RunError, StudyInterrupted, open_result, open_run, resume_study, run_sweep
 from ssad_hpo.raytune import (
@@ -58,7 +58,7 @@ COLLAPSING = {"patch_area": 1e6}
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return controlled_task(image_size=32, n_train=16, n_unlabeled=12)
+    return controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
 
 
 @pytest.fixture
@@ -603,7 +603,7 @@ def sweep_settings() -> dict[str, Any]:
 
 def run_the_sweep(folder: Path, address: str) -> None:
     run_sweep(
-        controlled_task(image_size=32, n_train=16, n_unlabeled=12),
+        controlled_data(image_size=32, n_train=16, n_unlabeled=12).task,
         run=folder,
         address=address,
         **sweep_settings(),
@@ -651,7 +651,7 @@ def tune_by_hand(place: Path, address: str) -> None:
 
     if not ray.is_initialized():
         ray.init(address, log_to_driver=False)
-    task = controlled_task(image_size=32, n_train=16, n_unlabeled=12)
+    task = controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
     objective = Objective(
         task, space=SPACE, training=sweep_settings()["training"], artifacts=place / "artifacts"
     )

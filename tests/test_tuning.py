@@ -23,7 +23,7 @@ import torch
 from optuna.trial import TrialState
 from PIL import Image
 
-from ssad_hpo import controlled_task, data
+from ssad_hpo import controlled_data, data
 from ssad_hpo.bilevel import DEFAULT_TRAINING, LOSSES, CollapseWarning, Tuning, tune
 from ssad_hpo.cli import main
 from ssad_hpo.criteria import CRITERIA
@@ -181,7 +181,7 @@ def test_settings_of_a_tuning_written_and_opened_are_the_same(tracked: Tracked) 
 
 
 def test_a_task_in_memory_is_tuned_and_not_judged() -> None:
-    task = controlled_task(anomaly=ANOMALY, image_size=32, n_train=20, n_unlabeled=14)
+    task = controlled_data(anomaly=ANOMALY, image_size=32, n_train=20, n_unlabeled=14).task
     result = quick(images=task)
     assert result.aucs is None and result.evaluation is None
     with pytest.raises(ValueError, match="there is no ground truth"):
@@ -590,7 +590,7 @@ def test_the_report_of_a_tuning_shows_its_course(tuned: StudyResult) -> None:
 
 
 def test_without_labels_and_images_a_tunings_report_has_nothing_that_needs_them() -> None:
-    task = controlled_task(anomaly=ANOMALY, image_size=32, n_train=20, n_unlabeled=14)
+    task = controlled_data(anomaly=ANOMALY, image_size=32, n_train=20, n_unlabeled=14).task
     quick(images=task, augmentation="rotation", tuning=replace(TUNING, starts=(0.5,)))
     page = report_run("tuned").read_text(encoding="utf-8")
     without_pictures = re.sub("base64,[A-Za-z0-9+/=]+", "", page)
