@@ -156,7 +156,7 @@ def test_an_anomaly_selects_its_folder_and_the_good_one(tmp_path):
 def test_an_anomaly_without_a_folder_is_an_error_that_lists_those_there(tmp_path, anomaly):
     make_category(tmp_path / "bottle")
     with pytest.raises(data.DataError, match=r"anomaly: .*found: crack, scratch"):
-        data.load_folder(tmp_path, "bottle", anomaly, image_size=SIZE).task
+        data.load_folder(tmp_path, "bottle", anomaly, image_size=SIZE)
 
 
 @pytest.mark.parametrize("layout", ["images directly in test", "no test/good"])
@@ -170,7 +170,7 @@ def test_a_test_folder_without_ground_truth_has_no_labels_and_the_same_task(tmp_
     assert same(before, data.load_folder(place, image_size=SIZE).task)
     assert data.load_folder(place, image_size=SIZE).labels is None
     with pytest.raises(data.DataError, match="anomaly: expected a folder beside"):
-        data.load_folder(place, anomaly="scratch", image_size=SIZE).task
+        data.load_folder(place, anomaly="scratch", image_size=SIZE)
 
 
 def test_train_images_may_lie_directly_in_train(tmp_path):
@@ -184,7 +184,7 @@ def test_train_images_may_lie_directly_in_train(tmp_path):
     (place / "train").mkdir()
     (place / "bad").rename(place / "train" / "bad")
     with pytest.raises(data.DataError, match=r"train/good: .*no such folder"):
-        data.load_folder(place, image_size=SIZE).task
+        data.load_folder(place, image_size=SIZE)
 
 
 def test_one_category_needs_no_name_and_several_are_listed(tmp_path):
@@ -196,10 +196,10 @@ def test_one_category_needs_no_name_and_several_are_listed(tmp_path):
     assert data.find_categories(tmp_path / "cable") == []
     for wrong in (None, "screw", "../bottle"):
         with pytest.raises(data.CategoryError, match="bottle, cable") as caught:
-            data.load_folder(tmp_path, wrong, image_size=SIZE).task
+            data.load_folder(tmp_path, wrong, image_size=SIZE)
         assert pickle.loads(pickle.dumps(caught.value)).categories == ("bottle", "cable")
     with pytest.raises(data.DataError, match="expected train/good and test/"):
-        data.load_folder(tmp_path / "license").task
+        data.load_folder(tmp_path / "license")
 
 
 def test_a_relative_root_gets_its_folders_name(tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path):
 def test_a_pair_of_folders_that_shares_a_file_is_an_error(tmp_path):
     place = make_category(tmp_path / "bottle")
     with pytest.raises(data.DataError, match="is in train and in unlabeled"):
-        data.load_folders(place / "train", place).task
+        data.load_folders(place / "train", place)
 
 
 # Files: formats, modes, channels
@@ -403,7 +403,7 @@ def test_an_unreadable_file_is_an_error_that_names_it_and_the_remedy(tmp_path, h
     message = rf"{path}: {BROKEN[how, suffix]}.*Repair or remove the file, or skip"
     for _ in range(2):
         with pytest.raises(data.DataError, match=message):
-            data.load_folder(place, image_size=SIZE).task
+            data.load_folder(place, image_size=SIZE)
     with pytest.raises(data.DataError, match=message):
         data.read_images([path], SIZE, 3)
 
@@ -428,16 +428,16 @@ def test_skipped_files_are_counted_and_named_and_labels_follow(tmp_path, monkeyp
         assert skipped.tolist() == labels.tolist()
     for _ in range(2):  # what was cached while skipping is no excuse later
         with pytest.raises(data.DataError, match=r"gone\.png"):
-            data.load_folder(place, image_size=SIZE).task
+            data.load_folder(place, image_size=SIZE)
 
 
 def test_an_error_remains_an_error_after_the_same_files_were_skipped(tmp_path):
     place = make_category(tmp_path / "bottle")
     break_image(place / "test" / "good" / "broken.png", "truncated")
     with pytest.warns(UserWarning, match="skipped 1 unreadable image"):
-        data.load_folder(place, image_size=SIZE, skip_unreadable=True).task
+        data.load_folder(place, image_size=SIZE, skip_unreadable=True)
     with pytest.raises(data.DataError, match=r"broken\.png: cannot be decoded"):
-        data.load_folder(place, image_size=SIZE).task
+        data.load_folder(place, image_size=SIZE)
 
 
 def test_new_images_that_cannot_be_read_are_left_out_on_request(tmp_path):
@@ -469,7 +469,7 @@ def test_a_decompression_bomb_is_an_error_until_the_limit_is_raised(tmp_path, mo
     with monkeypatch.context() as limited:
         limited.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(data.DataError, match=rf"000\.png: has more than {limit} pixels"):
-            data.load_folder(place, image_size=SIZE).task
+            data.load_folder(place, image_size=SIZE)
         with pytest.warns(UserWarning, match="skipped 16 unreadable images"):
             skipped = data.load_folder(place, image_size=SIZE, skip_unreadable=True).task
         assert len(skipped.train) == len(skipped.unlabeled) == 2
@@ -509,24 +509,24 @@ def test_a_file_cannot_reach_other_readers_under_an_image_suffix(tmp_path):
 
 def test_missing_empty_and_nearly_empty_folders_are_errors_that_name_them(tmp_path):
     with pytest.raises(data.DataError, match=r"nowhere: .*there is no such folder"):
-        data.load_folder(tmp_path / "nowhere").task
+        data.load_folder(tmp_path / "nowhere")
     with pytest.raises(data.DataError, match=r"nowhere: .*there is no such folder"):
         data.find_images(tmp_path / "nowhere")
     place = make_category(tmp_path / "bottle")
     (tmp_path / "empty").mkdir()
     with pytest.raises(data.DataError, match=r"empty: expected images \(\.bmp, .*found none"):
-        data.load_folders(place / "train", tmp_path / "empty").task
+        data.load_folders(place / "train", tmp_path / "empty")
     save(tmp_path / "one" / "0.png", colours(0))
     with pytest.raises(data.DataError, match=r"one: expected at least 2 readable images in it, found 1"):
-        data.load_folders(tmp_path / "one", place / "test", image_size=SIZE).task
+        data.load_folders(tmp_path / "one", place / "test", image_size=SIZE)
     break_image(tmp_path / "one" / "1.png", "text")
     with pytest.raises(data.DataError, match=r"one: expected at least 2 readable images in it, found 1"):
-        data.load_folders(tmp_path / "one", place / "test", image_size=SIZE, skip_unreadable=True).task
+        data.load_folders(tmp_path / "one", place / "test", image_size=SIZE, skip_unreadable=True)
     shutil.rmtree(place / "test")
     with pytest.raises(data.DataError, match=r"bottle/test: .*there is no such folder"):
-        data.load_folder(place).task
+        data.load_folder(place)
     with pytest.raises(ValueError, match="image_size: expected a whole number of pixels >= 1, got 0"):
-        data.load_folder(make_category(tmp_path / "cable"), image_size=0).task
+        data.load_folder(make_category(tmp_path / "cable"), image_size=0)
 
 
 # The cache
@@ -662,7 +662,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, cache_folder, monkeypatc
 
     place = make_category(tmp_path / "bottle")
     monkeypatch.setattr(np, "save", full)
-    data.load_folder(place, image_size=SIZE).task
+    data.load_folder(place, image_size=SIZE)
     assert not list(cache_folder.glob("writing-*")) and not list(cache_folder.glob("images-*.npy"))
 
 
@@ -680,7 +680,7 @@ def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
 
 def test_writing_to_a_cached_task_changes_neither_the_cache_nor_the_next_task(tmp_path):
     place = make_category(tmp_path / "bottle")
-    data.load_folder(place, image_size=SIZE).task
+    data.load_folder(place, image_size=SIZE)
     cached = data.load_folder(place, image_size=SIZE).task
     before = cached.train.clone()
     cached.train.zero_()
@@ -689,7 +689,7 @@ def test_writing_to_a_cached_task_changes_neither_the_cache_nor_the_next_task(tm
 
 def test_cached_image_files_name_no_path_and_no_folder(tmp_path, cache_folder):
     place = make_category(tmp_path / "bottle")
-    data.load_folder(place, image_size=SIZE).task
+    data.load_folder(place, image_size=SIZE)
     for path in cache_folder.glob("images-*.json"):
         table = json.loads(path.read_text())
         assert set(table) == {"digests", "unreadable"} and "crack" not in path.read_text()
@@ -782,7 +782,7 @@ def test_testbeds_follow_their_seed_alone(load):
 )
 def test_controlled_arguments_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.controlled_data(**arguments).task
+        data.controlled_data(**arguments)
 
 
 def test_photographs_are_read_without_writing_anywhere(tmp_path, monkeypatch):
@@ -843,7 +843,7 @@ def test_every_digit_has_enough_images_for_the_defaults():
 )
 def test_semantic_arguments_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.semantic_data(**arguments).task
+        data.semantic_data(**arguments)
 
 
 # Addresses

@@ -28,12 +28,9 @@ class DataSet:
     def __post_init__(self) -> None:
         if self.labels is None:
             return
-        shape = (len(self.task.unlabeled),)
-        if (
-            self.labels.shape != shape
-            or self.labels.dtype != np.int8
-            or not np.isin(self.labels, (0, 1)).all()
-        ):
+        expected, shape, dtype = (len(self.task.unlabeled),), self.labels.shape, self.labels.dtype
+        if shape != expected or dtype != np.int8 or not np.isin(self.labels, (0, 1)).all():
+            some = ", ".join(map(str, np.unique(self.labels)[:3]))
             raise ValueError(
-                f"labels: expected {shape} int8 of 0 and 1, got {self.labels.shape} {self.labels.dtype}"
+                f"labels: expected {expected} int8 of 0 and 1, got {shape} {dtype} such as {some}"
             )
