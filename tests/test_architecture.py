@@ -16,17 +16,20 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "augment": set(),
     "task": {"augment"},
+    "address": set(),
+    "storage": {"address"},
     "criteria": {"task"},
     "consensus": {"task"},
     "encoder": {"task"},
     "data": {"task", "augment"},
     "evaluate": {"task"},
-    "tracking": {"task"},
+    "tracking": {"task", "address"},
     "report": {"task", "augment"},
     "detector": {"task", "augment", "encoder"},
     "baselines": {"task", "augment", "encoder"},
-    "search": {"task", "criteria", "consensus", "augment", "detector"},
-    "bilevel": {"task", "criteria", "consensus", "augment", "detector"},
+    "judgement": {"task", "criteria", "detector"},
+    "search": {"task", "criteria", "consensus", "augment", "detector", "judgement"},
+    "bilevel": {"task", "criteria", "augment", "detector", "judgement"},
     "raytune": {"task", "search"},
 }
 ALLOWED["experiment"] = set(ALLOWED)
@@ -37,8 +40,8 @@ ONLY_ROOM_OF = {"ray": "raytune", "mlflow": "tracking", "matplotlib": "report"}
 
 # Where labels may be: read (data), judged (evaluate), shown (report, tracking), handed on (experiment, cli).
 WITHOUT_LABELS = {
-    "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "search", "bilevel",
-    "raytune",
+    "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "judgement", "search",
+    "bilevel", "raytune", "storage",
 }  # fmt: skip
 LABEL_WORDS = {"label", "labels", "truth"}
 

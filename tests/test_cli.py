@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import inspect
 import json
 import multiprocessing
 import os
@@ -14,21 +13,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ssad_hpo import data
+from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
 from ssad_hpo.cli import app, main
-from ssad_hpo.cli.options import fractions_of
 from ssad_hpo.experiment import open_result, open_run
-from ssad_hpo.search import REDUCTION_FACTOR, candidates, select
-from ssad_hpo.task import Range, Training
+from ssad_hpo.search import candidates, select
+from ssad_hpo.task import Cluster, Range, Search, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -36,7 +34,7 @@ PROGRAM = [sys.executable, "-m", "ssad_hpo"]
 QUICK = "--steps 4 --batch-size 4 --width 2 --image-size 16 --threads 1 --no-tracking".split()
 QUICK += ["--evaluate-at", "0.5,0.75,1"]
 LEARNING = "--steps 30 --batch-size 8 --width 4 --image-size 32 --threads 1 --no-tracking".split()
-COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+COMMANDS = list(app.commands)
 
 
 @dataclass(frozen=True)
@@ -176,13 +174,31 @@ def test_a_plain_pair_of_folders_is_searched_without_being_judged(
     )
 
 
-@pytest.mark.parametrize("command", ["search", "sweep"])
-def test_the_defaults_of_stopping_that_the_help_names_are_those_of_the_product(command: str) -> None:
-    (function,) = [c.callback for c in app.registered_commands if (c.name or c.callback.__name__) == command]
-    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-    assert defaults["reduction_factor"] == REDUCTION_FACTOR and defaults["evaluate_at"] is None
-    help = typing.get_type_hints(function, include_extras=True)["evaluate_at"].__metadata__[0].help
-    assert fractions_of(help.split()[-1].rstrip(".")) == fractions_of(None) == Training.evaluate_at
+@pytest.mark.parametrize(
+    ("command", "declared"),
+    [
+        ("search", (Search(), Training())),
+        ("sweep", (Search(pruner="asha"), Training(), Cluster())),
+        ("tune", (Tuning(), DEFAULT_TRAINING)),
+    ],
+)
+def test_options_have_the_defaults_of_the_product_and_show_them(
+    command: str, declared: tuple[object, ...], call: Callable[..., Ended]
+) -> None:
+    context = app.commands[command].make_context(command, [], resilient_parsing=True)
+    options = {option.name: option.get_default(context) for option in app.commands[command].params}
+    own = {
+        field.name: getattr(settings, field.name)
+        for settings in reversed(declared)  # of two seeds and rates, those of the command's own settings
+        for field in fields(settings)  # type: ignore[arg-type]
+        if field.name in options
+    }
+    if command == "tune":
+        own["learning_rate"] = DEFAULT_TRAINING.learning_rate
+    assert len(own) >= 12
+    assert {name: options[name] for name in own} == own
+    shown = re.sub(r"[│\s]+", " ", call(command, "--help").out)
+    assert all(f"[default: {value}]" in shown for value in own.values() if isinstance(value, int | str))
 
 
 def test_every_option_of_a_search_reaches_its_settings(
@@ -199,18 +215,20 @@ def test_every_option_of_a_search_reaches_its_settings(
     )
     assert call("search", "cloth", *options.split()).code == 0
     settings = open_run("all").settings
-    assert (settings.criterion, settings.sampler, settings.pruner) == ("mmd", "random", "asha")
-    assert (settings.reduction_factor, settings.training.evaluate_at) == (3, (0.5, 1.0))
-    assert (settings.grid_points, settings.seed, settings.keep, settings.n_trials) == (3, 5, 2, 2)
+    search = settings.method
+    assert isinstance(search, Search)
+    assert (search.criterion, search.sampler, search.pruner) == ("mmd", "random", "asha")
+    assert (search.reduction_factor, settings.training.evaluate_at) == (3, (0.5, 1.0))
+    assert (search.grid_points, search.seed, search.keep, search.n_trials) == (3, 5, 2, 2)
     assert (settings.device, settings.threads, settings.tracking_uri) == ("cpu", 1, None)
     assert settings.storage == "sqlite:///studies.db" and Path("studies.db").exists()
     training = settings.training
     assert (training.encoder, training.steps, training.batch_size, training.width) == ("small", 6, 5, 3)
     assert (training.learning_rate, training.score, training.contamination) == (0.02, "classifier", 0.3)
     assert (training.precision, training.seed) == ("float32", 5)
-    assert settings.space.kinds["cutout"]["patch_area"] == Range(0.01, 0.05, log=True)
-    assert settings.space.kinds["cutpaste"]["patch_aspect"] == 1.0
-    assert settings.space.kinds["cutpaste"]["angle"] == Range(-10, 10)
+    assert search.space.kinds["cutout"]["patch_area"] == Range(0.01, 0.05, log=True)
+    assert search.space.kinds["cutpaste"]["patch_aspect"] == 1.0
+    assert search.space.kinds["cutpaste"]["angle"] == Range(-10, 10)
     for candidate in candidates(open_result("all").study):
         values = candidate.augmentation.hyperparameters
         if candidate.augmentation.kind == "cutout":
@@ -511,15 +529,23 @@ WRONG = [
     ("tune --resume missing", "missing"),
     ("tune cloth -a cutdiff --resume missing", "--resume takes its images from the run"),
     ("search cloth --resume missing", "--resume takes its images from the run"),
+    ("search --resume missing --width 3 -n 2", "its settings; leave --width out"),
+    ("sweep --resume missing --pruner none", "its settings; leave --pruner out"),
+    ("sweep cloth --cpus-per-trial 0", "cpus_per_trial"),
+    ("sweep cloth --reduction-factor 1", "reduction_factor"),
+    (
+        "search --train cloth/train --unlabeled cloth/test --category cloth",
+        "--category is for a folder in the layout of MVTec AD",
+    ),
     ("search gravel/cutavg --category gravel", "only folders have a category"),
     ("demo --seed -1", "seed"),
     ("demo now", "now"),
-    ("evaluate", "run"),
+    ("evaluate", "'RUN'"),
     ("evaluate missing", "missing"),
     ("sync missing", "missing"),
     ("select missing.npz", "missing.npz"),
     ("score missing cloth", "missing"),
-    ("score cloth", "paths"),
+    ("score cloth", "PATHS"),
 ]
 
 

@@ -16,6 +16,7 @@ import optuna
 import pytest
 import torch
 from PIL import Image
+from starting import start_study
 
 import ssad_hpo
 from ssad_hpo import controlled_data, data, tracking
@@ -28,7 +29,6 @@ from ssad_hpo.experiment import (
     Settings,
     StudyResult,
     evaluate_run,
-    find_source,
     load_detector,
     load_task,
     open_result,
@@ -39,9 +39,8 @@ from ssad_hpo.experiment import (
     score_images,
     sync_run,
 )
-from ssad_hpo.search import FAILURE, candidates, open_kept, select
-from ssad_hpo.search.objective import ARTIFACTS
-from ssad_hpo.task import Range, SearchSpace, Task, Training
+from ssad_hpo.search import candidates, open_kept, records, select
+from ssad_hpo.task import Range, Search, SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -56,7 +55,7 @@ def task() -> Task:
 
 def quick(images: Any, **others: Any) -> StudyResult:
     settings = {"training": TINY, "n_trials": 3, "tracking_uri": None, "run": "study", **others}
-    return run_study(images, **settings)
+    return start_study(images, **settings)
 
 
 # One study with all that can happen to a trial, tracked by a real MLflow
@@ -99,13 +98,15 @@ def tracked(
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("SSAD_HPO_CACHE", "")
         result = run_study(
-            find_source("cloth", image_size=16),
-            space=SearchSpace({"cutavg": {}, "cutdiff": {"patch_area": 1e6}}),
-            training=TINY,
-            n_trials=12,
-            sampler="random",
-            pruner="asha",
-            reduction_factor=2,
+            data.find_source("cloth", image_size=16),
+            Search(
+                SearchSpace({"cutavg": {}, "cutdiff": {"patch_area": 1e6}}),
+                n_trials=12,
+                sampler="random",
+                pruner="asha",
+                reduction_factor=2,
+            ),
+            TINY,
             run="study",
         )
     yield Tracked(place, images, f"sqlite:///{place}/mlflow.db", result)
@@ -117,7 +118,7 @@ def test_the_parent_run_compares_selected_with_oracle_and_random(tracked: Tracke
     result, metrics = tracked.result, tracked.parent.data.metrics
     figures = result.evaluation
     assert figures is not None and result.aucs is not None
-    labels = data.read_labels(find_source(tracked.images, image_size=16))
+    labels = data.read_labels(data.find_source(tracked.images, image_size=16))
     expected = {c.number: auc(labels, c.scores()) for c in candidates(result.study)}
     assert result.aucs == expected and len(expected) >= 3
     assert metrics["auc_selected"] == figures.auc_selected == expected[result.selected.number]
@@ -147,6 +148,7 @@ def test_every_trial_is_a_child_with_its_status_criteria_and_auc(tracked: Tracke
     assert runs.keys() == trials.keys() and len(runs) == 12
     status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
     assert set(Counter(trial.state.name for trial in trials.values())) == status.keys()
+    kept = records(result.study)
     for name, trial in trials.items():
         run, kind = runs[name], trial.params["augmentation"]
         assert run.info.status == status[trial.state.name]
@@ -154,12 +156,12 @@ def test_every_trial_is_a_child_with_its_status_criteria_and_auc(tracked: Tracke
         assert run.data.params["augmentation"] == run.data.tags["augmentation"] == kind
         assert float(run.data.params["patch_aspect"]) == trial.params[f"{kind}.patch_aspect"]
         assert run.data.tags["criterion"] == "dsv" and run.data.tags["task"] == "cloth"
-        assert run.data.tags.get("reason") == trial.user_attrs.get(FAILURE)
+        assert run.data.tags.get("reason") == kept[trial.number].reason
         if trial.state.name == "COMPLETE":
             assert result.aucs is not None
             assert run.data.metrics["auc"] == result.aucs[trial.number]
             for criterion in (*CRITERIA, "separability"):
-                assert run.data.metrics[criterion] == trial.user_attrs[criterion]
+                assert run.data.metrics[criterion] == kept[trial.number].criteria[criterion]
         else:
             assert "auc" not in run.data.metrics
 
@@ -183,7 +185,8 @@ def test_the_run_folder_holds_all_that_is_needed_and_no_more(tracked: Tracked) -
     outbox = {"outbox.jsonl", "outbox.log", "outbox.lock", "outbox.state.json"}
     assert names == {"settings.json", "lock", "journal.log", "artifacts"} | outbox
     complete = [t.number for t in tracked.result.study.trials if t.state.name == "COMPLETE"]
-    assert {path.name for path in (folder / "artifacts").iterdir()} == {f"trial-{n:05d}" for n in complete}
+    kept = sorted(path.name for path in (folder / "artifacts").iterdir())
+    assert [name.rpartition("-")[0] for name in kept] == [f"trial-{n:05d}" for n in complete]
 
 
 def test_settings_written_and_opened_are_the_same(tracked: Tracked) -> None:
@@ -207,16 +210,15 @@ def test_settings_written_and_opened_are_the_same(tracked: Tracked) -> None:
     assert open_run(run.folder) == run
 
 
-def test_a_run_from_before_asha_had_a_choice_of_factor_goes_on_with_its_own(
-    tracked: Tracked, tmp_path: Path
-) -> None:
-    run = tracked.result.run
-    Run(tmp_path, replace(run.settings, reduction_factor=4)).write()
-    assert open_run(tmp_path).settings.stopping == "asha/4"
-    values = json.loads((tmp_path / "settings.json").read_text())
-    del values["reduction_factor"]
-    (tmp_path / "settings.json").write_text(json.dumps(values))
-    assert open_run(tmp_path).settings.stopping == "asha/2"
+def test_a_run_from_before_asha_had_a_choice_of_factor_goes_on_with_its_own(tmp_path: Path) -> None:
+    values = json.loads((Path(__file__).parent / "format_1" / "search" / "settings.json").read_text())
+    for factor in (4, None):
+        values["pruner"], values["reduction_factor"] = "asha", factor
+        if factor is None:
+            del values["reduction_factor"]
+        (tmp_path / "settings.json").write_text(json.dumps(values))
+        method = open_run(tmp_path).settings.method
+        assert isinstance(method, Search) and method.stopping == f"asha/{factor or 2}"
 
 
 def test_opening_a_result_gives_what_the_study_gave(tracked: Tracked) -> None:
@@ -278,7 +280,7 @@ def test_a_built_in_name_is_searched_and_judged(workplace: Path) -> None:
 def test_a_folder_is_searched_and_judged(make_category: Callable[..., Path], workplace: Path) -> None:
     make_category(workplace / "cloth")
     result = quick(Path("cloth"), n_trials=1)
-    assert result.run.settings.source == find_source("cloth", image_size=64)
+    assert result.run.settings.source == data.find_source("cloth", image_size=64)
     assert result.evaluation is not None and result.evaluation.auc_random == result.evaluation.auc_selected
     assert result.run.settings.tracking_uri is None
     assert not list(result.run.folder.glob("outbox*"))
@@ -288,7 +290,7 @@ def test_one_image_set_of_one_class_is_not_judged(make_category: Callable[..., P
     images = make_category(Path("cloth"))
     shutil.rmtree(images / "test" / "scratch")
     shutil.rmtree(images / "test" / "stain")
-    result = quick(find_source(images, image_size=16), n_trials=1)
+    result = quick(data.find_source(images, image_size=16), n_trials=1)
     assert result.evaluation is None
 
 
@@ -296,7 +298,7 @@ def test_what_is_neither_a_folder_nor_built_in_is_named() -> None:
     with pytest.raises(ValueError, match=r"nowhere: there is no such folder; as a built-in data set: .*"):
         quick("nowhere")
     with pytest.raises(ValueError, match=r"only folders have a category or an anomaly"):
-        find_source("gravel/cutavg", category="gravel")
+        data.find_source("gravel/cutavg", category="gravel")
 
 
 def test_the_ready_objective_searches_the_embedded_testbed() -> None:
@@ -330,7 +332,7 @@ def test_threads_are_those_that_were_asked_for(task: Task) -> None:
 
 def test_a_study_in_which_every_trial_fails_says_so(task: Task) -> None:
     diverging = replace(TINY, learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"no trial ran its whole budget, .*\(3 fail\)"):
+    with pytest.raises(ValueError, match=r"no trial ran its whole budget, .*\(3 failed\)"):
         quick(task, training=diverging)
     with pytest.raises(ValueError, match=r"no trial ran its whole budget"):
         open_result("study")
@@ -342,15 +344,15 @@ def test_a_study_in_which_every_trial_fails_says_so(task: Task) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_trials": 0}, "n_trials: expected at least 1, got 0"),
+        ({"n_trials": 0}, "n_trials: expected a whole number >= 1, got 0"),
         ({"sampler": "cma-es"}, "sampler: expected one of tpe, random, grid, gp, got 'cma-es'"),
         ({"pruner": "hyperband"}, "pruner: expected one of none, asha, median, got 'hyperband'"),
         ({"criterion": "auc"}, "criterion: expected one of dsv, .*, got 'auc'"),
-        ({"keep": 0}, "keep: expected at least 1 detector, got 0"),
+        ({"keep": 0}, "keep: expected a whole number >= 1, got 0"),
         ({"space": "blur"}, "augmentation: expected one of cutout, .*, got 'blur'"),
         ({"space": SearchSpace({"cutout": {"patch_area": 0.9}})}, "cutout: a patch .* does not fit"),
         ({"space": ["cutout", "cutavg"], "sampler": "gp"}, "'gp' needs a space of one kind"),
-        ({"sampler": "grid", "grid_points": 1}, "points: expected at least 2"),
+        ({"sampler": "grid", "grid_points": 1}, "points: expected a whole number >= 2, got 1"),
         ({"tracking_uri": "mlruns"}, "tracking_uri: expected sqlite:///FILE"),
         ({"threads": 0}, "threads: expected"),
         ({"threads": -1}, "threads: expected"),
@@ -499,7 +501,7 @@ def test_scoring_the_trials_own_images_gives_the_scores_that_it_had(
     make_category: Callable[..., Path],
 ) -> None:
     images = make_category(Path("cloth"))
-    result = quick(find_source(images, image_size=16))
+    result = quick(data.find_source(images, image_size=16))
     scored = dict(score_images(load_detector("study"), [images / "test"]))
     assert len(scored) == 15 and list(scored) == data.find_images(images / "test")
     # A task's images are in the order of their content.
@@ -513,7 +515,7 @@ def test_images_are_scored_in_the_order_given_and_of_any_size(
     make_category: Callable[..., Path], tmp_path: Path
 ) -> None:
     images = make_category(Path("cloth"))
-    result = quick(find_source(images, image_size=16), n_trials=1)
+    result = quick(data.find_source(images, image_size=16), n_trials=1)
     detector = Detector.load(Path(result.selected.address) / "detector")
     Image.new("RGB", (300, 20), (200, 10, 10)).save(tmp_path / "large.bmp")
     places = [tmp_path / "large.bmp", images / "test" / "stain", tmp_path / "large.bmp"]
@@ -527,7 +529,7 @@ def test_images_are_scored_in_the_order_given_and_of_any_size(
 def test_a_grey_detector_takes_colour_images(make_category: Callable[..., Path]) -> None:
     grey = make_category(Path("grey"), grey=True)
     colour = make_category(Path("colour"))
-    result = quick(find_source(grey, image_size=16), n_trials=1)
+    result = quick(data.find_source(grey, image_size=16), n_trials=1)
     detector = load_detector("study")
     assert detector.image_shape == (1, 16, 16)
     assert result.run.settings.content_hash == load_task(result.run).content_hash
@@ -536,7 +538,7 @@ def test_a_grey_detector_takes_colour_images(make_category: Callable[..., Path])
 
 def test_what_cannot_be_scored_is_named(make_category: Callable[..., Path]) -> None:
     images = make_category(Path("cloth"))
-    quick(find_source(images, image_size=16), n_trials=1)
+    quick(data.find_source(images, image_size=16), n_trials=1)
     detector = load_detector("study")
     broken = images / "test" / "good" / "broken.png"
     broken.write_bytes(b"no image")
@@ -559,4 +561,4 @@ def test_a_run_folder_that_was_moved_still_has_its_artifacts(task: Task, workpla
     scores = load_detector(workplace / "elsewhere").score(task.unlabeled).numpy()
     assert np.array_equal(scores, moved.selected.scores())
     with pytest.raises(FileNotFoundError):
-        open_kept(result.study.trials[0].user_attrs[ARTIFACTS])
+        open_kept(str(records(result.study)[0].address))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starting import start_study
 
 import ssad_hpo.report
 from ssad_hpo import controlled_data, report_run
@@ -26,7 +27,6 @@ from ssad_hpo.experiment import (
     open_result,
     open_run,
     resume_study,
-    run_study,
     sync_run,
 )
 from ssad_hpo.report.detectors import embedding_figure, images_figure, scores_figure
@@ -79,7 +79,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("judged") / "run"
     settings = {"n_trials": 10, "sampler": "random", "pruner": "asha", "training": TRAINING, "threads": 1}
     with pytest.raises(StudyInterrupted):
-        run_study(
+        start_study(
             Source("controlled", SMALL), space=SPACE, run=folder, tracking_uri=None,
             listeners=[InterruptsTrial("0")], **settings,
         )  # fmt: skip
@@ -94,7 +94,7 @@ def unjudged(tmp_path_factory: pytest.TempPathFactory, make_category: Callable[.
     place = tmp_path_factory.mktemp("unjudged")
     images = make_category(place / "cloth")
     folders = {"train": str(images / "train"), "unlabeled": str(images / "test"), "image_size": 16}
-    run_study(
+    start_study(
         Source("folders", folders), space=["rotation"], run=place / "run", tracking_uri=None, n_trials=2,
         training=TRAINING, threads=1,
     )  # fmt: skip
@@ -215,7 +215,7 @@ def test_without_tracking_a_report_records_nothing(judged):
 def test_one_trial_on_images_in_memory_is_enough_for_a_report(tmp_path):
     images = controlled_data(**SMALL).task
     task = Task("<b>cloth</b> & co", images.train, images.unlabeled)
-    run_study(
+    start_study(
         task, run=tmp_path / "run", tracking_uri=None, n_trials=1, threads=1,
         training=replace(TRAINING, score="classifier", evaluate_at=(1.0,)),
     )  # fmt: skip
@@ -241,7 +241,7 @@ def test_a_report_on_other_images_than_the_studys_is_refused(tmp_path, unjudged)
 
 def test_a_study_without_a_candidate_has_no_report(tmp_path):
     with pytest.raises(ValueError, match="nothing to select"):
-        run_study(
+        start_study(
             Source("controlled", SMALL), space=SearchSpace({"cutdiff": {"patch_area": 1e6}}), n_trials=1,
             run=tmp_path / "run", tracking_uri=None, training=TRAINING, threads=1,
         )  # fmt: skip
@@ -251,7 +251,7 @@ def test_a_study_without_a_candidate_has_no_report(tmp_path):
 
 
 def test_the_command_says_where_the_report_is(judged, monkeypatch, capsys):
-    from typer.testing import CliRunner
+    from click.testing import CliRunner
 
     from ssad_hpo.cli import app
 

@@ -28,24 +28,25 @@ import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
+from starting import start_study
 
-from ssad_hpo import controlled_data
+from ssad_hpo import controlled_data, data
 from ssad_hpo.experiment import (
     Run,
     RunError,
     StudyInterrupted,
     StudyResult,
     evaluate_run,
-    find_source,
     open_result,
     open_run,
     resume_study,
     run_study,
     sync_run,
 )
-from ssad_hpo.search import FAILURE, is_final, open_journal, open_kept, position
-from ssad_hpo.search.objective import ARTIFACTS, INTERRUPTED, RETRY_OF
-from ssad_hpo.task import SearchSpace, Task, Training
+from ssad_hpo.search import is_final, open_kept, position, records
+from ssad_hpo.search.record import read_trial
+from ssad_hpo.storage import open_journal
+from ssad_hpo.task import Search, SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -75,7 +76,7 @@ def task_of_the_studies() -> Task:
 
 def start(study: str, folder: Path, **others: Any) -> StudyResult:
     settings = {"training": TRAINING, "tracking_uri": None, **STUDIES[study], **others}
-    return run_study(task_of_the_studies(), run=folder, **settings)
+    return start_study(task_of_the_studies(), run=folder, **settings)
 
 
 def resume(folder: Path, **others: Any) -> StudyResult:
@@ -162,7 +163,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 def facts(trial: FrozenTrial) -> dict[str, Any]:
     """All of a trial that must not depend on interruptions: the time, the place and the number may."""
-    changing = ("seconds", ARTIFACTS, RETRY_OF, INTERRUPTED)
+    changing = ("seconds", "artifacts", "retry_of", "interrupted")
     return {
         "state": trial.state.name,
         "params": trial.params,
@@ -202,7 +203,8 @@ def check_equal(result: StudyResult, expected: StudyResult) -> None:
         if trial.state == TrialState.COMPLETE:
             check_same_artifacts(trial, theirs[place])
     complete = {f"trial-{t.number:05d}" for t in trials if t.state == TrialState.COMPLETE}
-    assert {path.name for path in result.run.artifacts.glob("*")} == complete
+    kept = [path.name for path in result.run.artifacts.glob("*")]
+    assert {name.rpartition("-")[0] for name in kept} == complete and len(kept) == len(complete)
     places = [position(s, s.trials[r.selected.number]) for r in (result, expected) for s in (r.study,)]
     assert places[0] == places[1]
     assert result.selected.criteria == expected.selected.criteria
@@ -210,7 +212,7 @@ def check_equal(result: StudyResult, expected: StudyResult) -> None:
 
 
 def check_same_artifacts(a: FrozenTrial, b: FrozenTrial) -> None:
-    mine, theirs = (open_kept(trial.user_attrs[ARTIFACTS]) for trial in (a, b))
+    mine, theirs = (open_kept(str(read_trial(trial).address)) for trial in (a, b))
     assert np.array_equal(mine.scores, theirs.scores)
     for name in ("train", "augmented", "unlabeled"):
         assert torch.equal(getattr(mine.embeddings, name), getattr(theirs.embeddings, name))
@@ -295,7 +297,8 @@ def test_a_grid_that_was_killed_after_its_last_candidate_is_complete(
 def test_artifacts_that_a_kill_cut_off_are_cleared_away(tmp_path: Path, undisturbed: Undisturbed) -> None:
     killed("random", tmp_path / "run", ("publish", 3))
     artifacts = tmp_path / "run" / "artifacts"
-    assert sorted(path.name for path in artifacts.glob("*2*")) == ["trial-00002.partial"]
+    left = [path.name for path in artifacts.glob("trial-00002-*")]
+    assert len(left) == 1 and left[0].endswith(".partial")
     check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
     assert not list(artifacts.glob("*.partial"))
 
@@ -316,13 +319,13 @@ def test_a_retry_that_is_killed_in_its_turn_is_tried_again(tmp_path: Path, undis
     killed("random", tmp_path / "run", ("publish", 1), again=True)
     killed("random", tmp_path / "run", ("publish", 1), again=True)
     result = check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
-    retries = [t.number for t in result.study.trials if t.user_attrs.get(RETRY_OF) == 1]
+    retries = [t.number for t in records(result.study) if t.repeats == 1]
     assert retries == [2, 3, 4]
 
 
 def test_a_study_killed_while_a_retry_waits_runs_it_once(tmp_path: Path, undisturbed: Undisturbed) -> None:
     killed("random", tmp_path / "run", ("publish", 3))
-    killed("random", tmp_path / "run", ("text", RETRY_OF), again=True)
+    killed("random", tmp_path / "run", ("text", "retry_of"), again=True)
     copy = tmp_path / "looked at.log"
     shutil.copy(tmp_path / "run" / "journal.log", copy)
     study = optuna.load_study(study_name=None, storage=open_journal(copy))
@@ -339,19 +342,22 @@ def test_a_trial_that_failed_by_its_own_fault_is_not_repeated(
     assert states["FAIL"] >= 2 and states["COMPLETE"] >= 2
     killed("failing", tmp_path / "run", ("write", writes_of(expected) - 8))
     result = check_survives(tmp_path / "run", tmp_path, expected)
-    own = Counter(t.user_attrs[FAILURE] for t in result.study.trials if FAILURE in t.user_attrs)
-    assert own == Counter(t.user_attrs[FAILURE] for t in expected.study.trials if FAILURE in t.user_attrs)
+    own, theirs = (
+        Counter(t.reason for t in records(study) if t.status == "failed")
+        for study in (result.study, expected.study)
+    )
+    assert own == theirs and own.total() > 0
 
 
 def test_a_failure_whose_reason_was_written_when_the_kill_came_stays_a_failure(
     tmp_path: Path, undisturbed: Undisturbed, listener: Any
 ) -> None:
-    killed("failing", tmp_path / "run", ("text", f'"{FAILURE}"'))
+    killed("failing", tmp_path / "run", ("text", '"failure"'))
     result = resume(tmp_path / "run", listeners=[listener])
     check_equal(result, undisturbed("failing"))
     number, status, _, reason = listener.of("ended")[0]
     assert status == "failed"
-    assert reason == result.study.trials[int(number)].user_attrs[FAILURE]
+    assert reason == records(result.study)[int(number)].reason
 
 
 def test_a_study_in_a_database_survives_a_kill(tmp_path: Path, undisturbed: Undisturbed) -> None:
@@ -394,8 +400,8 @@ def on_the_command_line(*words: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(place: Path, process: subprocess.Popen[str]) -> None:
-    while not place.exists():
+def wait_for(folder: Path, name: str, process: subprocess.Popen[str]) -> None:
+    while not any(folder.glob(name)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
 
@@ -407,13 +413,13 @@ def test_a_search_on_the_command_line_survives_a_kill_and_then_ctrl_c(
     options = "--run r --trials 1000 -a cutout -a cutavg --steps 8 --width 4 --batch-size 8 --image-size 16"
     search = on_the_command_line(images, *options.split(), "--no-tracking", "--threads", "1")
     artifacts = Path("runs", "r", "artifacts")
-    wait_for(artifacts / "trial-00001", search)
+    wait_for(artifacts, "trial-00001-????????", search)
     search.kill()
     assert search.wait() == -signal.SIGKILL
     before = finished_so_far(Path("runs", "r"), tmp_path)
 
     resumed = on_the_command_line("--resume", "r")
-    wait_for(artifacts / f"trial-{len(before) + 3:05d}", resumed)
+    wait_for(artifacts, f"trial-{len(before) + 3:05d}-????????", resumed)
     resumed.send_signal(signal.SIGINT)
     _, said = resumed.communicate()
     assert resumed.returncode == 130, said
@@ -424,10 +430,9 @@ def test_a_search_on_the_command_line_survives_a_kill_and_then_ctrl_c(
     after = finished_so_far(Path("runs", "r"), tmp_path)
     assert before and {number: after[number] for number in before} == before
     undisturbed_search = run_study(
-        find_source(images, image_size=16),
-        space=["cutout", "cutavg"],
-        training=Training(steps=8, width=4, batch_size=8),
-        n_trials=len(after) + 2,
+        data.find_source(images, image_size=16),
+        Search(SearchSpace(["cutout", "cutavg"]), n_trials=len(after) + 2),
+        Training(steps=8, width=4, batch_size=8),
         tracking_uri=None,
     )
     check_equal(resume_study("r", n_trials=len(after) + 2), undisturbed_search)
@@ -468,7 +473,7 @@ def test_ctrl_c_at_any_event_of_a_trial_keeps_what_is_done_and_resumes_alike(
     assert len(finished_so_far(tmp_path / "run", tmp_path)) == 2
     assert listener.of("ended")[-1][:2] == ["2", "interrupted"]
     result = check_survives(tmp_path / "run", tmp_path, undisturbed("random"))
-    assert [t.user_attrs.get(RETRY_OF) for t in result.study.trials] == [None, None, None, 2, None]
+    assert [t.repeats for t in records(result.study)] == [None, None, None, 2, None]
 
 
 @pytest.mark.parametrize("writes", ["a report", "a result", "a new trial"])
@@ -581,7 +586,8 @@ def test_a_folder_in_which_an_image_has_changed_is_refused(
     tmp_path: Path, make_category: Callable[..., Path]
 ) -> None:
     images = make_category(tmp_path / "cloth")
-    run_study(find_source(images, image_size=16), training=TRAINING, n_trials=1, run="r", tracking_uri=None)
+    source = data.find_source(images, image_size=16)
+    run_study(source, Search(n_trials=1), TRAINING, run="r", tracking_uri=None)
     changed = images / "train" / "good" / "000.png"
     Image.open(changed).transpose(Image.Transpose.ROTATE_180).save(changed)
     with pytest.raises(RunError, match="images of cloth are not those that the study began with"):
@@ -593,8 +599,8 @@ def test_more_trials_extend_a_finished_study(tmp_path: Path, undisturbed: Undist
     result = resume(tmp_path / "run", n_trials=4)
     check_equal(result, undisturbed("random"))
     assert len(result.study.trials) == 4
-    assert json.loads((tmp_path / "run" / "settings.json").read_text())["n_trials"] == 4
-    with pytest.raises(ValueError, match="n_trials: expected at least 1, got 0"):
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["method"]["search"]["n_trials"] == 4
+    with pytest.raises(ValueError, match="n_trials: expected a whole number >= 1, got 0"):
         resume(tmp_path / "run", n_trials=0)
 
 

@@ -24,25 +24,23 @@ from optuna.trial import FrozenTrial, TrialState
 import ssad_hpo
 from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.criteria import CRITERIA, evaluate_all
+from ssad_hpo.judgement import Judged
 from ssad_hpo.search import (
-    FAILURE,
-    PRUNERS,
-    SAMPLERS,
     Candidate,
     evaluations,
     first_rung,
     make_pruner,
     make_sampler,
-    open_journal,
     open_kept,
     open_study,
     position,
+    records,
     run_search,
 )
-from ssad_hpo.search.kept import FolderStore, MemoryStore, trial_folder
-from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS
 from ssad_hpo.search.sampling import EnumeratedSampler, SeededSampler
-from ssad_hpo.task import Augmentation, SearchSpace, Task, Training
+from ssad_hpo.search.store import FolderStore, Kept, MemoryStore
+from ssad_hpo.storage import open_journal
+from ssad_hpo.task import PRUNERS, SAMPLERS, Augmentation, Search, SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -59,12 +57,12 @@ def task() -> Task:
 
 @pytest.fixture
 def objective(task: Task) -> Objective:
-    return Objective(task, space=KINDS, training=TRAINING)
+    return Objective(task, Search(KINDS), TRAINING)
 
 
 def study_of(objective: Objective, n_trials: int, **settings: Any) -> optuna.Study:
     """A study with reproducible draws, without pruning unless that is asked for."""
-    sampler = make_sampler("random", objective.space, seed=0)
+    sampler = make_sampler(replace(objective.search, sampler="random"))
     study = optuna.create_study(sampler=sampler, **{"pruner": optuna.pruners.NopPruner(), **settings})
     study.optimize(objective, n_trials=n_trials)
     return study
@@ -93,21 +91,27 @@ def test_a_bare_study_optimizes_the_objective_and_gives_a_working_detector(
 
 
 def test_a_finished_trial_carries_all_its_attributes(objective: Objective, task: Task) -> None:
-    for trial in study_of(objective, n_trials=4).trials:
-        attributes = trial.user_attrs
-        others = {"separability", "loss", "seconds", BUDGET, HYPERPARAMETERS, ARTIFACTS}
-        assert attributes.keys() == CRITERIA.keys() | others
-        assert attributes[BUDGET] == TRAINING.steps
-        assert attributes["seconds"] > 0 and attributes["loss"] > 0
+    study = study_of(objective, n_trials=4)
+    for trial, record in zip(study.trials, records(study), strict=True):
+        assert record.criteria.keys() == CRITERIA.keys() | {"separability"}
+        assert trial.user_attrs.keys() == record.criteria.keys() | {
+            "loss",
+            "seconds",
+            "budget",
+            "hyperparameters",
+            "artifacts",
+        }
+        assert (record.status, record.budget, record.reason) == ("complete", TRAINING.steps, None)
+        assert trial.user_attrs["seconds"] > 0 and record.loss is not None and record.loss > 0
+        assert record.augmentation is not None and record.address is not None
         kind = trial.params["augmentation"]
-        drawn = {f"{kind}.{name}": value for name, value in attributes[HYPERPARAMETERS].items()}
+        assert record.augmentation.kind == kind
+        drawn = {f"{kind}.{name}": value for name, value in record.augmentation.hyperparameters.items()}
         fixed = {"cutpaste.patch_aspect": 1.0} if kind == "cutpaste" else {}
         assert drawn == {name: value for name, value in trial.params.items() if "." in name} | fixed
-        sets = open_kept(attributes[ARTIFACTS]).embeddings
+        sets = open_kept(record.address).embeddings
         assert len(sets.train) == len(sets.augmented) == 24 and len(sets.unlabeled) == 16
-        found = evaluate_all(sets.train, sets.augmented, sets.unlabeled)
-        assert found == {name: attributes[name] for name in found}
-        assert found.keys() == CRITERIA.keys() | {"separability"}
+        assert evaluate_all(sets.train, sets.augmented, sets.unlabeled) == record.criteria
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -115,24 +119,24 @@ def test_the_chosen_criterion_is_reported_at_every_evaluation_step_and_returned(
     criterion: str, task: Task
 ) -> None:
     training = Training(steps=6, batch_size=4, width=2, evaluate_at=(1 / 3, 0.5, 1))
-    trial = study_of(Objective(task, criterion, KINDS, training), n_trials=1).trials[0]
+    trial = study_of(Objective(task, Search(KINDS, criterion), training), n_trials=1).trials[0]
     assert tuple(trial.intermediate_values) == training.evaluation_steps == (2, 3, 6)
     assert trial.intermediate_values[6] == trial.value == trial.user_attrs[criterion]
     augmentation = KINDS.augmentation(trial.params)
-    expected = [e.criteria[criterion] for e in evaluations(task, augmentation, training)]
+    expected = [e.judged.criteria[criterion] for e in evaluations(task, augmentation, training)]
     assert list(trial.intermediate_values.values()) == expected
 
 
 def test_the_same_hyperparameters_always_give_the_same_detector(objective: Objective, task: Task) -> None:
     study = study_of(objective, n_trials=2)
-    again = Objective(task, space=KINDS, training=TRAINING)
+    again = Objective(task, Search(KINDS), TRAINING)
     study.enqueue_trial(study.trials[0].params)
     study.optimize(again, n_trials=1)
     first, _, third = study.trials
     assert third.intermediate_values == first.intermediate_values
     for name in (*CRITERIA, "separability", "loss"):
         assert third.user_attrs[name] == first.user_attrs[name]
-    before, after = (open_kept(trial.user_attrs[ARTIFACTS]) for trial in (first, third))
+    before, _, after = (open_kept(record.address) for record in records(study))
     assert np.array_equal(before.scores, after.scores)
 
 
@@ -147,7 +151,7 @@ def test_nothing_is_drawn_from_global_random_states(objective: Objective) -> Non
 
 def test_the_classifiers_own_score_is_kept_where_it_is_asked_for(task: Task) -> None:
     training = Training(steps=8, batch_size=8, width=2, score="classifier")
-    objective = Objective(task, training=training)
+    objective = Objective(task, Search(), training)
     chosen = select(study_of(objective, n_trials=1))
     scores = chosen.scores()
     assert ((scores >= 0) & (scores <= 1)).all()
@@ -163,7 +167,7 @@ def test_a_recorder_hears_every_trial_from_start_to_end(objective: Objective, li
     ]
     for trial, (_, params, tags) in zip(study.trials, listener.of("started"), strict=True):
         kind = trial.params["augmentation"]
-        assert params == {"augmentation": kind, **trial.user_attrs[HYPERPARAMETERS]}
+        assert params == {"augmentation": kind, **trial.user_attrs["hyperparameters"]}
         assert tags == {"augmentation": kind, "criterion": "dsv", "task": "gravel/cutavg"}
     for trial, step, metrics in listener.of("progress"):
         assert metrics.keys() == CRITERIA.keys() | {"separability", "loss"}
@@ -177,7 +181,7 @@ def test_a_recorder_hears_every_trial_from_start_to_end(objective: Objective, li
     ("arguments", "message"),
     [
         ({"criterion": "auc"}, r"criterion: expected one of dsv, .*, got 'auc'"),
-        ({"keep": 0}, r"keep: expected at least 1 detector, got 0"),
+        ({"keep": 0}, r"keep: expected a whole number >= 1, got 0"),
         (
             {"space": SearchSpace({"cutout": {}, "cutpaste": {"patch_area": 0.6}})},
             r"cutpaste: a patch of area 0.6 .* does not fit",
@@ -188,7 +192,7 @@ def test_a_wrong_argument_is_named_before_anything_is_trained(
     arguments: dict[str, Any], message: str, task: Task
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Objective(task, **arguments)
+        Objective(task, Search(**arguments))
 
 
 # Anywhere
@@ -218,10 +222,10 @@ def optimize_pickled(place: Path, params: list[dict[str, Any]]) -> None:
 
 def test_a_pickled_objective_works_in_another_process_and_gives_the_same(task: Task, workplace: Path) -> None:
     """The copy keeps the best in a memory of its own, or in the same folder."""
-    here = Objective(task, space=KINDS, training=TRAINING)
+    here = Objective(task, Search(KINDS), TRAINING)
     study = study_of(here, n_trials=2)
     artifacts = workplace / "artifacts"
-    there = [here, Objective(task, space=KINDS, training=TRAINING, artifacts=artifacts)]
+    there = [here, Objective(task, Search(KINDS), TRAINING, artifacts=artifacts)]
     (workplace / "objectives.pickle").write_bytes(pickle.dumps(there))
     in_a_process(optimize_pickled, workplace, [trial.params for trial in study.trials])
     in_memory, in_a_folder = pickle.loads((workplace / "results.pickle").read_bytes())
@@ -229,7 +233,8 @@ def test_a_pickled_objective_works_in_another_process_and_gives_the_same(task: T
         assert values == [trial.value for trial in study.trials]
         assert np.array_equal(scores, select(study).scores())
     assert in_memory[1].startswith("memory:")
-    assert in_a_folder[1] == str(trial_folder(artifacts, select(study).number))
+    assert Path(in_a_folder[1]).parent == artifacts
+    assert Path(in_a_folder[1]).name.startswith(f"trial-{select(study).number:05d}-")
     assert np.array_equal(open_kept(in_a_folder[1]).scores, select(study).scores())
 
 
@@ -240,7 +245,7 @@ def test_an_unpickled_objective_keeps_its_own_trials(objective: Objective) -> No
     assert len(objective.store.trials) == 1 and copy.store.trials == {}
     study = study_of(copy, n_trials=1)
     assert len(copy.store.trials) == 1
-    assert select(study).detector() is copy.store.trials[0].detector
+    assert select(study).detector() is next(iter(copy.store.trials.values())).detector
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
@@ -306,23 +311,24 @@ def test_a_collapse_in_one_trial_fails_it_with_its_reason_and_the_study_goes_on(
     task: Task, listener: Any
 ) -> None:
     space = SearchSpace({"cutavg": {}, "cutdiff": COLLAPSING})
-    objective = Objective(task, space=space, training=TRAINING, recorder=listener)
-    study = optuna.create_study(sampler=make_sampler("random", space, seed=0))
+    objective = Objective(task, Search(space, sampler="random"), TRAINING, recorder=listener)
+    study = optuna.create_study(sampler=make_sampler(objective.search))
     study.enqueue_trial({"augmentation": "cutavg"})
     study.enqueue_trial({"augmentation": "cutdiff"})
     study.enqueue_trial({"augmentation": "cutavg"})
     study.optimize(objective, n_trials=3)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
-    failed = study.trials[1]
-    reason = failed.user_attrs[FAILURE]
+    failed = records(study)[1]
+    reason = failed.reason
+    assert reason is not None and failed.augmentation is not None
     assert "collapsed" in reason and "cutdiff(patch_area=1e+06, patch_aspect=" in reason
-    hyperparameters = failed.user_attrs[HYPERPARAMETERS]
+    hyperparameters = failed.augmentation.hyperparameters
     assert hyperparameters == {
         "patch_area": 1e6,
-        "patch_aspect": failed.params["cutdiff.patch_aspect"],
+        "patch_aspect": study.trials[1].params["cutdiff.patch_aspect"],
     }
     assert f"patch_aspect={hyperparameters['patch_aspect']:.4g}" in reason
-    assert BUDGET not in failed.user_attrs and ARTIFACTS not in failed.user_attrs
+    assert failed.budget is None and failed.address is None
     ends = {trial: (status, said) for trial, status, _, said in listener.of("ended")}
     assert ends == {"0": ("complete", None), "1": ("failed", reason), "2": ("complete", None)}
     assert select(study).number in (0, 2)
@@ -330,11 +336,11 @@ def test_a_collapse_in_one_trial_fails_it_with_its_reason_and_the_study_goes_on(
 
 def test_a_diverging_learning_rate_fails_every_trial_and_select_says_so(task: Task) -> None:
     training = Training(steps=8, batch_size=8, width=2, learning_rate=1e30)
-    study = study_of(Objective(task, training=training), n_trials=3)
-    for trial in study.trials:
-        assert trial.state == TrialState.FAIL
-        assert "diverged" in trial.user_attrs[FAILURE] and "cutavg(" in trial.user_attrs[FAILURE]
-    with pytest.raises(ValueError, match=r"no trial ran its whole budget, .* nothing to select \(3 fail\)"):
+    study = study_of(Objective(task, Search(), training), n_trials=3)
+    for trial in records(study):
+        assert trial.status == "failed" and trial.reason is not None
+        assert "diverged" in trial.reason and "cutavg(" in trial.reason
+    with pytest.raises(ValueError, match=r"no trial ran its whole budget, .* nothing to select \(3 failed\)"):
         select(study)
 
 
@@ -353,7 +359,7 @@ def test_an_error_that_is_no_detectors_fault_is_not_swallowed(objective: Objecti
     with pytest.raises(RuntimeError, match="a defect of ours"):
         study.optimize(objective, n_trials=3)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL]
-    assert FAILURE not in study.trials[0].user_attrs
+    assert records(study)[0].status == "interrupted"
     assert broken.end == ("0", "interrupted", "RuntimeError('a defect of ours')")
 
 
@@ -367,7 +373,7 @@ def test_a_poor_trial_raises_trialpruned_at_its_first_evaluation(objective: Obje
     with pytest.raises(optuna.TrialPruned, match="stopped at step 4"):
         objective(trial)
     assert list(study.trials[0].intermediate_values) == [4]
-    assert BUDGET not in study.trials[0].user_attrs
+    assert records(study)[0].budget is None
     assert listener.of("ended") == [["0", "pruned", {}, None]]
 
 
@@ -385,7 +391,7 @@ def test_a_pruned_trial_is_never_selected_even_with_the_better_value(objective: 
 
 
 def test_successive_halving_stops_the_worse_half_at_the_first_evaluation(objective: Objective) -> None:
-    pruner = make_pruner("asha", TRAINING, reduction_factor=2)
+    pruner = make_pruner(Search(pruner="asha", reduction_factor=2), TRAINING)
     assert isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner)
     study = study_of(objective, n_trials=10, pruner=pruner)
     firsts: list[float] = []
@@ -407,7 +413,7 @@ def test_every_rung_is_judged_at_its_own_evaluation(
 ) -> None:
     """250 steps with factor 3: evaluated at 28 and 83, so a rung at three times 28 would be missed."""
     training = Training(steps=steps, evaluate_at=evaluate_at)
-    study = optuna.create_study(pruner=make_pruner("asha", training, factor))
+    study = optuna.create_study(pruner=make_pruner(Search(pruner="asha", reduction_factor=factor), training))
     for value in range(4):
         trial = study.ask()
         for step in training.evaluation_steps[:-1]:
@@ -415,19 +421,19 @@ def test_every_rung_is_judged_at_its_own_evaluation(
             trial.should_prune()
         study.tell(trial, value)
     rungs = [key for key in study.trials[0].system_attrs if key.startswith("completed_rung")]
-    assert len(rungs) == 2 and first_rung(training, factor) <= training.evaluation_steps[0]
+    assert len(rungs) == 2 and first_rung(training) <= training.evaluation_steps[0]
 
 
 def test_a_reduction_factor_below_two_is_named() -> None:
     with pytest.raises(ValueError, match="reduction_factor: expected a whole number >= 2, got 1"):
-        make_pruner("asha", TRAINING, 1)
+        Search(pruner="asha", reduction_factor=1)
 
 
 def test_the_other_pruners_are_optunas_own_and_an_unknown_one_is_named() -> None:
-    assert isinstance(make_pruner("median", TRAINING), optuna.pruners.MedianPruner)
-    assert isinstance(make_pruner("none", TRAINING), optuna.pruners.NopPruner)
+    assert isinstance(make_pruner(Search(pruner="median"), TRAINING), optuna.pruners.MedianPruner)
+    assert isinstance(make_pruner(Search(), TRAINING), optuna.pruners.NopPruner)
     with pytest.raises(ValueError, match=f"pruner: expected one of {', '.join(PRUNERS)}, got 'hyperband'"):
-        make_pruner("hyperband", TRAINING)
+        Search(pruner="hyperband")  # type: ignore[arg-type]
 
 
 # Selection
@@ -437,15 +443,15 @@ def test_trials_of_a_smaller_budget_do_not_compete(task: Task) -> None:
     study = optuna.create_study(pruner=optuna.pruners.NopPruner())
     for steps in (4, 8, 4):
         training = replace(TRAINING, steps=steps)
-        study.optimize(Objective(task, training=training), n_trials=2)
-    assert [trial.user_attrs[BUDGET] for trial in study.trials] == [4, 4, 8, 8, 4, 4]
+        study.optimize(Objective(task, Search(), training), n_trials=2)
+    assert [trial.budget for trial in records(study)] == [4, 4, 8, 8, 4, 4]
     assert [candidate.number for candidate in candidates(study)] == [2, 3]
     for criterion in CRITERIA:
         assert select(study, criterion).number in (2, 3)
 
 
 def test_every_criterion_selects_its_minimum_with_a_detector_at_hand(tmp_path: Path, task: Task) -> None:
-    objective = Objective(task, "mmd", KINDS, TRAINING, artifacts=tmp_path / "artifacts", keep=2)
+    objective = Objective(task, Search(KINDS, "mmd", keep=2), TRAINING, artifacts=tmp_path / "artifacts")
     study = study_of(objective, n_trials=10)
     by_mmd = sorted(study.trials, key=lambda trial: trial.user_attrs["mmd"])
     best = {trial.number for trial in by_mmd[:2]}
@@ -461,13 +467,14 @@ def test_every_criterion_selects_its_minimum_with_a_detector_at_hand(tmp_path: P
         kept = candidate.kept()
         assert (kept.detector is not None) == (candidate.number in best)
         assert kept.scores.shape == (16,) and len(kept.embeddings.unlabeled) == 16
-        folder = trial_folder(tmp_path / "artifacts", candidate.number)
+        folder = Path(candidate.address)
+        assert folder.parent == tmp_path / "artifacts"
         names = {"arrays.npz"} | ({"detector"} if candidate.number in best else set())
         assert {path.name for path in folder.iterdir()} == names
 
 
 def test_a_detector_that_was_not_kept_is_missed_with_a_remedy(tmp_path: Path, task: Task) -> None:
-    objective = Objective(task, space=KINDS, training=TRAINING, artifacts=tmp_path, keep=1)
+    objective = Objective(task, Search(KINDS, keep=1), TRAINING, artifacts=tmp_path)
     poor = max(candidates(study_of(objective, n_trials=8)), key=lambda c: c.criteria["dsv"])
     with pytest.raises(FileNotFoundError, match=rf"trial {poor.number}: .* a larger keep"):
         poor.detector()
@@ -475,13 +482,14 @@ def test_a_detector_that_was_not_kept_is_missed_with_a_remedy(tmp_path: Path, ta
 
 def test_memory_keeps_only_the_best_few(objective: Objective) -> None:
     study = study_of(objective, n_trials=12)
-    best = {trial.number for trial in sorted(study.trials, key=lambda t: t.value)[: objective.keep]}
+    best = {trial.number for trial in sorted(study.trials, key=lambda t: t.value)[: objective.search.keep]}
     best |= {int(np.argmin([t.user_attrs[name] for t in study.trials])) for name in CRITERIA}
     assert isinstance(objective.store, MemoryStore)
-    assert objective.store.trials.keys() == best and len(best) < 12
+    at = {candidate.number: candidate.address.rpartition("/")[2] for candidate in candidates(study)}
+    assert objective.store.trials.keys() == {at[number] for number in best} and len(best) < 12
     for candidate in candidates(study):
         if candidate.number in best:
-            assert candidate.detector() is objective.store.trials[candidate.number].detector
+            assert candidate.detector() is objective.store.trials[at[candidate.number]].detector
         else:
             with pytest.raises(FileNotFoundError, match=f"trial {candidate.number}: .* artifacts folder"):
                 candidate.scores()
@@ -491,14 +499,14 @@ def test_of_equal_trials_the_earliest_is_selected(task: Task) -> None:
     study = optuna.create_study()
     for _ in range(3):
         study.enqueue_trial({"cutavg.patch_area": 0.05, "cutavg.patch_aspect": 1.0})
-    objective = Objective(task, training=TRAINING)
+    objective = Objective(task, Search(), TRAINING)
     study.optimize(objective, n_trials=3)
     assert len({trial.value for trial in study.trials}) == 1
     assert select(study).number == 0
 
 
 def test_artifacts_are_found_again_where_their_folder_was_moved_to(tmp_path: Path, task: Task) -> None:
-    study = study_of(Objective(task, training=TRAINING, artifacts=tmp_path / "before"), n_trials=2)
+    study = study_of(Objective(task, Search(), TRAINING, artifacts=tmp_path / "before"), n_trials=2)
     scores = select(study).scores()
     (tmp_path / "before").rename(tmp_path / "after")
     with pytest.raises(FileNotFoundError, match="artifacts are gone; was the folder moved"):
@@ -519,18 +527,23 @@ def test_what_cannot_be_selected_is_named(objective: Objective) -> None:
         select(study, "separability")
 
 
+def judged(kept: Kept) -> Judged:
+    """What was kept of a detector, to be kept again."""
+    return Judged({}, kept.embeddings, torch.from_numpy(kept.scores))
+
+
 def test_a_trial_is_put_into_a_folder_whole_and_discarded_whole(tmp_path: Path, objective: Objective) -> None:
     kept = select(study_of(objective, n_trials=1)).kept()
     assert kept.detector is not None
     store = FolderStore(tmp_path / "artifacts")
-    left_by_a_kill = trial_folder(store.root, 7).with_name("trial-00007.partial")
+    left_by_a_kill = store.root / "trial-00007.partial"
     left_by_a_kill.mkdir(parents=True)
     (left_by_a_kill / "arrays.npz").write_bytes(b"half")
-    address = store.put(7, torch.from_numpy(kept.scores), kept.embeddings, kept.detector)
+    address = store.put("trial-00007", judged(kept), kept.detector)
     assert [path.name for path in store.root.iterdir()] == ["trial-00007"]
     assert np.array_equal(open_kept(address).scores, kept.scores)
     left_by_a_kill.mkdir()
-    store.discard(7)
+    store.discard("trial-00007")
     assert list(store.root.iterdir()) == []
 
 
@@ -548,14 +561,14 @@ def test_a_detector_is_dropped_once_and_again_after_its_trial_was_put_again(
         remove(path, **settings)
 
     store = FolderStore(tmp_path / "artifacts")
-    for put in ([3, 4, 5], [], [4]):
+    for put in ("345", "", "4"):
         for trial in put:
-            store.put(trial, torch.from_numpy(kept.scores), kept.embeddings, kept.detector)
+            store.put(trial, judged(kept), kept.detector)
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", remove_and_tell)
-            store.drop_detectors([3, 4, 5])
+            store.drop_detectors([str(store.root / trial) for trial in "345"])
         assert [path.name for path in store.root.rglob("detector")] == []
-    assert sorted(removed) == [f"trial-{trial:05d}" for trial in (3, 4, 4, 5)]
+    assert sorted(removed) == ["3", "4", "4", "5"]
 
 
 # Sampling
@@ -583,7 +596,7 @@ def steepness(trial: optuna.Trial) -> float:
 
 
 def sampled(name: str, n_trials: int, seed: int = 0, function: Any = depth) -> list[dict[str, Any]]:
-    study = optuna.create_study(sampler=make_sampler(name, SPACE, seed))
+    study = optuna.create_study(sampler=make_sampler(Search(SPACE, sampler=name, seed=seed)))
     study.optimize(function, n_trials=n_trials)
     return [trial.params for trial in study.trials]
 
@@ -591,7 +604,7 @@ def sampled(name: str, n_trials: int, seed: int = 0, function: Any = depth) -> l
 def sampler_study(name: str, storage: Any = None) -> tuple[optuna.Study, Any]:
     """A study with a sampler by name and the function that it minimises; a storage's own study."""
     space, function = (ONE_KIND, depth_of_one_kind) if name == "gp" else (SPACE, depth)
-    sampler = make_sampler(name, space, seed=0, grid_points=2)
+    sampler = make_sampler(Search(space, sampler=name, grid_points=2))
     study = optuna.create_study(study_name="s", storage=storage, sampler=sampler, load_if_exists=True)
     return study, function
 
@@ -648,7 +661,7 @@ def test_draws_differ_by_trial_and_by_name() -> None:
 
 def test_draws_do_not_depend_on_what_became_of_a_trials_number() -> None:
     """A trial that repeats an interrupted one draws as that did, and so do all after it."""
-    study = optuna.create_study(sampler=make_sampler("random", SPACE, seed=0))
+    study = optuna.create_study(sampler=make_sampler(Search(SPACE, sampler="random")))
     study.optimize(depth, n_trials=2)
     interrupted = study.ask()
     SPACE.suggest(interrupted)
@@ -663,7 +676,7 @@ def test_draws_do_not_depend_on_what_became_of_a_trials_number() -> None:
 
 @pytest.mark.parametrize("n_trials", [8, 100])
 def test_the_grid_visits_every_candidate_once_and_ends_by_itself(n_trials: int) -> None:
-    study = optuna.create_study(sampler=make_sampler("grid", SPACE, seed=0, grid_points=2))
+    study = optuna.create_study(sampler=make_sampler(Search(SPACE, sampler="grid", grid_points=2)))
     study.optimize(depth, n_trials=n_trials)
     expected = SPACE.grid(2)
     assert len(expected) == 2**2 + 2**3
@@ -681,40 +694,41 @@ def test_a_grid_that_is_through_says_so_when_more_is_asked_of_it() -> None:
 
 def test_running_a_search_whose_grid_is_through_does_nothing(task: Task) -> None:
     space = SearchSpace({"cutavg": {"patch_aspect": 1.0}})
-    objective = Objective(task, space=space, training=TRAINING)
-    study = open_study(optuna.storages.InMemoryStorage(), "grid", objective, sampler="grid", grid_points=3)
-    run_search(study, objective, n_trials=50)
+    search = Search(space, sampler="grid", grid_points=3, n_trials=50)
+    objective = Objective(task, search, TRAINING)
+    study = open_study(optuna.storages.InMemoryStorage(), "grid", search, TRAINING)
+    run_search(study, objective)
     assert [trial.params["cutavg.patch_area"] for trial in study.trials] == pytest.approx(
         [0.002, (0.002 * 0.3) ** 0.5, 0.3]
     )
-    run_search(study, objective, n_trials=50)
+    run_search(study, objective)
     assert len(study.trials) == 3
 
 
 def test_a_search_brings_a_study_to_its_number_of_trials(task: Task) -> None:
-    objective = Objective(task, training=TRAINING)
-    study = open_study(optuna.storages.InMemoryStorage(), "study", objective, sampler="random")
-    run_search(study, objective, n_trials=2)
-    run_search(study, objective, n_trials=2)
+    search = Search(sampler="random", n_trials=2)
+    study = open_study(optuna.storages.InMemoryStorage(), "study", search, TRAINING)
+    run_search(study, Objective(task, search, TRAINING))
+    run_search(study, Objective(task, search, TRAINING))
     assert len(study.trials) == 2
-    run_search(study, objective, n_trials=3)
+    run_search(study, Objective(task, replace(search, n_trials=3), TRAINING))
     assert len(study.trials) == 3
-    with pytest.raises(ValueError, match="n_trials: expected at least 1, got 0"):
-        run_search(study, objective, n_trials=0)
+    with pytest.raises(ValueError, match="n_trials: expected a whole number >= 1, got 0"):
+        replace(search, n_trials=0)
 
 
 def test_a_gaussian_process_wants_one_kind_and_unknown_samplers_are_named() -> None:
     with pytest.raises(ValueError, match=r"'gp' needs a space of one kind .*, got cutout, cutpaste"):
-        make_sampler("gp", SPACE, seed=0)
+        Search(SPACE, sampler="gp")
     with pytest.raises(ValueError, match=f"sampler: expected one of {', '.join(SAMPLERS)}, got 'cma-es'"):
-        make_sampler("cma-es", SPACE, seed=0)
-    with pytest.raises(ValueError, match="points: expected at least 2"):
-        make_sampler("grid", SPACE, seed=0, grid_points=1)
+        Search(SPACE, sampler="cma-es")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="points: expected a whole number >= 2"):
+        Search(SPACE, sampler="grid", grid_points=1)
 
 
 def test_a_candidate_names_its_augmentation_with_fixed_values(task: Task) -> None:
     space = SearchSpace({"cutavg": {"patch_aspect": 1.0}})
-    chosen = select(study_of(Objective(task, space=space, training=TRAINING), n_trials=2))
+    chosen = select(study_of(Objective(task, Search(space), TRAINING), n_trials=2))
     assert isinstance(chosen, Candidate) and chosen.budget == TRAINING.steps
     assert isinstance(chosen.augmentation, Augmentation)
     assert chosen.augmentation.kind == "cutavg"

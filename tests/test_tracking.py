@@ -23,10 +23,10 @@ import pytest
 from delivered import check_delivered_exactly, client_of, history_of, records_in, runs_of
 from servers import MlflowServer, wait_until
 
-from ssad_hpo.task import Recorder
+from ssad_hpo.task import StudyRecorder
 from ssad_hpo.tracking import (
     MlflowRecorder,
-    NullRecorder,
+    SilentRecorder,
     absolute_uri,
     default_tracking_uri,
     delivery,
@@ -55,14 +55,14 @@ def recorder(tmp_path: Path, database: str) -> MlflowRecorder:
     return MlflowRecorder(tmp_path / "run" / "outbox.jsonl", database, "testbed", "gravel, seed 0")
 
 
-def record_trial(recorder: NullRecorder, trial: str, status: Any = "complete", reason: Any = None) -> None:
+def record_trial(recorder: StudyRecorder, trial: str, status: Any = "complete", reason: Any = None) -> None:
     recorder.trial_started(trial, {"augmentation": "cutavg", "cutavg.patch_area": 0.1}, {"sampler": "tpe"})
     for step in STEPS:
         recorder.trial_progress(trial, step, {"dsv": 1 / step, "loss": step / 7})
     recorder.trial_ended(trial, status, {"dsv": 1 / STEPS[-1], "mmd": 0.25}, reason)
 
 
-def record_study(recorder: NullRecorder, trials: int) -> int:
+def record_study(recorder: StudyRecorder, trials: int) -> int:
     """Record a whole study; returns the number of records."""
     recorder.study_started({"n_trials": trials}, {"task": "gravel/cutavg"})
     for trial in range(trials):
@@ -550,15 +550,22 @@ def test_an_outbox_that_cannot_be_written_is_told_and_holds_nothing_up(
     assert caplog.text.count("records for MLflow are being lost") == 1
 
 
-def test_both_recorders_are_recorders_with_the_same_methods() -> None:
-    for name, protocol_method in inspect.getmembers(Recorder, inspect.isfunction):
-        if not name.startswith("_"):
-            assert inspect.signature(getattr(NullRecorder, name)).parameters.keys() == (
-                inspect.signature(protocol_method).parameters.keys()
-            )
-    with NullRecorder() as recorder:
+@pytest.mark.parametrize("kind", [MlflowRecorder, SilentRecorder])
+def test_both_recorders_have_the_methods_that_a_study_tells(kind: type) -> None:
+    methods = [
+        (name, method)
+        for name, method in inspect.getmembers(StudyRecorder, inspect.isfunction)
+        if not name.startswith("_") or name in ("__enter__", "__exit__")
+    ]
+    assert len(methods) == 12
+    for name, protocol_method in methods:
+        parameters = inspect.signature(getattr(kind, name)).parameters
+        assert parameters.keys() == inspect.signature(protocol_method).parameters.keys()
+
+
+def test_a_silent_recorder_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with SilentRecorder() as recorder:
         record_study(recorder, trials=1)
         recorder.artifact(Path("nothing"))
-        assert recorder.close() == 0
-    public = {name for name in vars(MlflowRecorder) if not name.startswith("_")}
-    assert public <= set(vars(NullRecorder))
+    assert recorder.lost == 0 and list(tmp_path.iterdir()) == []

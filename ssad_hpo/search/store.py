@@ -167,8 +167,8 @@ def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
         store = _memory_stores.get(prefix + "/")
         if store is None or name not in store.trials:
             raise FileNotFoundError(
-                f"{name}: nothing of it is kept in this process (only the best few are); "
-                "give the objective an artifacts folder to keep every trial"
+                f"trial {int(name.split('-')[1])}: nothing of it is kept in this process (only the best few "
+                "are); give the objective an artifacts folder to keep every trial"
             )
         return store.trials[name]
     folder = Path(address)
