@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from ssad_hpo.augment.functions import cutavg, cutdiff, cutout, cutpaste, rotation
+from ssad_hpo.augment import functions
 from ssad_hpo.augment.ranges import Range
 
 # Uniform numbers that each image has. By convention 0 to 2 draw hyperparameters, 3 is for a sign, 4 and 5 for
@@ -97,10 +97,10 @@ _ASPECT = Hyperparameter(0.3, 3.3, "log")
 _PATCH = {"patch_area": Hyperparameter(0.002, 0.3, "log", vanishes=True), "patch_aspect": _ASPECT}
 
 KINDS: dict[str, Kind] = {
-    "cutout": Kind(cutout, _PATCH, must_fit=True),
-    "cutavg": Kind(cutavg, _PATCH, must_fit=True),
+    "cutout": Kind(functions.cutout, _PATCH, must_fit=True),
+    "cutavg": Kind(functions.cutavg, _PATCH, must_fit=True),
     "cutpaste": Kind(
-        cutpaste,
+        functions.cutpaste,
         {
             # Not 0.3: a patch fits at every angle only while its diagonal does, and that is while
             # area * (aspect + 1 / aspect) <= 1.
@@ -110,9 +110,11 @@ KINDS: dict[str, Kind] = {
         },
         must_fit=True,
     ),
-    "cutdiff": Kind(cutdiff, _PATCH),
+    "cutdiff": Kind(functions.cutdiff, _PATCH),
     # Drawn by the number that draws CutPaste's angle as well.
-    "rotation": Kind(rotation, {"angle": Hyperparameter(15.0, 180.0, "degrees", vanishes=True, column=2)}),
+    "rotation": Kind(
+        functions.rotation, {"angle": Hyperparameter(15.0, 180.0, "degrees", vanishes=True, column=2)}
+    ),
 }
 
 

@@ -11,15 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssad_hpo.criteria.functions import (
-    base,
-    discordance,
-    dsv,
-    mmd,
-    smooth_alignment,
-    soft_alignment,
-    std,
-)
+from ssad_hpo.criteria import functions
 from ssad_hpo.criteria.pairs import Pairs
 
 _SETS = ("train", "augmented", "unlabeled")
@@ -51,13 +43,13 @@ class Criterion:
 
 # Name -> criterion, for those that rank detectors (lower is better).
 CRITERIA: dict[str, Criterion] = {
-    "dsv": Criterion(dsv, shared=True),
-    "discordance": Criterion(discordance, shared=True),
-    "base": Criterion(base, shared=True),
-    "mmd": Criterion(mmd),
-    "std": Criterion(std, shared=True),
-    "smooth_alignment": Criterion(smooth_alignment),
-    "soft_alignment": Criterion(soft_alignment),
+    "dsv": Criterion(functions.dsv, shared=True),
+    "discordance": Criterion(functions.discordance, shared=True),
+    "base": Criterion(functions.base, shared=True),
+    "mmd": Criterion(functions.mmd),
+    "std": Criterion(functions.std, shared=True),
+    "smooth_alignment": Criterion(functions.smooth_alignment),
+    "soft_alignment": Criterion(functions.soft_alignment),
 }
 # What detectors of one tuning can be ranked by besides: the loss that they were tuned down, whichever it is.
 VALIDATION_LOSS = "validation_loss"
