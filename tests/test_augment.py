@@ -85,7 +85,7 @@ def reflected(position, size):
 
 
 def slow_augment(image, kind, hyperparameters, noise):
-    """One image (C, H, W) as nested lists, changed as METHOD's table says."""
+    """One image (C, H, W) as nested lists, changed as each kind is defined."""
     height, width = len(image[0]), len(image[0][0])
     u_area, u_aspect, u_angle, u_sign, u_x, u_y, u_source_x, u_source_y = noise
     angle = math.radians(drawn(hyperparameters.get("angle", 0.0), u_angle))

@@ -8,7 +8,9 @@ from ssad_hpo.augment import Augmentation, kind_of
 
 
 def random_static(kind: str, seed: int) -> Augmentation:
-    """A static augmentation drawn at random from the default ranges of a kind: RS- of the talk.
+    """A static augmentation drawn at random from the default ranges of a kind.
+
+    What ST-SSAD (Yoo et al., KDD 2025) is compared with as RS-.
 
     Args:
         kind: a key of `augment.KINDS`.

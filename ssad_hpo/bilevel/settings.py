@@ -37,7 +37,7 @@ WarmStartOn = Literal["range", "start"]
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the hyperparameters of an augmentation are tuned by gradient [ST-SSAD].
+    """How the hyperparameters of an augmentation are tuned by gradient (ST-SSAD: Yoo et al., KDD 2025).
 
     The detector's own settings, the number of its steps and the seed of everything are `Training`'s.
 

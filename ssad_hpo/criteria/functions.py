@@ -25,7 +25,7 @@ _SOFT_TEMPERATURE = 0.2
 
 
 def base(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
-    """d(Z_trn u Z_aug, Z_test), the talk's first approach; in [0, 1] for unit rows, lower is better.
+    """d(Z_trn u Z_aug, Z_test); in [0, 1] for unit rows, lower is better.
 
     Raises:
         DegenerateError: a set is empty, has one row, identical rows, values that are not finite, or
@@ -103,7 +103,7 @@ def dsv(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
 def smooth_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
     """L_val of ST-SSAD: half the mean, over Z_test, of the distances to mean(Z_trn) and to mean(Z_aug).
 
-    After total distance normalisation. The talk sums over Z_test; the mean makes data sets comparable.
+    After total distance normalisation. A mean over Z_test and no sum, which would not compare data sets.
     Positive, lower is better.
 
     Raises:

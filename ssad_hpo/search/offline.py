@@ -1,4 +1,4 @@
-"""Offline selection, the talk's own problem: choose among detectors that somebody has trained already.
+"""Offline selection: choose among detectors that somebody has trained already.
 
 A detector is one npz file, written by any tool: embeddings `train`, `augmented` and `unlabeled`, (N, D)
 each, and, where there are any, anomaly `scores` of the unlabelled samples, (N_test,). Neither a model

@@ -21,7 +21,7 @@ PRUNERS: tuple[str, ...] = get_args(Pruner)
 class Training:
     """How one detector is trained and judged; the defaults suit two CPU cores and 64-pixel images.
 
-    The paper's own scale [2] is `Training(encoder="resnet18", steps=10_000)` at 256 pixels.
+    DSV (Yoo et al., ECML PKDD 2023) has `Training(encoder="resnet18", steps=10_000)` at 256 pixels.
 
     Attributes:
         encoder: "small" (the residual encoder of `ssad_hpo.encoder`) or a torchvision classifier.
