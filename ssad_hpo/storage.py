@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import random
-import time
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from ssad_hpo.address import without_password
-
-OPENING_ATTEMPTS = 8
 
 
 def open_journal(path: Path) -> JournalStorage:
@@ -41,26 +41,88 @@ def _cut_torn_line(path: Path) -> None:
         journal.truncate(whole)
 
 
-def open_database(url: str) -> BaseStorage:
-    """Optuna's storage at a database's URL; its tables are made where they are missing.
+def absolute_storage(url: str) -> str:
+    """The URL of a database, an SQLite file's path made absolute: runs are opened from anywhere.
 
     Raises:
-        ValueError: if it is no such URL, its driver is missing, or it cannot be reached.
+        ValueError: for SQLite in memory, which no later command could open.
     """
-    # Optuna looks for its tables and then makes them, so that of several that meet a new database at once
-    # all but one fail on some table, type or version that "already exists". They find it when they look anew.
-    attempts = OPENING_ATTEMPTS
-    while True:
-        try:
+    driver, mark, path = url.partition(":///")
+    if driver.partition("+")[0] != "sqlite" and not url.startswith("sqlite:"):
+        return url
+    path, query, options = path.partition("?")
+    if not mark or path in ("", ":memory:") or path.startswith("file:"):
+        raise ValueError(f"storage: expected the file of a database, as sqlite:///optuna.db, got {url!r}")
+    return f"{driver}:///{Path(path).absolute()}{query}{options}"
+
+
+def open_database(url: str, *, create: bool = False) -> BaseStorage:
+    """Optuna's storage at a database's URL.
+
+    Args:
+        url: absolute; see `absolute_storage`.
+        create: make the database's file and tables where they are missing; else nothing is made.
+
+    Raises:
+        ValueError: if it is no such URL, its driver is missing, it cannot be reached, or is not there.
+    """
+    try:
+        if not create:
+            _check_file(url)
+            # The object that Optuna itself makes of a URL, but for the tables.
+            return optuna.storages.get_storage(RDBStorage(url, skip_table_creation=True))
+        # Optuna looks for its tables and then makes them: two at once would make them twice.
+        with _alone(url):
             return optuna.storages.get_storage(url)
-        except Exception as error:  # SQLAlchemy's, a driver's, or an ImportError: no two alike
-            attempts -= 1
-            if attempts and "already exists" in str(error):
-                # Apart from each other, whatever the seed.
-                time.sleep(random.SystemRandom().uniform(0.1, 1.0))
-                continue
-            reason = str(error).partition("\n")[0].replace(url, without_password(url))
-            raise ValueError(
-                "storage: expected a database that can be opened, such as sqlite:///optuna.db, got "
-                f"{without_password(url)!r} ({reason})"
-            ) from error
+    except Exception as error:  # SQLAlchemy's, a driver's, or an ImportError: no two alike
+        reason = str(error).partition("\n")[0].replace(url, without_password(url))
+        raise ValueError(
+            "storage: expected a database that can be opened, such as sqlite:///optuna.db, got "
+            f"{without_password(url)!r} ({reason})"
+        ) from error
+
+
+def _check_file(url: str) -> None:
+    """Raise FileNotFoundError for an SQLite database without a file, which opening it would make."""
+    if url.startswith("sqlite") and not Path(url.partition(":///")[2].partition("?")[0]).is_file():
+        raise FileNotFoundError("there is no such file; was it moved?")
+
+
+@contextlib.contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """While this is held, no other process that asks for it makes tables in the same database."""
+    if url.startswith("sqlite"):
+        with _folder_locked(Path(url.partition(":///")[2].partition("?")[0]).parent):
+            yield
+        return
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(url)
+    held = _SERVER_LOCKS.get(engine.dialect.name)
+    try:
+        with engine.connect() as connection:
+            if held is not None:
+                connection.execute(sqlalchemy.text(held))
+            yield
+    finally:
+        engine.dispose()  # the lock goes with the connection
+
+
+# A lock of the connection's own, as the server's SQL has it.
+_SERVER_LOCKS = {
+    "postgresql": "SELECT pg_advisory_lock(hashtext('ssad_hpo'))",
+    "mysql": "SELECT GET_LOCK('ssad_hpo', 60)",
+    "mariadb": "SELECT GET_LOCK('ssad_hpo', 60)",
+}
+
+
+@contextlib.contextmanager
+def _folder_locked(folder: Path) -> Iterator[None]:
+    """A lock on the folder itself, which leaves no file behind."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems of other machines may have no such locks
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)

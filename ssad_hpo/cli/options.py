@@ -244,6 +244,8 @@ _RUN = option("--run", help="The run folder to make: a path, or a name below run
 _TRACKED = (
     option("--tracking-uri", default="default",
            help="MLflow's address; 'default' is MLFLOW_TRACKING_URI or sqlite:///mlflow.db."),
+    option("--experiment",
+           help="MLflow's experiment; by default the one that its environment names, else ssad_hpo."),
     option("--no-tracking", is_flag=True, help="Write nothing to MLflow."),
 )  # fmt: skip
 _STORAGE = option(

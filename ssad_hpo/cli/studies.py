@@ -104,7 +104,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
         images = source_of(given.pop("path"), **IMAGES.taken(given))
         method = Search(space=space_of(**SPACE.taken(given)), **group.taken(given))
         training = Training(seed=method.seed, **TRAINING.taken(given))
-        with _kept_on_interrupt(context), SearchDisplay(method.n_trials) as display:
+        with _kept_on_interrupt(context), SearchDisplay(method.total) as display:
             result = run_study(
                 images,
                 method,

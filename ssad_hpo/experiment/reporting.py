@@ -141,7 +141,8 @@ def _trials(
         number, reason = trial.number, trial.reason
         status = "interrupted" if trial.status == "running" else trial.status
         if status == "pruned":
-            reason = f"stopped at step {max(trial.curve)} of {settings.training.steps}"
+            steps = settings.training.steps
+            reason = f"stopped at step {max(trial.curve)} of {steps}" if trial.curve else "trained before"
         elif status == "interrupted":
             reason = reason or "its process ended"
             first = number if trial.repeats is None else trial.repeats

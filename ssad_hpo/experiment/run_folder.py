@@ -61,10 +61,19 @@ class Run:
     def outbox(self) -> Path:
         return self.folder / "outbox.jsonl"
 
-    def open_storage(self) -> BaseStorage:
-        """Optuna's storage: the journal, or the database that the settings name."""
+    def open_storage(self, *, create: bool = False) -> BaseStorage:
+        """Optuna's storage: the journal, or the database that the settings name, which must be there.
+
+        Args:
+            create: make a journal where there is none yet.
+
+        Raises:
+            RunError: if there is none. ValueError: if the database cannot be opened.
+        """
         if self.settings.storage:
             return storage.open_database(self.settings.storage)
+        if not create and not self.journal.is_file():
+            raise RunError(f"{self.folder}: its study was stopped before its first trial; resume it")
         return storage.open_journal(self.journal)
 
     def open_recorder(self) -> StudyRecorder:
@@ -110,9 +119,14 @@ def choose_run_folder(name: str | Path | None, task_name: str) -> Path:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{task_name.replace('/', '-')}-{stamp}-{uuid.uuid4().hex[:4]}"
     folder = _place(name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: exists already; go on with it by --resume, or choose another name")
+    _check_free(folder)
     return folder
+
+
+def _check_free(folder: Path) -> None:
+    """Raise RunError if there is something at the place of a new run, but for a lock that was left there."""
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {_LOCK_FILE}):
+        raise RunError(f"{folder}: exists already; go on with it by --resume, or choose another name")
 
 
 def open_run(name: str | Path) -> Run:
@@ -141,6 +155,22 @@ def open_run(name: str | Path) -> Run:
         return Run(folder, Settings.from_json(values))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunError(f"{path}: cannot be read as a run's settings ({error})") from error
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Own a new run folder, which is made; of several processes that ask for it, one gets it.
+
+    Raises:
+        RunError: if it cannot be made, or somebody else was faster.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: the run folder cannot be written ({error.strerror})") from error
+    with locked(folder):
+        _check_free(folder)
+        yield
 
 
 @contextmanager

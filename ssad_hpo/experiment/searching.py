@@ -67,7 +67,7 @@ def search_run(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
     local = settings.cluster is None
     # On a cluster Ray's scheduler stops the trials.
     drawing = search if local else replace(search, pruner="none")
-    study = open_study(run.open_storage(), settings.study_name, drawing, settings.training)
+    study = open_study(run.open_storage(create=True), settings.study_name, drawing, settings.training)
     if settings.cluster is None:
         run_search(study, objective)
     else:

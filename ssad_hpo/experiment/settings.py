@@ -65,7 +65,7 @@ class Settings:
     @property
     def n_trials(self) -> int:
         """How many trials there will be; those of a tuning are its starting points."""
-        return self.method.n_trials if isinstance(self.method, Search) else len(self.method.starts)
+        return self.method.total if isinstance(self.method, Search) else len(self.method.starts)
 
     @property
     def word(self) -> str:

@@ -17,15 +17,15 @@ from ssad_hpo.experiment.outcome import (
     open_result,
     record_result,
 )
-from ssad_hpo.experiment.run_folder import Run, choose_run_folder, locked, open_run
+from ssad_hpo.experiment.run_folder import Run, choose_run_folder, claimed, locked, open_run
 from ssad_hpo.experiment.searching import prepare_cluster, prepare_search, search_run
 from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
 from ssad_hpo.search import select, was_interrupted
+from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
 
 DEFAULT_TRACKING = "default"
-EXPERIMENT = "ssad_hpo"
 
 
 class StudyInterrupted(KeyboardInterrupt):
@@ -45,7 +45,7 @@ def run_study(
     run: str | Path | None = None,
     storage: str | None = None,
     tracking_uri: str | None = DEFAULT_TRACKING,
-    experiment: str = EXPERIMENT,
+    experiment: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     listeners: Sequence[Recorder] = (),
@@ -72,7 +72,8 @@ def run_study(
         run: the run folder, a path or a name below runs/; one is made up if None.
         storage: URL of a database for Optuna; by default a journal file in the run folder.
         tracking_uri: of MLflow; by default MLFLOW_TRACKING_URI or sqlite:///mlflow.db; None for none.
-        experiment: of MLflow.
+        experiment: of MLflow, its name or "#ID"; by default the one that MLFLOW_EXPERIMENT_NAME or
+            `mlflow.set_experiment` has chosen, else "ssad_hpo".
         device: where to train, "cpu" or "cuda"; by default "cuda" where a cluster's trials have a GPU, else
             "cpu".
         threads: of the processor for training; torch's own choice if None.
@@ -116,16 +117,17 @@ def run_study(
         cluster=cluster,
         device=device,
         threads=threads or torch.get_num_threads(),
-        storage=storage,
+        storage=storage and absolute_storage(storage),
         tracking_uri=_absolute_tracking_uri(tracking_uri),
-        experiment=experiment,
+        experiment=experiment or tracking.default_experiment(),
         **creation_facts(),
     )
+    if settings.storage is not None:
+        open_database(settings.storage, create=True)
     made = Run(folder, settings)
-    if storage is not None:
-        made.open_storage()
-    made.write()  # from here on there is something on disk; every argument has been checked before
-    return _conduct(made, task, listeners, announce)
+    with claimed(folder):  # from here on there is something on disk; every argument has been checked before
+        made.write()
+        return _conduct(made, task, listeners, announce)
 
 
 def _absolute_tracking_uri(given: str | None) -> str | None:
@@ -170,20 +172,20 @@ def resume_study(
         if settings.cluster is None:
             raise ValueError(f"address: {opened.folder} is a local search, and has no Ray cluster")
         settings = replace(settings, cluster=replace(settings.cluster, address=address))
-    if settings != opened.settings:
-        opened = Run(opened.folder, settings)
-        with locked(opened.folder):
+    with locked(opened.folder):
+        if settings != opened.settings:
+            opened = Run(opened.folder, settings)
             opened.write()
-    return _conduct(opened, task, listeners, announce)
+        return _conduct(opened, task, listeners, announce)
 
 
 def _conduct(
     run: Run, task: Task, listeners: Sequence[Recorder], announce: Callable[[Run], None] | None
 ) -> StudyResult:
-    """Do the work of a run, alone in its folder: train and choose without labels, and only then judge."""
+    """Do the work of a run whose folder is locked: train and choose without labels, and only then judge."""
     settings = run.settings
     torch.set_num_threads(settings.threads)
-    with locked(run.folder), run.open_recorder() as recorder:
+    with run.open_recorder() as recorder:
         if announce is not None:
             announce(run)
         recorder.study_started(settings.flat(), settings.tags)

@@ -47,7 +47,7 @@ def tune_run(run: Run, task: Task, recorder: Recorder, study_recorder: StudyReco
     settings, tuning = run.settings, run.settings.tuning
     assert tuning is not None
     study = optuna.create_study(
-        storage=run.open_storage(), study_name=settings.study_name, load_if_exists=True
+        storage=run.open_storage(create=True), study_name=settings.study_name, load_if_exists=True
     )
 
     def keep(index: int, ended: TunedStart | FailedStart) -> None:

@@ -15,11 +15,19 @@ from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from ssad_hpo.search import Objective, is_exhausted, metric_names, position, reconcile, record, records
+from ssad_hpo.search import (
+    Objective,
+    check_minimises,
+    is_exhausted,
+    metric_names,
+    position,
+    reconcile,
+    record,
+    records,
+)
 from ssad_hpo.search.store import trial_name
 from ssad_hpo.task import Status
 
@@ -61,9 +69,7 @@ class Ledger:
     """
 
     def __init__(self, objective: Objective, study: optuna.Study) -> None:
-        if study.directions != [StudyDirection.MINIMIZE]:
-            directions = ", ".join(direction.name.lower() for direction in study.directions)
-            raise ValueError(f"study: expected one that minimises {objective.criterion}, got {directions}")
+        check_minimises(study, objective.criterion)
         self.objective = objective
         self.study = study
         self._started: set[int] = set()

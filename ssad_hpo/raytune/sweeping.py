@@ -49,7 +49,7 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
     check_cluster(cluster, str(objective.device))
     if cluster.checkpoint_path is None:
         raise ValueError("checkpoint_path: expected a folder or a URI that all nodes reach, got none")
-    search, n_trials = objective.search, objective.search.n_trials
+    search, n_trials = objective.search, objective.search.total
     rungs = make_scheduler(search, objective.training)
     searcher = StudySearcher(objective, study)
     reconcile(study, objective)

@@ -1,6 +1,6 @@
 """Search without labels: the objective, running and resuming a study, selecting a detector."""
 
-from ssad_hpo.search.objective import Evaluation, Objective, evaluations, metric_names
+from ssad_hpo.search.objective import Evaluation, Objective, check_minimises, evaluations, metric_names
 from ssad_hpo.search.offline import Ranking, select_detectors
 from ssad_hpo.search.record import TrialRecord, is_final, records
 from ssad_hpo.search.resume import open_study, reconcile, remaining_trials, run_search, was_interrupted
@@ -17,6 +17,7 @@ __all__ = [
     "Ranking",
     "TrialRecord",
     "candidates",
+    "check_minimises",
     "evaluations",
     "first_rung",
     "is_exhausted",

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.study import StudyDirection
 
 from ssad_hpo.augment import check_fits
 from ssad_hpo.criteria import CRITERIA, measured
@@ -70,12 +71,25 @@ def evaluations(
         yield Evaluation(checkpoint.step, checkpoint.loss, judged, checkpoint.detector, checkpoint.state)
 
 
+def check_minimises(study: optuna.Study, criterion: str) -> None:
+    """Raise ValueError for a study that is maximised, or has several objectives."""
+    if study.directions != [StudyDirection.MINIMIZE]:
+        directions = ", ".join(direction.name.lower() for direction in study.directions)
+        raise ValueError(
+            f"study: expected one that minimises {criterion}, as optuna.create_study() does, got {directions}"
+        )
+
+
 class Objective:
     """A callable for `study.optimize`: train with the drawn hyperparameters, return the criterion.
 
     Minimise it. The criterion is reported at intermediate steps, so that pruners work. A trial that
     diverges or collapses fails with its reason in the user attribute "failure" and the study goes on.
     What is kept of a finished trial is a `TrialRecord`; `ssad_hpo.select` chooses among them.
+
+    In a space without ranges a point that the study has trained is not trained again: the trial is pruned.
+    A trial outside of a study (`optuna.trial.FixedTrial`, a `FrozenTrial` such as `study.best_trial`) is
+    trained for its value, and nothing of it is kept or recorded.
 
     Args:
         task: images, without labels.
@@ -123,9 +137,14 @@ class Objective:
         """Tells the recorder of trials."""
         return Teller(self.recorder, criterion=self.criterion, task=self.task.name)
 
-    def __call__(self, trial: optuna.Trial) -> float:
+    def __call__(self, trial: optuna.trial.BaseTrial) -> float:
+        if not isinstance(trial, optuna.Trial):
+            *_, last = evaluations(self.task, self.search.space.suggest(trial), self.training, self.device)
+            return last.judged.criteria[self.criterion]
+        check_minimises(trial.study, self.criterion)
         started = time.monotonic()
         augmentation = self.search.space.suggest(trial)
+        self._check_new(trial, augmentation)
         record.write(trial.study, trial, record.drawn(augmentation))
         try:
             self.tell.start(trial.number, augmentation)
@@ -159,6 +178,15 @@ class Objective:
             record.write(trial.study, trial, record.interrupted(repr(error)))
             raise
         return judged.criteria[self.criterion]
+
+    def _check_new(self, trial: optuna.Trial, augmentation: Augmentation) -> None:
+        """Raise TrialPruned if the space has no ranges and the study has trained this point of it."""
+        if self.search.space.is_continuous:
+            return
+        for other in record.records(trial.study):
+            whole = other.status == "complete" and other.budget == self.training.steps
+            if whole and other.augmentation == augmentation:
+                raise optuna.TrialPruned(f"its only hyperparameters were trained as trial {other.number}")
 
     def drop_detectors(self, study: optuna.Study, address: str, criteria: Mapping[str, float]) -> None:
         """Have the store forget the detectors that are not worth keeping, now that a trial is finished.

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from ssad_hpo.search import record
 from ssad_hpo.search.objective import Objective
 from ssad_hpo.search.record import first_attempt, is_final
-from ssad_hpo.search.sampling import EnumeratedSampler, make_pruner, make_sampler, position
+from ssad_hpo.search.sampling import make_pruner, make_sampler, position
 from ssad_hpo.search.store import trial_name
 from ssad_hpo.task import Search, Status, Training
 
@@ -81,11 +81,8 @@ def run_search(study: optuna.Study, objective: Objective) -> None:
     Raises:
         KeyboardInterrupt: on Ctrl-C, after the running trial was marked; call again to go on.
     """
-    n_trials = objective.search.n_trials
     reconcile(study, objective)
-    if isinstance(study.sampler, EnumeratedSampler):
-        n_trials = min(n_trials, len(study.sampler.candidates))
-    remaining = remaining_trials(study, n_trials)
+    remaining = remaining_trials(study, objective.search.total)
     if remaining:
         try:
             study.optimize(objective, n_trials=remaining)

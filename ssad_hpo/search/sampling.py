@@ -148,7 +148,12 @@ def is_exhausted(study: optuna.Study) -> bool:
 
 
 def make_sampler(search: Search) -> optuna.samplers.BaseSampler:
-    """The sampler of a search; its draws depend on seed, position and history alone."""
+    """The sampler of a search; its draws depend on seed, position and history alone.
+
+    A space without ranges has as many candidates as kinds, and any sampler gives each once.
+    """
+    if not search.space.is_continuous:
+        return EnumeratedSampler(search.space.grid(2))
     if search.sampler == "tpe":  # grouped, since the space is conditional
         return SeededSampler(_grouped_tpe, search.seed)
     if search.sampler == "random":

@@ -14,6 +14,7 @@ Score = Literal["density", "classifier"]
 Sampler = Literal["tpe", "random", "grid", "gp"]
 Pruner = Literal["none", "asha", "median"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
+LARGEST_GRID = 100_000
 PRUNERS: tuple[str, ...] = get_args(Pruner)
 
 
@@ -125,6 +126,19 @@ class Search:
             raise ValueError(
                 f"sampler: 'gp' needs a space of one kind of augmentation, got {kinds}; use 'tpe'"
             )
+
+        if self.sampler == "grid" and self.space.grid_size(self.grid_points) > LARGEST_GRID:
+            raise ValueError(
+                f"grid_points: expected a grid of at most {LARGEST_GRID:,} candidates, got "
+                f"{self.space.grid_size(self.grid_points):.3g}; use fewer points, or another sampler"
+            )
+
+    @property
+    def total(self) -> int:
+        """How many trials there will be: n_trials, or fewer where a grid or a space without ranges ends."""
+        if self.sampler == "grid" or not self.space.is_continuous:
+            return min(self.n_trials, self.space.grid_size(self.grid_points))
+        return self.n_trials
 
     @property
     def stopping(self) -> str:

@@ -42,6 +42,11 @@ class SearchSpace:
         whole = {kind: Augmentation(kind, given).hyperparameters for kind, given in kinds.items()}
         object.__setattr__(self, "kinds", whole)
 
+    @property
+    def is_continuous(self) -> bool:
+        """Whether any hyperparameter has a range; if none has, there is one candidate of each kind."""
+        return any(isinstance(v, Range) for values in self.kinds.values() for v in values.values())
+
     def suggest(self, trial: optuna.trial.BaseTrial) -> Augmentation:
         """Draw one static augmentation through an Optuna trial (or anything with its `suggest_*`)."""
         kind = trial.suggest_categorical("augmentation", list(self.kinds))
@@ -59,6 +64,11 @@ class SearchSpace:
         fixed = {n: v for n, v in self.kinds[kind].items() if not isinstance(v, Range)}
         drawn = {n: params[f"{kind}.{n}"] for n in self.kinds[kind] if n not in fixed}
         return Augmentation(kind, {**fixed, **drawn})
+
+    def grid_size(self, points: int) -> int:
+        """How many candidates `grid` gives."""
+        ranges = [sum(isinstance(v, Range) for v in values.values()) for values in self.kinds.values()]
+        return sum(points**count for count in ranges)
 
     def grid(self, points: int) -> list[dict[str, Any]]:
         """Every combination of `points` values per range (ends included), kind by kind, no doubles."""

@@ -8,7 +8,7 @@ as `runs` at a tracking `uri`. `listening` has the recorder for studies without 
 from ssad_hpo.tracking.listening import Joined, SilentRecorder
 from ssad_hpo.tracking.outbox import pending
 from ssad_hpo.tracking.recorder import MlflowRecorder, SyncResult, sync
-from ssad_hpo.tracking.uri import absolute_uri, default_tracking_uri, ui_command
+from ssad_hpo.tracking.uri import absolute_uri, default_experiment, default_tracking_uri, ui_command
 
 __all__ = [
     "Joined",
@@ -16,6 +16,7 @@ __all__ = [
     "SilentRecorder",
     "SyncResult",
     "absolute_uri",
+    "default_experiment",
     "default_tracking_uri",
     "pending",
     "sync",

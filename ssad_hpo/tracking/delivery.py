@@ -178,6 +178,8 @@ def _found_runs(client: MlflowClient, outbox: Path, state: State) -> State:
 def _experiment_id(client: MlflowClient, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
+    if name.startswith("#"):
+        return name[1:]
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:

@@ -15,6 +15,17 @@ def default_tracking_uri() -> str:
     return absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
 
 
+def default_experiment() -> str:
+    """The experiment that the user has chosen for MLflow, by its environment or `mlflow.set_experiment`.
+
+    Returns its name, "#ID" where it was chosen by its ID, or "ssad_hpo".
+    """
+    if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        return name
+    identity = os.environ.get("MLFLOW_EXPERIMENT_ID")  # `set_experiment` sets it
+    return f"#{identity}" if identity else "ssad_hpo"
+
+
 def absolute_uri(tracking_uri: str) -> str:
     """The tracking URI, an SQLite file's path made absolute.
 
