@@ -45,7 +45,8 @@ from ssad_hpo.search import (
     open_kept,
 )
 from ssad_hpo.search.kept import FolderStore
-from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS, INTERRUPTED, RETRY_OF, metric_names
+from ssad_hpo.search import metric_names
+from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS, INTERRUPTED, RETRY_OF
 from ssad_hpo.task import SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
