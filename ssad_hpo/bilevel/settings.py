@@ -41,6 +41,11 @@ class Tuning:
 
     The detector's own settings, the number of its steps and the seed of everything are `Training`'s.
 
+    >>> from ssad_hpo import Tuning
+    >>> tuning = Tuning(space={"cutdiff": {"patch_aspect": 1}}, starts=(0.4, {"patch_area": 0.1}))
+    >>> print(tuning.augmentation)
+    cutdiff(patch_area=0.002..0.3, patch_aspect=1)
+
     Attributes:
         space: what is tuned, one kind: hyperparameters given as ranges, within them; those given as numbers
             stay. Also a kind's name, a mapping as `SearchSpace` takes it, or an `Augmentation`.

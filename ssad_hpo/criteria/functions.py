@@ -94,6 +94,14 @@ def dsv(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
 
     Negative where f_aug imitates the anomalies well, 0.6 and more where everything is mixed around.
 
+    >>> import torch
+    >>> from ssad_hpo import dsv
+    >>> normal, anomalies = torch.eye(6)[:2], torch.eye(6)[2:4]
+    >>> unlabeled = torch.cat([normal, anomalies])
+    >>> good, bad = dsv(normal, anomalies, unlabeled), dsv(normal, torch.eye(6)[4:], unlabeled)
+    >>> bool(good < bad)
+    True
+
     Raises:
         DegenerateError: as `base`.
     """
@@ -103,8 +111,16 @@ def dsv(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
 def smooth_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
     """L_val of ST-SSAD: half the mean, over Z_test, of the distances to mean(Z_trn) and to mean(Z_aug).
 
-    After total distance normalisation. A mean over Z_test and no sum, which would not compare data sets.
+    After total distance normalisation. The mean over Z_test, and no sum, makes data sets comparable.
     Positive, lower is better.
+
+    >>> import torch
+    >>> from ssad_hpo import smooth_alignment
+    >>> normal, augmented, unlabeled = torch.eye(6).split(2)
+    >>> _ = augmented.requires_grad_()
+    >>> smooth_alignment(normal, augmented, unlabeled).backward()
+    >>> augmented.grad.shape
+    torch.Size([2, 6])
 
     Raises:
         DegenerateError: as `base`.

@@ -55,6 +55,17 @@ def load_folder(
     images with different labels, should there be any, are listed normal first. There are none without
     test/good, or with images directly in test/.
 
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from ssad_hpo import load_folder
+    >>> for i, name in enumerate(["train/good/0", "train/good/1", "test/good/0", "test/crack/0"]):
+    ...     path = Path("cloth", f"{name}.png")
+    ...     path.parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("L", (40, 30), i).save(path)
+    >>> cloth = load_folder("cloth", image_size=16)
+    >>> cloth.task.train.shape, sorted(cloth.labels.tolist())
+    (torch.Size([2, 1, 16, 16]), [0, 1])
+
     Args:
         root: a folder of categories, or one category (it has train/ itself).
         category: which one; not needed if there is only one.

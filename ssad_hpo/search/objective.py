@@ -87,6 +87,15 @@ class Objective:
     diverges or collapses fails with its reason in the user attribute "failure" and the study goes on.
     What is kept of a finished trial is a `TrialRecord`; `ssad_hpo.select` chooses among them.
 
+    >>> import optuna
+    >>> from ssad_hpo import Objective, Search, Training, controlled_data, select
+    >>> task = controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
+    >>> objective = Objective(task, Search(space="cutout"), Training(steps=8, batch_size=4, width=2))
+    >>> study = optuna.create_study()
+    >>> study.optimize(objective, n_trials=2)
+    >>> print(select(study).augmentation.kind, len(select(study).scores()))
+    cutout 14
+
     In a space without ranges a point that the study has trained is not trained again: the trial is pruned.
     A trial outside of a study (`optuna.trial.FixedTrial`, a `FrozenTrial` such as `study.best_trial`) is
     trained for its value, and nothing of it is kept or recorded.
