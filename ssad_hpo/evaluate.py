@@ -137,9 +137,7 @@ class AlignmentEvaluation:
 
 
 def evaluate_alignment(aucs: ArrayLike, distances: ArrayLike) -> AlignmentEvaluation:
-    """Does AUC follow the alignment of f_aug with f_gen?
-
-    The question of "Data Augmentation is a Hyperparameter" (Yoo et al., TMLR 2023).
+    """Does AUC follow the alignment of f_aug with f_gen [1]?
 
     Args:
         aucs: (K, K), 0..1, K >= 2: rows are f_gen, columns f_aug, in the same order of kinds. NaN where a
