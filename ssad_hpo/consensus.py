@@ -36,7 +36,7 @@ def mc(scores: NDArray[Any] | torch.Tensor) -> Merits:
         ValueError: for a wrong shape, values that are not finite, or a model that gives all samples
             the same score (its tau to anything is undefined).
 
-    METHOD: "MC" in the talk's selection table [2].
+    One of the selectors that DSV (Yoo et al., ECML PKDD 2023) is compared with, as are `hits` and `sel`.
     """
     ranks = _dense_ranks(_checked(scores))
     n_models = len(ranks)

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssad_hpo.criteria import CRITERIA, DegenerateError, evaluate_all
+from ssad_hpo.criteria import DegenerateError, check_sets, evaluate_all
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.task import DetectorError, Task
-
-# What every judgement names, beside the loss of the training.
-CRITERIA_AND_COMPONENTS = (*CRITERIA, "separability")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +43,16 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
     when = "" if step is None else f" at step {step}"
     sets = detector.embed_task(task.train, task.unlabeled)
     try:
-        criteria = evaluate_all(sets.train, sets.augmented, sets.unlabeled)
+        check_sets(sets.train, sets.augmented, sets.unlabeled)
+        scores = _scores(detector, task, sets)
+        criteria = evaluate_all(sets.train, sets.augmented, sets.unlabeled, scores)
     except DegenerateError as error:
         raise DetectorError(f"collapsed{when} under {detector.augmentation}: {error}") from error
+    return Judged(criteria, sets, scores)
+
+
+def _scores(detector: Detector, task: Task, sets: Embeddings) -> Tensor:
+    """Anomaly scores of the unlabelled images; gives the detector its density."""
     detector.fit_density(sets.train)
     if detector.training.score == "density":
         scores = detector.density_score(sets.unlabeled)
@@ -56,4 +60,4 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
         scores = detector.score(task.unlabeled)
     if not scores.isfinite().all():
         raise DetectorError(f"diverged: scores are not finite under {detector.augmentation}")
-    return Judged(criteria, sets, scores)
+    return scores

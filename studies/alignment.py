@@ -42,7 +42,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from ssad_hpo.data import controlled_task
+from ssad_hpo.data import controlled_data
 from ssad_hpo.detector import Detector, Transform, pseudo_anomalies, train
 from ssad_hpo.evaluate import auc, evaluate_alignment, mean_grid
 from ssad_hpo.report.alignment import alignment_figure, bias_figure
@@ -152,7 +152,7 @@ def judge_texture(cell: Cell) -> list[Row]:
         "n_train": cell.sizes.train_of_texture,
         "n_unlabeled": 2 * n,
     }
-    task = controlled_task(cell.data, contamination=0.0, seed=cell.seed, **sizes)
+    task = controlled_data(cell.data, contamination=0.0, seed=cell.seed, **sizes).task
     normal, beneath = task.unlabeled.split(n)
     detector, loss = trained(cell, task.train)
     scores = detector.score(normal)

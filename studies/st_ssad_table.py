@@ -46,6 +46,7 @@ import numpy as np
 import optuna
 import torch
 
+from ssad_hpo.augment import KINDS
 from ssad_hpo.baselines import random_static, train_autoencoder, train_deep_svdd
 from ssad_hpo.bilevel import DEFAULT_TRAINING, CollapseWarning, Cost, Tuning, tune
 from ssad_hpo.data import Source, builtin, load, read_labels
@@ -54,7 +55,7 @@ from ssad_hpo.evaluate import auc
 from ssad_hpo.experiment.cells import cell_path, provenance, run_missing, write_csv
 from ssad_hpo.experiment.tuning_tables import BEST_TRIAL, RD_TUNED, RS_TUNED, SHORT_SEARCH, Row, markdown
 from ssad_hpo.search import Candidate, Objective, candidates, open_study, run_search
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation, DetectorError, SearchSpace, Task, Training
+from ssad_hpo.task import Augmentation, DetectorError, SearchSpace, Task, Training
 
 TEXTURES, F_GENS = ("gravel", "brick", "grass"), ("cutdiff/0.05", "cutout/0.05", "cutpaste/0.1")
 DIGITS = (4, 7)
@@ -298,7 +299,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="side by side, one thread each")
     parser.add_argument("--seeds", type=int, default=2, help="how many")
     parser.add_argument("--steps", type=int, default=TRAINING.steps, help="of every training")
-    parser.add_argument("--augmentation", choices=list(DEFAULT_RANGES), help="what is tuned, on all tasks")
+    parser.add_argument("--augmentation", choices=list(KINDS), help="what is tuned, on all tasks")
     parser.add_argument("--mvtec", type=Path, help="MVTec AD's folder: the talk's pairs")
     parser.add_argument("--mvtec-steps", type=int, default=10_000)
     parser.add_argument("--image-size", type=int, default=256, help="of MVTec AD")

@@ -54,6 +54,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of a test's own, which trusts files that were written just now."""
+    from ssad_hpo.data import cache
+
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SSAD_HPO_CACHE", str(folder))
+    monkeypatch.setattr(cache, "_SETTLED_NS", -(10**18))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and no run in it; making one takes seconds."""

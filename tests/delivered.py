@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssad_hpo.raytune.book import CHECKPOINT
+
 from ssad_hpo.tracking.outbox import read_settings
 
 

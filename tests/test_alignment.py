@@ -80,9 +80,9 @@ def judged(study):
 def test_auc_and_distance_are_those_of_detector_and_images(study, judged):
     kinds, rows, _ = judged
     sizes = study.SMOKE
-    task = study.controlled_task(
+    task = study.controlled_data(
         "brick", image_size=32, n_train=32, n_unlabeled=32, contamination=0.0, seed=0
-    )
+    ).task
     *_, checkpoint = train(task.train, study.KINDS["Noise"], sizes.training)
     detector = checkpoint.detector
     z_train, z_augmented = detector.embed(task.train), detector.embed_augmented(task.train)

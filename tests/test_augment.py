@@ -7,9 +7,20 @@ import pytest
 import torch
 import torchvision.transforms.functional as reference
 
-from ssad_hpo.augment import apply, augment, check_fits, draw_noise, jitter
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation, Range
+from ssad_hpo.augment import (
+    KINDS,
+    Hyperparameter,
+    Kind,
+    apply,
+    augment,
+    check_fits,
+    draw_noise,
+    hyperparameter_of,
+    jitter,
+)
+from ssad_hpo.task import Augmentation, Range
 
+DEFAULT_RANGES = {kind: {n: h.range for n, h in row.hyperparameters.items()} for kind, row in KINDS.items()}
 STATIC = {
     "cutout": {"patch_area": 0.1, "patch_aspect": 1.5},
     "cutavg": {"patch_area": 0.1, "patch_aspect": 1.5},
@@ -74,7 +85,7 @@ def reflected(position, size):
 
 
 def slow_augment(image, kind, hyperparameters, noise):
-    """One image (C, H, W) as nested lists, changed as METHOD's table says."""
+    """One image (C, H, W) as nested lists, changed as each kind is defined."""
     height, width = len(image[0]), len(image[0][0])
     u_area, u_aspect, u_angle, u_sign, u_x, u_y, u_source_x, u_source_y = noise
     angle = math.radians(drawn(hyperparameters.get("angle", 0.0), u_angle))
@@ -634,3 +645,22 @@ def test_jitter_keeps_shape_range_type_and_device_and_draws_from_its_seed(channe
 def test_jitter_of_no_strength_changes_nothing(channels):
     images = random_images(channels=channels)
     assert torch.equal(jitter(images, 0.0, seeded(26)), images)
+
+
+def test_a_hyperparameter_without_a_known_coordinate_is_refused():
+    with pytest.raises(ValueError, match="coordinate: expected one of log, linear, degrees, got 'square'"):
+        Hyperparameter(0.1, 0.5, "square")
+    with pytest.raises(ValueError, match="a log range needs low > 0"):
+        Hyperparameter(0.0, 0.5, "log")
+    with pytest.raises(
+        ValueError, match="cutavg: expected hyperparameters patch_area, patch_aspect, got 'x'"
+    ):
+        hyperparameter_of("cutavg", "x")
+
+
+def test_two_hyperparameters_of_a_kind_cannot_be_drawn_by_one_number():
+    strong, weak = (Hyperparameter(0.1, 0.5, "linear", column=1) for _ in range(2))
+    with pytest.raises(ValueError, match=r"column: expected another one of 0\.\.7 for each, got \[1, 1\]"):
+        Kind(torch.lerp, {"strong": strong, "weak": weak})
+    with pytest.raises(ValueError, match="must_fit: needs patch_area"):
+        Kind(torch.lerp, {"strong": strong}, must_fit=True)

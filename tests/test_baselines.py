@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from ssad_hpo.augment import KINDS
 from ssad_hpo.baselines import random_static, train_autoencoder, train_deep_svdd
 from ssad_hpo.baselines import training as baseline_training
 from ssad_hpo.data import Source, builtin, load, read_labels
 from ssad_hpo.detector import Detector
 from ssad_hpo.evaluate import auc
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation, DetectorError, Training
+from ssad_hpo.task import Augmentation, DetectorError, Training
 
 SOUND = Training(width=8, steps=80, batch_size=16)
 SHORT = Training(width=4, steps=4, batch_size=4, evaluate_at=(1.0,))
@@ -246,13 +247,13 @@ def test_an_autoencoder_of_another_size_is_no_start_for_deep_svdd(pretrained, ch
 # Random augmentations
 
 
-@pytest.mark.parametrize("kind", DEFAULT_RANGES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_random_static_augmentation_is_drawn_from_the_default_ranges_by_its_seed(kind):
     state = torch.get_rng_state()
     drawn = [random_static(kind, seed) for seed in range(400)]
     assert torch.equal(torch.get_rng_state(), state)
     assert drawn[:3] == [random_static(kind, seed) for seed in range(3)] and drawn[0] != drawn[1]
-    for name, values in DEFAULT_RANGES[kind].items():
+    for name, values in Augmentation(kind).hyperparameters.items():
         seen = np.array([augmentation.hyperparameters[name] for augmentation in drawn])
         assert seen.min() >= values.low and seen.max() <= values.high
         # Uniform on the range's own scale.

@@ -17,11 +17,11 @@ import pytest
 from delivered import reports_and_checkpoints
 from optuna.trial import TrialState
 from servers import Postgres, RayCluster, find_postgres, kill, wait_until
-
-from ssad_hpo import controlled_task
-from ssad_hpo.experiment import load_task, open_result, open_run, resume_study, run_sweep
 from ssad_hpo.experiment.judging import open_database
 from ssad_hpo.raytune.book import CHECKPOINT
+
+from ssad_hpo import controlled_data
+from ssad_hpo.experiment import load_task, open_result, open_run, resume_study, run_sweep
 from ssad_hpo.search import evaluations, open_journal
 from ssad_hpo.search.objective import INTERRUPTED
 from ssad_hpo.task import Task, Training
@@ -33,7 +33,7 @@ TRAINING = Training(steps=60, batch_size=4, width=4, evaluate_at=(0.5, 1.0), pre
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return controlled_task(image_size=32, n_train=16, n_unlabeled=12)
+    return controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
 
 
 class Once:
@@ -200,10 +200,10 @@ def test_many_may_open_a_new_postgresql_database_at_the_same_moment(postgres: Po
 def test_two_searches_may_meet_a_new_postgresql_database_at_once(postgres: Postgres) -> None:
     storage = postgres.make_database("shared")
     program = """
-import sys; from ssad_hpo import controlled_task; from ssad_hpo.experiment import run_study
+import sys; from ssad_hpo import controlled_data; from ssad_hpo.experiment import run_study
 from ssad_hpo.task import Training
 training = Training(steps=6, batch_size=4, width=4, evaluate_at=(1.0,), precision="float32")
-task = controlled_task(image_size=32, n_train=16, n_unlabeled=12)
+task = controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
 result = run_study(task, training=training, n_trials=2, run=sys.argv[1], storage=sys.argv[2],
     tracking_uri=None)
 print(len(result.study.trials))

@@ -51,7 +51,7 @@ def slow_hits(scores):
 
 
 def slow_sel(scores):
-    """The final taus and the trusted models, straight from METHOD's sentences."""
+    """The final taus and the trusted models, straight from their definitions."""
     votes, models = inverse_ranks(scores), range(scores.shape[1])
     taus = [tau_b(scores[:, m], votes.mean(axis=1)) for m in models]
     trusted, joined_at = [int(np.argmax(taus))], [max(taus)]

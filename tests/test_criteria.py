@@ -12,6 +12,7 @@ import torch
 
 from ssad_hpo.criteria import (
     CRITERIA,
+    Criterion,
     DegenerateError,
     base,
     discordance,
@@ -27,7 +28,7 @@ from ssad_hpo.criteria import (
 GOLDEN = Path(__file__).parent / "golden"
 ARGUMENTS = ("train", "augmented", "unlabeled")
 LOSSES_ALONE = {"mmd_normalised": mmd_normalised, "two_sided_alignment": two_sided_alignment}
-FUNCTIONS = {**CRITERIA, "separability": separability, **LOSSES_ALONE}
+FUNCTIONS = {**{n: c.function for n, c in CRITERIA.items()}, "separability": separability, **LOSSES_ALONE}
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 # Relative accuracy in the type that the values are computed in.
@@ -54,7 +55,7 @@ def random_sets(seed, sizes=(9, 7, 8), d=5, dtype=torch.float64, spread=1.0):
 
 
 def slow_values(train, augmented, unlabeled):
-    """All criteria straight from METHOD's sentences: one pair at a time, in float64."""
+    """All criteria straight from the formulas: one pair at a time, in float64."""
     train, augmented, unlabeled = (rows.double().cpu().numpy() for rows in (train, augmented, unlabeled))
     either = [*train, *augmented]
     across = [math.dist(z, other) for z in either for other in unlabeled]
@@ -101,7 +102,7 @@ def test_the_table_holds_the_criteria_that_rank_detectors():
         "smooth_alignment",
         "soft_alignment",
     ]
-    assert all(function.__name__ == name for name, function in CRITERIA.items())
+    assert all(criterion.function.__name__ == name for name, criterion in CRITERIA.items())
 
 
 # Values
@@ -266,11 +267,11 @@ def peak_mb():  # of this program; getrusage would count the one that started it
 generator = torch.Generator().manual_seed(0)
 sets = [torch.randn(n, 64, generator=generator) for n in (3000, 3000, 6000)]
 few = [rows[:50] for rows in sets]
-evaluate_all(*few), [f(*few) for f in CRITERIA.values()]  # what the first call loads is not counted
+evaluate_all(*few), [c.function(*few) for c in CRITERIA.values()]  # what the first call loads is not counted
 start = peak_mb()
 evaluate_all(*sets)
-for criterion in (*CRITERIA.values(), separability):
-    criterion(*sets)
+for function in (*(c.function for c in CRITERIA.values()), separability):
+    function(*sets)
 streamed = peak_mb() - start
 held = torch.cdist(torch.cat(sets[:2]), sets[2])  # 6,000 x 6,000 float32: 137 MiB
 print(streamed, peak_mb() - start)
@@ -402,3 +403,17 @@ def test_a_train_set_without_rows_is_named_even_when_nothing_else_is_right():
 def test_sets_that_are_close_together_are_not_degenerate():
     sets = [1 + 1e-5 * rows for rows in random_sets(15, dtype=torch.float32)]
     assert float(discordance(*sets)) == pytest.approx(slow_values(*sets)["discordance"], rel=1e-2)
+
+
+def test_a_criterion_of_scores_is_left_out_where_there_are_none(monkeypatch):
+    monkeypatch.setitem(CRITERIA, "spread", Criterion(lambda scores: -scores.std(), needs=("scores",)))
+    sets, scores = random_sets(16), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    assert "spread" not in evaluate_all(*sets)
+    assert evaluate_all(*sets, scores) == {**evaluate_all(*sets), "spread": -1.0}
+
+
+def test_a_criterion_that_needs_what_nobody_gives_is_refused():
+    with pytest.raises(
+        ValueError, match="needs: expected some of train, augmented, unlabeled, scores, got x"
+    ):
+        Criterion(dsv, needs=("train", "x"))

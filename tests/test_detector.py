@@ -70,7 +70,7 @@ def test_a_training_goes_on_from_a_checkpoints_state_to_the_same_bits(encoder, t
 
 
 def slow_training(images, augmentation, training):
-    """METHOD's training step by step, with SGD written out; the state of the network at the end."""
+    """The training of DSV step by step, with SGD written out; the state of the network at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         network = build_network("small", channels=1, image_size=images.shape[2:], width=training.width)

@@ -7,7 +7,7 @@ from torch import nn
 
 from ssad_hpo.encoder import build_network
 
-# ImageNet's statistics, which METHOD normalises by.
+# ImageNet's statistics, which images are normalised by.
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 

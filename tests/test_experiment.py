@@ -19,7 +19,7 @@ from PIL import Image
 from starting import start_study
 
 import ssad_hpo
-from ssad_hpo import controlled_task, data, tracking
+from ssad_hpo import controlled_data, data, tracking
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.detector import Detector
 from ssad_hpo.evaluate import auc
@@ -50,7 +50,7 @@ DEAD_SERVER = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return controlled_task(image_size=16, n_train=20, n_unlabeled=14)
+    return controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
 
 
 def quick(images: Any, **others: Any) -> StudyResult:
@@ -270,7 +270,7 @@ def test_a_built_in_name_is_searched_and_judged(workplace: Path) -> None:
     result = quick("digits/4/rotated", space=["rotation", "cutavg"], criterion="smooth_alignment", n_trials=2)
     assert result.run.settings.task_name == "digits/4/rotated"
     assert result.evaluation is not None and result.evaluation.n_candidates == 2
-    labels = data.semantic_labels(4, "rotated")
+    labels = data.semantic_data(4, "rotated").labels
     assert result.aucs == {c.number: auc(labels, c.scores()) for c in candidates(result.study)}
     assert result.selected == select(result.study, "smooth_alignment")
     values = [c.criteria["smooth_alignment"] for c in candidates(result.study)]

@@ -15,7 +15,7 @@ import pytest
 from starting import start_study
 
 import ssad_hpo
-from ssad_hpo import Objective, candidates, controlled_task, select
+from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.experiment import RunError, open_result, open_run, resume_study
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Range, Search, SearchSpace, Task, Training
@@ -28,7 +28,7 @@ KILLABLE = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return controlled_task(image_size=16, n_train=20, n_unlabeled=14)
+    return controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
 
 
 # Unique keys
@@ -167,7 +167,7 @@ def test_processes_that_meet_the_same_new_database_all_get_it(tmp_path: Path) ->
 def ask_for_a_run(start: Any, run: Path, seed: int) -> None:
     """Exit code 3: refused."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    images = controlled_task(image_size=16, n_train=20, n_unlabeled=14)
+    images = controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
     start.wait()
     try:
         start_study(images, run=run, seed=seed, n_trials=2, training=TRAINING, tracking_uri=None)
@@ -183,7 +183,7 @@ def test_of_processes_that_ask_for_the_same_new_run_one_gets_it_whole(tmp_path: 
     winner = codes.index(0) + 1
     settings = open_run(run).settings
     assert isinstance(settings.method, Search) and settings.method.seed == winner
-    task = controlled_task(image_size=16, n_train=20, n_unlabeled=14)
+    task = controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
     alone = start_study(
         task, run=tmp_path / "alone", seed=winner, n_trials=2, training=TRAINING, tracking_uri=None
     )

@@ -13,10 +13,10 @@ import pytest
 from delivered import reports_and_checkpoints
 from optuna.trial import TrialState
 from servers import MlflowServer, ObjectStore, kill, wait_until
+from ssad_hpo.raytune.book import CHECKPOINT
 
 from ssad_hpo.experiment import load_task, open_run
 from ssad_hpo.raytune import absolute_storage
-from ssad_hpo.raytune.book import CHECKPOINT
 from ssad_hpo.search import evaluations, is_final, open_journal
 from ssad_hpo.search.objective import RETRY_OF
 

@@ -8,6 +8,7 @@ import torch
 
 from ssad_hpo import CRITERIA, select_detectors
 from ssad_hpo.consensus import SELECTORS
+from ssad_hpo.criteria import Criterion
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +41,7 @@ def test_every_selector_ranks_as_its_own_function_does(tmp_path):
         ranking = select_detectors(paths, name)
         if name in CRITERIA:
             sets = [[torch.from_numpy(f[s]) for s in ("train", "augmented", "unlabeled")] for f in files]
-            values = np.array([float(CRITERIA[name](*three)) for three in sets])
+            values = np.array([float(CRITERIA[name].function(*three)) for three in sets])
             best = values.argmin()
         else:
             values = SELECTORS[name](matrix)
@@ -84,3 +85,10 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path):
         select_detectors(good, "auc")
     with pytest.raises(ValueError, match="files: expected at least one detector"):
         select_detectors([])
+
+
+def test_a_criterion_of_scores_needs_them_in_every_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(CRITERIA, "spread", Criterion(lambda scores: -scores.std(), needs=("scores",)))
+    assert "spread" in select_detectors(write_detectors(tmp_path), "spread").ranks
+    with pytest.raises(ValueError, match="'spread' needs scores in every file"):
+        select_detectors(write_detectors(tmp_path, scores=False), "spread")

@@ -20,8 +20,11 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from ssad_hpo.raytune.book import CHECKPOINT, Book, patiently
+from ssad_hpo.raytune.storage import below
+from ssad_hpo.search.kept import FolderStore
 
-from ssad_hpo import Objective, candidates, controlled_task, select
+from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.experiment import RunError, StudyInterrupted, open_result, open_run, resume_study, run_sweep
 from ssad_hpo.raytune import (
@@ -32,20 +35,18 @@ from ssad_hpo.raytune import (
     sweep,
     trainable,
 )
-from ssad_hpo.raytune.book import CHECKPOINT, Book, patiently
 from ssad_hpo.raytune.schedulers import replay
-from ssad_hpo.raytune.storage import below
 from ssad_hpo.search import (
     FAILURE,
     evaluations,
     final_scores,
     is_final,
     make_sampler,
+    metric_names,
     open_journal,
     open_kept,
 )
-from ssad_hpo.search.kept import FolderStore
-from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS, INTERRUPTED, METRICS, RETRY_OF
+from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS, INTERRUPTED, RETRY_OF
 from ssad_hpo.task import SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -58,7 +59,7 @@ COLLAPSING = {"patch_area": 1e6}
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return controlled_task(image_size=32, n_train=16, n_unlabeled=12)
+    return controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_a_trial_told_by_a_book_is_the_trial_of_a_local_search(
     same = local.trials[0]
     assert (trial.state, trial.params, trial.value) == (TrialState.COMPLETE, same.params, same.value)
     assert trial.intermediate_values == same.intermediate_values
-    for name in (*METRICS, BUDGET, HYPERPARAMETERS):
+    for name in (*metric_names(), BUDGET, HYPERPARAMETERS):
         assert trial.user_attrs[name] == same.user_attrs[name], name
     mine, theirs = (open_kept(t.user_attrs[ARTIFACTS]) for t in (trial, same))
     assert np.array_equal(mine.scores, theirs.scores)
@@ -165,7 +166,7 @@ def test_a_trial_that_a_scheduler_stops_is_pruned_and_never_selected_though_it_i
     tell_whole(book, "whole", tmp_path)
     book.ask("stopped")
     book.started("stopped")
-    last = {**dict.fromkeys(METRICS, -1e9), "step": 3, "seconds": 1.0}
+    last = {**dict.fromkeys(metric_names(), -1e9), "step": 3, "seconds": 1.0}
     book.ended("stopped", last, None)  # Ray tells its searcher nothing of the report that stops a trial
     study = open_again()
     assert states(study) == ["COMPLETE", "PRUNED"]
@@ -182,7 +183,7 @@ def test_a_trial_whose_criterion_is_not_finite_fails_with_its_hyperparameters(
     book = Book(objective, open_again())
     book.ask("a")
     book.started("a")
-    result = {**dict.fromkeys(METRICS, 0.5), "dsv": value, "step": TRAINING.steps, "seconds": 1.0}
+    result = {**dict.fromkeys(metric_names(), 0.5), "dsv": value, "step": TRAINING.steps, "seconds": 1.0}
     book.progress("a", result)
     book.ended("a", result, tmp_path)
     trial = open_again().trials[0]
@@ -231,7 +232,7 @@ def test_a_report_that_is_repeated_by_a_new_worker_is_not_told_again(
 ) -> None:
     book = Book(objective, study)
     book.ask("a")
-    report = {**dict.fromkeys(METRICS, 0.5), "step": 3, "seconds": 1.0}
+    report = {**dict.fromkeys(metric_names(), 0.5), "step": 3, "seconds": 1.0}
     for _ in range(2):
         book.started("a")
         book.progress("a", report)
@@ -252,7 +253,7 @@ def test_what_a_dead_driver_left_open_is_closed_and_repeated_from_its_checkpoint
     again = book.ask("again")
     assert again == {**(lost or {}), CHECKPOINT: "/shared/checkpoint_000000"}
     assert open_again().trials[3].user_attrs[RETRY_OF] == 2
-    book.progress("going", {**dict.fromkeys(METRICS, 0.5), "step": 3, "seconds": 1.0})
+    book.progress("going", {**dict.fromkeys(metric_names(), 0.5), "step": 3, "seconds": 1.0})
     assert open_again().trials[1].intermediate_values == {3: 0.5} and going
     fresh = book.ask("new")
     assert fresh and CHECKPOINT not in fresh
@@ -264,7 +265,7 @@ def test_a_trial_whose_artifacts_do_not_arrive_is_interrupted_and_may_be_repeate
     objective: Objective, study: optuna.Study, tmp_path: Path
 ) -> None:
     book = Book(objective, study)
-    whole = {**dict.fromkeys(METRICS, 0.5), "step": TRAINING.steps, "seconds": 1.0}
+    whole = {**dict.fromkeys(metric_names(), 0.5), "step": TRAINING.steps, "seconds": 1.0}
     for ray_trial, kept in (("a", None), ("b", tmp_path / "gone")):
         book.ask(ray_trial)
         book.ended(ray_trial, whole, kept)
@@ -603,7 +604,7 @@ def sweep_settings() -> dict[str, Any]:
 
 def run_the_sweep(folder: Path, address: str) -> None:
     run_sweep(
-        controlled_task(image_size=32, n_train=16, n_unlabeled=12),
+        controlled_data(image_size=32, n_train=16, n_unlabeled=12).task,
         run=folder,
         address=address,
         **sweep_settings(),
@@ -651,7 +652,7 @@ def tune_by_hand(place: Path, address: str) -> None:
 
     if not ray.is_initialized():
         ray.init(address, log_to_driver=False)
-    task = controlled_task(image_size=32, n_train=16, n_unlabeled=12)
+    task = controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
     objective = Objective(
         task, space=SPACE, training=sweep_settings()["training"], artifacts=place / "artifacts"
     )

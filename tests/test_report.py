@@ -18,7 +18,7 @@ from PIL import Image
 from starting import start_study
 
 import ssad_hpo.report
-from ssad_hpo import controlled_task, report_run
+from ssad_hpo import controlled_data, report_run
 from ssad_hpo.data import Source
 from ssad_hpo.experiment import (
     Run,
@@ -213,7 +213,7 @@ def test_without_tracking_a_report_records_nothing(judged):
 
 
 def test_one_trial_on_images_in_memory_is_enough_for_a_report(tmp_path):
-    images = controlled_task(**SMALL)
+    images = controlled_data(**SMALL).task
     task = Task("<b>cloth</b> & co", images.train, images.unlabeled)
     start_study(
         task, run=tmp_path / "run", tracking_uri=None, n_trials=1, threads=1,

@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from starting import start_study
 
-from ssad_hpo import controlled_task, data
+from ssad_hpo import controlled_data, data
 from ssad_hpo.experiment import (
     Run,
     RunError,
@@ -71,7 +71,7 @@ Moment = tuple[str, int | str]
 
 
 def task_of_the_studies() -> Task:
-    return controlled_task(image_size=16, n_train=20, n_unlabeled=14)
+    return controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
 
 
 def start(study: str, folder: Path, **others: Any) -> StudyResult:

@@ -22,7 +22,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 import ssad_hpo
-from ssad_hpo import Objective, candidates, controlled_task, select
+from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.criteria import CRITERIA, evaluate_all
 from ssad_hpo.judgement import Judged
 from ssad_hpo.search import (
@@ -52,7 +52,7 @@ COLLAPSING = {"patch_area": 1e6}
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return controlled_task(image_size=16, n_train=24, n_unlabeled=16)
+    return controlled_data(image_size=16, n_train=24, n_unlabeled=16).task
 
 
 @pytest.fixture

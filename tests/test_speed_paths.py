@@ -18,11 +18,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ssad_hpo.augment import augment, jitter
+from ssad_hpo.augment import KINDS, augment, jitter
 from ssad_hpo.data import builtin, load, read_labels
 from ssad_hpo.detector import Detector, train
 from ssad_hpo.search.objective import evaluations
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation, Training
+from ssad_hpo.task import Augmentation, Training
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -85,7 +85,7 @@ def test_an_operation_that_waits_is_seen(asks):
 
 
 CASES = [
-    *(("small", channels, Augmentation(kind)) for channels in (1, 3) for kind in DEFAULT_RANGES),
+    *(("small", channels, Augmentation(kind)) for channels in (1, 3) for kind in KINDS),
     *(("small", 1, Augmentation(kind, PATCH)) for kind in ("cutout", "cutavg", "cutdiff")),
     ("small", 1, Augmentation("rotation", {"angle": 90.0})),
     ("resnet18", 1, Augmentation("cutpaste", PATCH)),
@@ -169,7 +169,7 @@ def test_cuda_itself_reports_one_wait_a_checkpoint(encoder, channels, augmentati
 
 
 @on_cuda
-@pytest.mark.parametrize("kind", DEFAULT_RANGES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmented_and_jittered_images_stay_on_the_gpu(kind, channels):
     images = torch.rand(4, channels, 32, 32, device="cuda")
@@ -182,7 +182,7 @@ def test_augmented_and_jittered_images_stay_on_the_gpu(kind, channels):
 @on_cuda
 def test_the_noise_of_a_generator_on_the_cpu_changes_images_on_the_gpu_as_it_does_on_the_cpu():
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for kind in DEFAULT_RANGES:
+    for kind in KINDS:
         here, there = (
             augment(images.to(device), Augmentation(kind), torch.Generator().manual_seed(1)).cpu()
             for device in ("cpu", "cuda")

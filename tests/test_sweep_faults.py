@@ -18,7 +18,7 @@ from delivered import check_delivered_exactly, history_of, runs_of
 from optuna.trial import TrialState
 from servers import MlflowServer, wait_until
 
-from ssad_hpo import controlled_task
+from ssad_hpo import controlled_data
 from ssad_hpo.experiment import open_result, open_run, resume_study, run_sweep, sync_run
 from ssad_hpo.search import FAILURE, open_journal
 from ssad_hpo.task import SearchSpace, Task, Training
@@ -32,7 +32,7 @@ OUTBOX = Path("runs/r/outbox.jsonl")
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return controlled_task(image_size=32, n_train=16, n_unlabeled=12)
+    return controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
 
 
 @pytest.fixture(scope="module")

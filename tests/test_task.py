@@ -10,8 +10,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation, Range, SearchSpace, Task, Training
+from ssad_hpo.augment import KINDS
+from ssad_hpo.task import Augmentation, Range, SearchSpace, Task, Training
 
+DEFAULT_RANGES = {kind: {n: h.range for n, h in row.hyperparameters.items()} for kind, row in KINDS.items()}
 every_kind = pytest.mark.parametrize("kind", DEFAULT_RANGES)
 
 

@@ -14,7 +14,7 @@ import torch
 from optuna.trial import TrialState
 from tuned_runs import ANOMALY, SOURCE, TRAINING, TUNING, Tracked, all_of, quick
 
-from ssad_hpo import controlled_task, data
+from ssad_hpo import controlled_data, data
 from ssad_hpo.bilevel import LOSSES, CollapseWarning, tune
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.evaluate import auc
@@ -95,7 +95,7 @@ def test_settings_of_a_tuning_written_and_opened_are_the_same(tracked: Tracked) 
 
 
 def test_a_task_in_memory_is_tuned_and_not_judged() -> None:
-    task = controlled_task(anomaly=ANOMALY, image_size=32, n_train=20, n_unlabeled=14)
+    task = controlled_data(anomaly=ANOMALY, image_size=32, n_train=20, n_unlabeled=14).task
     result = quick(images=task)
     assert result.aucs is None and result.evaluation is None
     with pytest.raises(ValueError, match="there is no ground truth"):

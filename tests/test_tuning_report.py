@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tuned_runs import ANOMALY, TUNING, Kills, quick
 
-from ssad_hpo import controlled_task
+from ssad_hpo import controlled_data
 from ssad_hpo.experiment import StudyInterrupted, StudyResult, report_run
 from ssad_hpo.report import Course, ImageRow, Trajectory
 from ssad_hpo.report.trajectory import examples_figure, trajectory_figure
@@ -42,7 +42,7 @@ def test_the_report_of_a_tuning_shows_its_course(tuned: StudyResult) -> None:
 
 
 def test_without_labels_and_images_a_tunings_report_has_nothing_that_needs_them() -> None:
-    task = controlled_task(anomaly=ANOMALY, image_size=32, n_train=20, n_unlabeled=14)
+    task = controlled_data(anomaly=ANOMALY, image_size=32, n_train=20, n_unlabeled=14).task
     quick(images=task, space="rotation", tuning=replace(TUNING, starts=(0.5,)))
     page = report_run("tuned").read_text(encoding="utf-8")
     without_pictures = re.sub("base64,[A-Za-z0-9+/=]+", "", page)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ssad_hpo.augment import KINDS
 from ssad_hpo.bilevel import Tuning
-from ssad_hpo.task import DEFAULT_RANGES, Task, Training
+from ssad_hpo.task import Task, Training
 
 TINY = Training(width=2, steps=12, batch_size=4)
 QUICK = Tuning(
@@ -19,7 +20,7 @@ QUICK = Tuning(
     starts=(0.5, 0.8),
     checkpoint_every=2,
 )
-every_kind = pytest.mark.parametrize("kind", DEFAULT_RANGES)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 every_order = pytest.mark.parametrize("order", [1, 2])
 
 

@@ -1,7 +1,7 @@
 """ST-SSAD: an augmentation's hyperparameters tuned by gradient while the detector trains, without labels.
 
 `tune` runs it. The search chooses among detectors that were trained one by one; this trains one detector
-for each starting point and moves its augmentation on the way [Yoo et al., KDD 2025].
+for each starting point and moves its augmentation on the way (ST-SSAD: Yoo et al., KDD 2025).
 """
 
 from ssad_hpo.bilevel.coordinates import Coordinates

@@ -1,25 +1,33 @@
-"""Hyperparameters as an unconstrained point: log area, log aspect, angle in radians."""
+"""Hyperparameters as an unconstrained point: logarithms, angles in radians, or as they are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ssad_hpo.task import Augmentation, Range
+from ssad_hpo.augment import Augmentation, Coordinate, Range, hyperparameter_of
+
+# To a coordinate and, through which gradients flow, back.
+_COORDINATES: dict[Coordinate, tuple[Callable[[float], float], Callable[[Tensor], Tensor]]] = {
+    "log": (math.log, Tensor.exp),
+    "linear": (float, Tensor.clone),
+    "degrees": (math.radians, Tensor.rad2deg),
+}
 
 
 @dataclass(frozen=True)
 class Coordinates:
     """The hyperparameters of an augmentation that are tuned: those given as ranges, which bound them.
 
-    A point (K,) float64 has their coordinates, in which steps of one size mean about the same change:
-    log area, log aspect, angle in radians. Bounds are kept by projection and not by a bijection such as
-    the sigmoid: inside the bounds steps then stay what the optimizer made them, starting points may lie
-    anywhere, and a hyperparameter that is driven out arrives at its bound exactly, so that it is seen.
+    A point (K,) float64 has their coordinates, in which steps of one size mean about the same change: log
+    area, log aspect, angle in radians, as the table `augment.KINDS` says. Bounds are kept by projection and
+    not by a bijection such as the sigmoid: inside the bounds steps then stay what the optimizer made them,
+    starting points may lie anywhere, and a hyperparameter that is driven out arrives at its bound exactly, so
+    that it is seen.
 
     Attributes:
         augmentation: kind, ranges and fixed values.
@@ -57,12 +65,12 @@ class Coordinates:
                 low, high = self.bounds[name].low, self.bounds[name].high
                 raise ValueError(f"starts: expected {name} in {low:g}..{high:g}, got {value}")
         values = {name: at.get(name, bound.at(0.5)) for name, bound in self.bounds.items()}
-        return torch.tensor([_encode(n, v) for n, v in values.items()], dtype=torch.float64)
+        return torch.tensor([self._encode(n, v) for n, v in values.items()], dtype=torch.float64)
 
     def values(self, point: Tensor) -> dict[str, float | Range | Tensor]:
         """All hyperparameters for `augment.apply`, the tuned ones as scalars that carry gradients."""
         tuned = {
-            name: u.rad2deg() if name == "angle" else u.exp()
+            name: _COORDINATES[self._coordinate(name)][1](u)
             for name, u in zip(self.bounds, point.unbind(), strict=True)
         }
         return {**self.augmentation.hyperparameters, **tuned}
@@ -96,9 +104,11 @@ class Coordinates:
 
     def _ends(self, point: Tensor) -> tuple[Tensor, Tensor]:
         bounds = self.bounds.items()
-        low = point.new_tensor([_encode(name, bound.low) for name, bound in bounds])
-        return low, point.new_tensor([_encode(name, bound.high) for name, bound in bounds])
+        low = point.new_tensor([self._encode(name, bound.low) for name, bound in bounds])
+        return low, point.new_tensor([self._encode(name, bound.high) for name, bound in bounds])
 
+    def _encode(self, name: str, value: float) -> float:
+        return _COORDINATES[self._coordinate(name)][0](value)
 
-def _encode(name: str, value: float) -> float:
-    return math.radians(value) if name == "angle" else math.log(value)
+    def _coordinate(self, name: str) -> Coordinate:
+        return hyperparameter_of(self.augmentation.kind, name).coordinate

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssad_hpo.augment import Hyperparameter, apply, draw_noise, jitter
+from ssad_hpo.augment import Value, apply, draw_noise, jitter
 from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.bilevel.gradient import TrainingBatch, ValidationBatch, bilevel_gradient
 from ssad_hpo.bilevel.result import Cost, OuterStep
@@ -167,7 +167,7 @@ class Descent:
 
     def _training_step(self, batch: TrainingBatch) -> None:
         problem, augmentation = self.problem, self.problem.coordinates.augmentation
-        hyperparameters: Mapping[str, Hyperparameter] = augmentation.hyperparameters
+        hyperparameters: Mapping[str, Value] = augmentation.hyperparameters
         if self.step >= problem.warm or problem.tuning.warm_start_on == "start":
             hyperparameters = problem.coordinates.values(self.point)
         augmented = apply(

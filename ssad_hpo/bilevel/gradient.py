@@ -73,7 +73,7 @@ def bilevel_gradient(
     validation: ValidationBatch,
     tuning: Tuning,
 ) -> BilevelGradient:
-    """The gradient of L_val(theta'(a), a), theta'(a) = theta - alpha grad_theta L_trn(theta, a) [ST-SSAD].
+    """The gradient of L_val(theta'(a), a), theta'(a) = theta - alpha grad_theta L_trn(theta, a).
 
     With v = grad_theta' L_val, the part through theta' is -alpha times the gradient in a of
     <grad_theta L_trn(theta, a), v>: one vector-Jacobian product, exact, and no second derivative in theta.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ssad_hpo.augment import hyperparameter_of
 from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import Detector, Embeddings
@@ -197,7 +198,7 @@ def collapse_signs(
     for name, side in coordinates.at_bounds(point, tolerance):
         bound = coordinates.bounds[name]
         end = bound.low if side == "lower" else bound.high
-        vanishing = side == "lower" and (name == "patch_area" or kind == "rotation")
+        vanishing = side == "lower" and hyperparameter_of(kind, name).vanishes
         remedy = (
             "augmented images may have merged with normal ones: start higher, let the detector keep up (a "
             "longer warm_start, more detector_steps), or use loss='two_sided_alignment'"

@@ -37,9 +37,14 @@ WarmStartOn = Literal["range", "start"]
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the hyperparameters of an augmentation are tuned by gradient [ST-SSAD].
+    """How the hyperparameters of an augmentation are tuned by gradient (ST-SSAD: Yoo et al., KDD 2025).
 
     The detector's own settings, the number of its steps and the seed of everything are `Training`'s.
+
+    >>> from ssad_hpo import Tuning
+    >>> tuning = Tuning(space={"cutdiff": {"patch_aspect": 1}}, starts=(0.4, {"patch_area": 0.1}))
+    >>> print(tuning.augmentation)
+    cutdiff(patch_area=0.002..0.3, patch_aspect=1)
 
     Attributes:
         space: what is tuned, one kind: hyperparameters given as ranges, within them; those given as numbers

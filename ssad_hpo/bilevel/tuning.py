@@ -75,7 +75,7 @@ def tune(
     checkpoint: str | Path | None = None,
     keep: Callable[[int, TunedStart | FailedStart], None] | None = None,
 ) -> TuningResult:
-    """Learn an augmentation's hyperparameters by gradient while the detector trains [ST-SSAD].
+    """Learn an augmentation's hyperparameters by gradient while the detector trains (ST-SSAD).
 
     Training steps alternate with steps of the hyperparameters down the validation loss of train,
     augmented and unlabeled images (see `bilevel_gradient`). Several starting points run in turn; the one

@@ -309,7 +309,8 @@ def space_of(kinds: tuple[str, ...], ranges: tuple[str, ...]) -> SearchSpace:
         click.UsageError: for a range that cannot be read, or is of another kind.
         ValueError: for an unknown kind or hyperparameter.
     """
-    from ssad_hpo.task import DEFAULT_RANGES, Range, Search, SearchSpace
+    from ssad_hpo.augment import Range, hyperparameter_of
+    from ssad_hpo.task import Search, SearchSpace
 
     space: dict[str, dict[str, float | Range]] = {kind: {} for kind in kinds or Search().space.kinds}
     for given in ranges:
@@ -317,9 +318,9 @@ def space_of(kinds: tuple[str, ...], ranges: tuple[str, ...]) -> SearchSpace:
         kind, _, hyperparameter = name.partition(".")
         if kind not in space:
             raise click.UsageError(f"--range {given}: {kind!r} is not searched; add -a {kind}")
+        log = hyperparameter_of(kind, hyperparameter).range.log
         try:
             low, _, high = value.partition(":")
-            log = DEFAULT_RANGES.get(kind, {}).get(hyperparameter, Range(0, 1)).log
             space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
         except ValueError as error:
             raise click.UsageError(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from None

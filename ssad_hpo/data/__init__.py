@@ -1,19 +1,20 @@
-"""Data sets as `Task`s: embedded testbeds and image folders. Ground truth comes by separate calls.
+"""Data sets: embedded testbeds and image folders. A loader gives images and, where it is known, ground truth.
 
 `load(source)` gives images without labels; `read_labels(source)` gives the labels of the same images,
 and is for judging a choice after it was made. A `Source` is the address of a data set, fit for a file.
 """
 
+from ssad_hpo.data.dataset import DataSet
 from ssad_hpo.data.decode import DataError, find_images, read_images
 from ssad_hpo.data.folder import (
     CategoryError,
     find_anomalies,
     find_categories,
-    folder_labels,
     load_folder,
     load_folders,
 )
 from ssad_hpo.data.source import (
+    LOADERS,
     Source,
     builtin,
     builtin_names,
@@ -22,27 +23,26 @@ from ssad_hpo.data.source import (
     load_images,
     read_labels,
 )
-from ssad_hpo.data.testbed import controlled_labels, controlled_task, semantic_labels, semantic_task
+from ssad_hpo.data.testbed import controlled_data, semantic_data
 
 __all__ = [
+    "LOADERS",
     "CategoryError",
     "DataError",
+    "DataSet",
     "Source",
     "builtin",
     "builtin_names",
-    "controlled_labels",
-    "controlled_task",
+    "controlled_data",
     "find_anomalies",
     "find_categories",
     "find_images",
     "find_source",
-    "folder_labels",
     "load",
     "load_folder",
     "load_folders",
     "load_images",
     "read_images",
     "read_labels",
-    "semantic_labels",
-    "semantic_task",
+    "semantic_data",
 ]

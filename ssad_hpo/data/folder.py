@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
+from ssad_hpo.data.dataset import DataSet
 from ssad_hpo.data.decode import DataError, check_image_size, find_images
 from ssad_hpo.task import Task
 
@@ -43,12 +44,27 @@ def load_folder(
     *,
     image_size: int = 256,
     skip_unreadable: bool = False,
-) -> Task:
+) -> DataSet:
     """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
 
     `train` is CATEGORY/train/good (or the images that lie directly in train/). `unlabeled` is all of
     CATEGORY/test. Images become squares, whatever their shape; 1 channel if all of them are grey, else
     3; 16-bit grey v becomes round(v / 257), transparent pixels black.
+
+    Labels: images of test/good are normal, those of every other folder in test/ are anomalies. Identical
+    images with different labels, should there be any, are listed normal first. There are none without
+    test/good, or with images directly in test/.
+
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from ssad_hpo import load_folder
+    >>> for i, name in enumerate(["train/good/0", "train/good/1", "test/good/0", "test/crack/0"]):
+    ...     path = Path("cloth", f"{name}.png")
+    ...     path.parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("L", (40, 30), i).save(path)
+    >>> cloth = load_folder("cloth", image_size=16)
+    >>> cloth.task.train.shape, sorted(cloth.labels.tolist())
+    (torch.Size([2, 1, 16, 16]), [0, 1])
 
     Args:
         root: a folder of categories, or one category (it has train/ itself).
@@ -58,7 +74,7 @@ def load_folder(
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
 
     Returns:
-        The task, named CATEGORY or CATEGORY/ANOMALY.
+        The task, named CATEGORY or CATEGORY/ANOMALY, and its labels, if there are any.
 
     Raises:
         CategoryError: if `root` has several categories and none, or an unknown one, is named.
@@ -66,39 +82,7 @@ def load_folder(
         ValueError: for an image_size that cannot be.
     """
     name, train, unlabeled = _find_halves(root, category, anomaly)
-    return _load_task(name, train, unlabeled, image_size, skip_unreadable)
-
-
-def folder_labels(
-    root: _StrPath,
-    category: str | None = None,
-    anomaly: str | None = None,
-    *,
-    image_size: int = 256,
-    skip_unreadable: bool = False,
-) -> np.ndarray | None:
-    """Ground truth of `load_folder` with the same arguments; only for judging a choice already made.
-
-    Images of test/good are normal, those of every other folder in test/ are anomalies. Identical
-    images with different labels, should there be any, are listed normal first.
-
-    Returns:
-        (N_test,) int8, 1 anomaly, 0 normal, in the order of `unlabeled`. None if there is no ground
-        truth: without test/good, or with images directly in test/.
-
-    Raises:
-        As `load_folder`.
-    """
-    _, train, unlabeled = _find_halves(root, category, anomaly)
-    if unlabeled.labels is None:
-        return None
-    contents, decoded = _decode_halves(train, unlabeled, image_size, skip_unreadable)[1]
-    rows = [
-        (decoded.digests[content.digest], label)
-        for content, label in zip(contents, unlabeled.labels, strict=True)
-        if content.digest in decoded.digests
-    ]
-    return np.array([label for _, label in sorted(rows)], np.int8)
+    return _load(name, train, unlabeled, image_size, skip_unreadable)
 
 
 def load_folders(
@@ -107,7 +91,7 @@ def load_folders(
     *,
     image_size: int = 256,
     skip_unreadable: bool = False,
-) -> Task:
+) -> DataSet:
     """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
 
     Images are read as in `load_folder`. There is no ground truth. The task is named "images".
@@ -120,7 +104,7 @@ def load_folders(
     for path in mixture.paths:
         if os.path.realpath(path) in shared:
             raise DataError(f"{path}: is in train and in unlabeled; give two folders that share no image")
-    return _load_task("images", normal, mixture, image_size, skip_unreadable)
+    return _load("images", normal, mixture, image_size, skip_unreadable)
 
 
 def find_categories(root: _StrPath) -> list[str]:
@@ -189,7 +173,7 @@ def _find_halves(root: _StrPath, category: str | None, anomaly: str | None) -> t
     return f"{place.name}/{anomaly}", train, _Half(test, [path for path, _ in pair], labels)
 
 
-def _load_task(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_unreadable: bool) -> Task:
+def _load(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_unreadable: bool) -> DataSet:
     halves = (train, unlabeled)
     decoded = _decode_halves(train, unlabeled, image_size, skip_unreadable)
     skipped = [
@@ -201,8 +185,16 @@ def _load_task(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_
     if skipped:
         some = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
         warnings.warn(f"{name}: skipped {len(skipped)} unreadable images: {some}", stacklevel=3)
-    (_, train_images), (_, unlabeled_images) = decoded
-    return Task(name, torch.from_numpy(train_images.pixels), torch.from_numpy(unlabeled_images.pixels))
+    (_, train_images), (contents, unlabeled_images) = decoded
+    task = Task(name, torch.from_numpy(train_images.pixels), torch.from_numpy(unlabeled_images.pixels))
+    if unlabeled.labels is None:
+        return DataSet(task)
+    rows = [
+        (unlabeled_images.digests[content.digest], label)
+        for content, label in zip(contents, unlabeled.labels, strict=True)
+        if content.digest in unlabeled_images.digests
+    ]
+    return DataSet(task, np.array([label for _, label in sorted(rows)], np.int8))
 
 
 def _decode_halves(

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from ssad_hpo.augment import KINDS, Augmentation
 from ssad_hpo.data import folder, testbed
-from ssad_hpo.task import Augmentation, SearchSpace, Task
+from ssad_hpo.data.dataset import DataSet
+from ssad_hpo.task import SearchSpace, Task
 
-_Labels = Callable[..., "np.ndarray | None"]
-_LOADERS: dict[str, tuple[Callable[..., Task], _Labels | None]] = {
-    "controlled": (testbed.controlled_task, testbed.controlled_labels),
-    "semantic": (testbed.semantic_task, testbed.semantic_labels),
-    "folder": (folder.load_folder, folder.folder_labels),
-    "folders": (folder.load_folders, None),
+# A new data set is a loader and a row here; CONTRIBUTING.md has the recipe.
+LOADERS: dict[str, Callable[..., DataSet]] = {
+    "controlled": testbed.controlled_data,
+    "semantic": testbed.semantic_data,
+    "folder": folder.load_folder,
+    "folders": folder.load_folders,
 }
 _FOLDER_ARGUMENTS = ("root", "train", "unlabeled")
-_KINDS = ("cutout", "cutavg", "cutpaste", "cutdiff")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class Source:
     """Where a task comes from: a loader's name and its arguments, as plain JSON values.
 
     Attributes:
-        loader: "controlled", "semantic", "folder" or "folders": `controlled_task`, `semantic_task`,
-            `load_folder`, `load_folders`.
+        loader: a key of `LOADERS`.
         arguments: of that function, by name. Folders become absolute, so that a study can be resumed
             from another directory; an `Augmentation` becomes {kind: hyperparameters}.
 
@@ -45,11 +45,11 @@ class Source:
     arguments: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if self.loader not in _LOADERS:
-            raise ValueError(f"loader: expected one of {', '.join(_LOADERS)}, got {self.loader!r}")
+        if self.loader not in LOADERS:
+            raise ValueError(f"loader: expected one of {', '.join(LOADERS)}, got {self.loader!r}")
         plain = dict(self.arguments)
         try:
-            inspect.signature(_LOADERS[self.loader][0]).bind(**plain)
+            inspect.signature(LOADERS[self.loader]).bind(**plain)
             for name, value in plain.items():
                 if isinstance(value, Augmentation):
                     plain[name] = SearchSpace({value.kind: value.hyperparameters}).to_json()
@@ -76,7 +76,7 @@ def load(source: Source) -> Task:
     Raises:
         ValueError: as the loader's function; for folders the `DataError` among them.
     """
-    return _LOADERS[source.loader][0](**_arguments(source))
+    return _load(source).task
 
 
 def read_labels(source: Source) -> np.ndarray | None:
@@ -88,8 +88,11 @@ def read_labels(source: Source) -> np.ndarray | None:
     Raises:
         ValueError: as `load`.
     """
-    labels_of = _LOADERS[source.loader][1]
-    return None if labels_of is None else labels_of(**_arguments(source))
+    return _load(source).labels
+
+
+def _load(source: Source) -> DataSet:
+    return LOADERS[source.loader](**_arguments(source))
 
 
 def _arguments(source: Source) -> dict[str, Any]:
@@ -107,11 +110,18 @@ def builtin_names() -> list[str]:
     textures = [
         f"{texture}/{other}"
         for texture in testbed.TEXTURES
-        for other in (*_KINDS, *testbed.TEXTURES)
+        for other in (*_of_size(), *testbed.TEXTURES)
         if other != texture
     ]
     digits = [f"digits/{digit}" for digit in range(10)]
     return textures + digits + [f"{name}/rotated" for name in digits]
+
+
+def _of_size() -> list[str]:
+    """Kinds of augmentation that an area makes an anomaly of."""
+    return [
+        name for name, kind in KINDS.items() if {"patch_area", "patch_aspect"} <= set(kind.hyperparameters)
+    ]
 
 
 def builtin(name: str) -> Source:
@@ -120,24 +130,26 @@ def builtin(name: str) -> Source:
     "gravel/cutavg" is a texture (gravel, brick, grass) with anomalies of a kind (cutout, cutavg,
     cutpaste, cutdiff) that cover 0.05 of an image; "gravel/cutavg/0.01" has smaller ones; "gravel/brick"
     has crops of brick as anomalies. "digits/4" has fours as normal and other digits as anomalies;
-    "digits/4/rotated" has turned fours.
+    "digits/4/rotated" has turned fours. The name of a loader stands for its defaults.
 
     Raises:
         ValueError: listing what there is.
     """
     match name.split("/"):
+        case [loader] if loader in LOADERS:
+            return Source(loader, {})
         case ["digits", digit, *rest] if digit in tuple("0123456789") and rest in ([], ["rotated"]):
             return Source("semantic", {"normal": int(digit), "anomalies": rest[0] if rest else "others"})
         case [texture, other] if {texture, other} <= set(testbed.TEXTURES) and texture != other:
             return Source("controlled", {"texture": texture, "anomaly": other})
-        case [texture, kind, *rest] if texture in testbed.TEXTURES and kind in _KINDS and len(rest) < 2:
+        case [texture, kind, *rest] if texture in testbed.TEXTURES and kind in _of_size() and len(rest) < 2:
             area = _area(rest[0]) if rest else testbed.DEFAULT_AREA
             if area is not None:
                 anomaly = Augmentation(kind, {"patch_area": area, "patch_aspect": testbed.ASPECT})
                 return Source("controlled", {"texture": texture, "anomaly": anomaly})
     raise ValueError(
         "data set: expected TEXTURE/KIND, TEXTURE/KIND/AREA or TEXTURE/TEXTURE (textures "
-        f"{', '.join(testbed.TEXTURES)}; kinds {', '.join(_KINDS)}; areas between 0 and 1), digits/DIGIT "
+        f"{', '.join(testbed.TEXTURES)}; kinds {', '.join(_of_size())}; areas between 0 and 1), digits/DIGIT "
         f"or digits/DIGIT/rotated, got {name!r}"
     )
 

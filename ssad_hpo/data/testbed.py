@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ssad_hpo.task import Augmentation, Range, Task
+from ssad_hpo.augment import Augmentation, Range, augment
+from ssad_hpo.data.dataset import DataSet
+from ssad_hpo.task import Task
 
 TEXTURES = ("gravel", "brick", "grass")
 DEFAULT_AREA = 0.05
@@ -20,7 +22,7 @@ _TRAIN_COLUMNS = 300  # of 512: the rest is the unlabeled half's, so that no pix
 _DEFAULT_ANOMALY = Augmentation("cutavg", {"patch_area": DEFAULT_AREA, "patch_aspect": ASPECT})
 
 
-def controlled_task(
+def controlled_data(
     texture: str = "gravel",
     anomaly: Augmentation | str = _DEFAULT_ANOMALY,
     *,
@@ -29,7 +31,7 @@ def controlled_task(
     n_unlabeled: int = 128,
     contamination: float = 0.5,
     seed: int = 0,
-) -> Task:
+) -> DataSet:
     """Random crops of a texture, some of them made anomalous by a known f_gen.
 
     Train crops come from columns 0-300 of scikit-image's photograph, unlabeled ones from columns
@@ -46,43 +48,12 @@ def controlled_task(
         seed: of crops, of which images become anomalies, and of f_gen.
 
     Returns:
-        A task with 1 channel, named TEXTURE/KIND, with /AREA if it is not 0.05, or TEXTURE/OTHER.
-        `unlabeled` is ordered by the digests of its pixels.
+        A task with 1 channel, named TEXTURE/KIND, with /AREA if it is not 0.05, or TEXTURE/OTHER, and its
+        labels. `unlabeled` is ordered by the digests of its pixels.
 
     Raises:
         ValueError: for an unknown texture or a number out of its range.
     """
-    return _controlled(texture, anomaly, image_size, n_train, n_unlabeled, contamination, seed)[0]
-
-
-def controlled_labels(
-    texture: str = "gravel",
-    anomaly: Augmentation | str = _DEFAULT_ANOMALY,
-    *,
-    image_size: int = 64,
-    n_train: int = 256,
-    n_unlabeled: int = 128,
-    contamination: float = 0.5,
-    seed: int = 0,
-) -> np.ndarray:
-    """Ground truth of `controlled_task` with the same arguments: (n_unlabeled,) int8, 1 anomaly."""
-    return _controlled(texture, anomaly, image_size, n_train, n_unlabeled, contamination, seed)[1]
-
-
-def _controlled(
-    texture: str,
-    anomaly: Augmentation | str,
-    image_size: int,
-    n_train: int,
-    n_unlabeled: int,
-    contamination: float,
-    seed: int,
-) -> tuple[Task, np.ndarray]:
-    # The one edge from this room to another of its level: f_gen is one of the augmentations, and the
-    # benchmark must make anomalies with the very code that a search may imitate them with. Imported
-    # here, so that reading folders does not need it.
-    from ssad_hpo.augment import augment
-
     photograph = _photograph(texture)
     widest = photograph.shape[1] - _TRAIN_COLUMNS
     if not isinstance(image_size, int) or not 1 <= image_size <= widest:
@@ -97,12 +68,13 @@ def _controlled(
         other = _photograph(anomaly)[:, _TRAIN_COLUMNS:]
         unlabeled[anomalous] = _crops(other, n_anomalous, image_size, generator)
     elif n_anomalous:
+        # By the very code that a search may imitate the anomalies with.
         changed = augment(unlabeled[anomalous].float() / 255, anomaly, generator)
         unlabeled[anomalous] = (changed * 255).round().to(torch.uint8)
     labels = np.zeros(n_unlabeled, np.int8)
     labels[anomalous.numpy()] = 1
     unlabeled, labels = _by_content(unlabeled, labels)
-    return Task(_controlled_name(texture, anomaly), train, unlabeled), labels
+    return DataSet(Task(_controlled_name(texture, anomaly), train, unlabeled), labels)
 
 
 def _by_content(unlabeled: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
@@ -137,7 +109,7 @@ def _crops(photograph: torch.Tensor, count: int, size: int, generator: torch.Gen
     return windows[tops, lefts].unsqueeze(1)
 
 
-def semantic_task(
+def semantic_data(
     normal: int = 4,
     anomalies: Literal["others", "rotated"] = "others",
     *,
@@ -146,7 +118,7 @@ def semantic_task(
     n_unlabeled: int = 80,
     contamination: float = 0.5,
     seed: int = 0,
-) -> Task:
+) -> DataSet:
     """One handwritten digit is normal; anomalies are other digits, or the same digit turned.
 
     From scikit-learn's 8x8 digits (about 180 of each, 174 at least), enlarged bilinearly. No original
@@ -163,37 +135,11 @@ def semantic_task(
         seed: of the choice of images, their order and their angles.
 
     Returns:
-        A task with 1 channel, named digits/NORMAL or digits/NORMAL/rotated.
+        A task with 1 channel, named digits/NORMAL or digits/NORMAL/rotated, and its labels.
 
     Raises:
         ValueError: for an argument out of its range, or more images than there are.
     """
-    return _semantic(normal, anomalies, image_size, n_train, n_unlabeled, contamination, seed)[0]
-
-
-def semantic_labels(
-    normal: int = 4,
-    anomalies: Literal["others", "rotated"] = "others",
-    *,
-    image_size: int = 32,
-    n_train: int = 90,
-    n_unlabeled: int = 80,
-    contamination: float = 0.5,
-    seed: int = 0,
-) -> np.ndarray:
-    """Ground truth of `semantic_task` with the same arguments: (n_unlabeled,) int8, 1 anomaly."""
-    return _semantic(normal, anomalies, image_size, n_train, n_unlabeled, contamination, seed)[1]
-
-
-def _semantic(
-    normal: int,
-    anomalies: str,
-    image_size: int,
-    n_train: int,
-    n_unlabeled: int,
-    contamination: float,
-    seed: int,
-) -> tuple[Task, np.ndarray]:
     from sklearn.datasets import load_digits
 
     if normal not in range(10):
@@ -229,7 +175,7 @@ def _semantic(
     labels = (order >= n_unlabeled - n_anomalous).numpy().astype(np.int8)
     name = f"digits/{normal}" + ("/rotated" if anomalies == "rotated" else "")
     unlabeled, labels = _by_content(_enlarged(unlabeled, image_size), labels)
-    return Task(name, _enlarged(normals[:n_train], image_size), unlabeled), labels
+    return DataSet(Task(name, _enlarged(normals[:n_train], image_size), unlabeled), labels)
 
 
 def _shuffled(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

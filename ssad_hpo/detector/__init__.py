@@ -1,7 +1,8 @@
 """One detector: train it, embed images with it, score them, keep it on disk.
 
-A detector learns to tell normal images from augmented ones [DSV, section 2.1] and scores an image by
-the Mahalanobis distance of its embedding to a Gaussian fitted to the train embeddings.
+A detector learns to tell normal images from augmented ones and scores an image by the Mahalanobis distance
+of its embedding to a Gaussian fitted to the train embeddings, as in DSV (Yoo et al., ECML PKDD 2023,
+section 2.1).
 """
 
 from ssad_hpo.detector.model import Detector, Embeddings, Transform, pseudo_anomalies, untrained_network

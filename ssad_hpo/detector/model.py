@@ -83,6 +83,14 @@ def untrained_network(
 class Detector:
     """A trained network with its density, and the settings that it was trained with.
 
+    >>> from ssad_hpo import Augmentation, Training, controlled_data
+    >>> from ssad_hpo.detector import train
+    >>> task = controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
+    >>> *_, last = train(task.train, Augmentation("cutavg"), Training(steps=8, batch_size=4, width=2))
+    >>> last.detector.fit_density(last.detector.embed(task.train))
+    >>> last.detector.score(task.unlabeled).shape
+    torch.Size([14])
+
     Attributes:
         network: encoder and head, in evaluation mode.
         augmentation, training: what it was trained with; `training.precision` is the resolved one.

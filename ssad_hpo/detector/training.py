@@ -1,4 +1,7 @@
-"""The training loop: a classifier of normal against augmented images [DSV, section 2.1]."""
+"""The training loop: a classifier of normal against augmented images.
+
+As in DSV (Yoo et al., ECML PKDD 2023, section 2.1).
+"""
 
 from __future__ import annotations
 

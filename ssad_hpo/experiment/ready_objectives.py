@@ -17,5 +17,10 @@ TASK = "gravel/cutavg"
 
 @cache
 def ready_objective(criterion: str) -> Objective:
-    """The objective for a criterion on the embedded testbed; it keeps the best few detectors in memory."""
+    """The objective for a criterion on the embedded testbed; it keeps the best few detectors in memory.
+
+    >>> from ssad_hpo import dsv_objective
+    >>> print(dsv_objective.criterion, dsv_objective.task.name, dsv_objective.training.steps)
+    dsv gravel/cutavg 250
+    """
     return Objective(load(builtin(TASK)), Search(criterion=criterion))

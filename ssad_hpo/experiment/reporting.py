@@ -217,7 +217,6 @@ def _method(settings: Settings) -> dict[str, str]:
         return {
             "search": f"{method.n_trials} trials, sampler {method.sampler}, pruner {method.stopping}, "
             f"seed {method.seed}",
-            "evaluated at": "steps " + ", ".join(map(str, settings.training.evaluation_steps)),
         }
     tuning, warm = method, method.warm_start_steps(settings.training.steps)
     return {
@@ -257,18 +256,12 @@ def _settings(run: Run, task: Task | None) -> dict[str, str]:
             else f"{name} {value:g}"
             for name, value in hyperparameters.items()
         )
-    width_of = f", width {training.width}" if training.encoder == "small" else ""
-    contamination = training.contamination
     return {
         **texts,
         **_method(settings),
-        "encoder": training.encoder + width_of,
-        "training": f"{training.steps} steps of {training.batch_size} + {training.batch_size} images, "
-        f"learning rate {training.learning_rate:g}, momentum {training.momentum:g}, weight decay "
-        f"{training.weight_decay:g}, jitter {training.jitter:g}, seed {training.seed}",
-        "anomaly score": training.score,
-        "contamination": "not assumed" if contamination is None else f"{contamination:g}",
-        "machine": f"{settings.device}, {settings.threads} threads, {training.precision}",
+        # All fields, so that a new one is shown as well.
+        "training": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(training).items()),
+        "machine": f"{settings.device}, {settings.threads} threads",
         "study": f"{settings.study_name}, begun {settings.created}",
         "run folder": str(run.folder),
         "versions": ", ".join(f"{name} {version}" for name, version in settings.versions.items()),

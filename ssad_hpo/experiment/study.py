@@ -57,6 +57,12 @@ def run_study(
     kind by gradient while its detector trains, from several starting points, each of which becomes a trial.
     The ground truth, where it exists, is read after all of that has ended.
 
+    >>> from ssad_hpo import Search, Training, run_study
+    >>> search, training = Search(space="rotation", n_trials=2), Training(steps=8, batch_size=4, width=2)
+    >>> result = run_study("digits/4", search, training, run="digits", tracking_uri=None)
+    >>> print(result.selected.augmentation.kind, len(result.aucs), result.run.folder.name)
+    rotation 2 digits
+
     With a cluster this process draws the candidates, and alone writes to Optuna's storage, to MLflow and
     into the run folder, which is like that of a local search. A trial whose worker dies goes on elsewhere
     from its last checkpoint; a trial that fails fails alone. With several workers the candidates depend on

@@ -19,10 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from ssad_hpo.search import (
-    METRICS,
     Objective,
     check_minimises,
     is_exhausted,
+    metric_names,
     position,
     reconcile,
     record,
@@ -114,7 +114,7 @@ class Ledger:
             self.objective.tell.start(trial.number, self.objective.search.space.augmentation(trial.params))
 
     def progress(self, ray_trial: str, result: Mapping[str, Any]) -> None:
-        """A trial has reported "step" and `METRICS`; what is not finite is told to the recorder alone."""
+        """A trial has reported "step" and metrics; what is not finite is told to the recorder alone."""
         trial = patiently(lambda: self._open(ray_trial))
         step = result["step"]
         if trial is None or "reason" in result:
@@ -220,4 +220,4 @@ class Ledger:
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    return {name: result[name] for name in METRICS if name in result}
+    return {name: result[name] for name in metric_names() if name in result}

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+from ssad_hpo.augment import hyperparameter_of
 from ssad_hpo.report.detectors import embedding_figure, images_figure, scores_figure
 from ssad_hpo.report.findings import Course, Findings
 from ssad_hpo.report.style import name_of
@@ -72,7 +73,7 @@ def _choice(findings: Findings) -> str:
     choice, criterion = findings.choice, name_of(findings.criterion)
     assert choice.augmentation is not None
     values = [
-        f"{name_of(name)} {value:.4g}{'°' if name == 'angle' else ''}"
+        f"{name_of(name)} {value:.4g}{_unit(choice.augmentation.kind, name)}"
         for name, value in choice.augmentation.hyperparameters.items()
         if not isinstance(value, Range)
     ]
@@ -83,6 +84,10 @@ def _choice(findings: Findings) -> str:
         f"{escape(', '.join(values))}.</p>"
         f"<p>Chosen without labels, by {escape(criterion)}: {choice.value:.4g}, {among}.</p>"
     )
+
+
+def _unit(kind: str, hyperparameter: str) -> str:
+    return "°" if hyperparameter_of(kind, hyperparameter).coordinate == "degrees" else ""
 
 
 def _sections(findings: Findings, folder: Path) -> Iterator[_Section]:

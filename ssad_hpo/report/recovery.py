@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssad_hpo.report.style import AXES, KINDS, WIDTH, picture, plain_log_ticks, reject_empty
+from ssad_hpo.report.style import KINDS, WIDTH, axis_of, picture, plain_log_ticks, reject_empty
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def trajectories_figure(
             for row, name in enumerate(names):
                 _ways(grid[row, column], panel, name, groups, starts, factor)
         for row, name in enumerate(names):
-            grid[row, 0].set_ylabel(AXES.get(name, name))
+            grid[row, 0].set_ylabel(axis_of(name))
         if images:
             parts[1].suptitle(images_title, fontsize=10, x=0.01, ha="left")
             for axes, (caption, pixels) in zip(

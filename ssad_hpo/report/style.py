@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssad_hpo.task import DEFAULT_RANGES, Range
+from ssad_hpo.task import Range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,19 +51,14 @@ class Look(NamedTuple):
     line: str = "-"
 
 
-KINDS = dict(
-    zip(
-        DEFAULT_RANGES,
-        (
-            Look("#0072B2", "o"),
-            Look("#D55E00", "s"),
-            Look("#009E73", "^"),
-            Look("#CC79A7", "D"),
-            Look("#E69F00", "P"),
-        ),
-        strict=True,
-    )
-)
+KINDS = {
+    "cutout": Look("#0072B2", "o"),
+    "cutavg": Look("#D55E00", "s"),
+    "cutpaste": Look("#009E73", "^"),
+    "cutdiff": Look("#CC79A7", "D"),
+    "rotation": Look("#E69F00", "P"),
+}
+_OTHER_KIND = Look("#666666", "X")
 STATUSES = {
     "complete": Look("#0072B2", "o"),
     "pruned": Look("#D55E00", "x", "--"),
@@ -90,7 +85,7 @@ _NAMES = {
     "mmd": "MMD",
     "std": "STD",
 }
-AXES = {
+_AXES = {
     "patch_area": "patch area (fraction of the image)",
     "patch_aspect": "patch aspect (width / height)",
     "angle": "angle (degrees)",
@@ -100,6 +95,16 @@ AXES = {
 def name_of(key: str) -> str:
     """A criterion, a kind of f_aug or a hyperparameter, as it is written in a sentence."""
     return _NAMES.get(key, key.replace("_", " "))
+
+
+def axis_of(hyperparameter: str) -> str:
+    """A hyperparameter with its unit, as it stands at an axis."""
+    return _AXES.get(hyperparameter, name_of(hyperparameter))
+
+
+def look_of(kind: str) -> Look:
+    """The look of a kind of f_aug; those without one of their own share a grey cross."""
+    return KINDS.get(kind, _OTHER_KIND)
 
 
 @contextmanager

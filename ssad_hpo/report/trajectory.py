@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssad_hpo.report.findings import Course, ImageRow
-from ssad_hpo.report.style import AXES, KINDS, SELECTED, WIDTH, name_of, picture, range_axis, reject_empty
+from ssad_hpo.report.style import KINDS, SELECTED, WIDTH, axis_of, name_of, picture, range_axis, reject_empty
 from ssad_hpo.task import Range
 
 _PANEL = 1.2  # inches of height
@@ -34,7 +34,7 @@ def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, pa
     """
     reject_empty("trajectories", course.trajectories)
     titles = {
-        **{name: AXES[name] for name in bounds},
+        **{name: axis_of(name) for name in bounds},
         "training_loss": "training loss (cross-entropy; dotted: a coin's)",
         "validation_loss": f"validation loss: {name_of(course.loss)}, of mini-batches (lower is better)",
     }

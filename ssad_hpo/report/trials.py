@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, overload
 
 from ssad_hpo.report.findings import Trial
 from ssad_hpo.report.style import (
-    AXES,
     KINDS,
     ORACLE,
     SELECTED,
     STATUSES,
     Look,
+    axis_of,
     ceiling,
     legend_below,
+    look_of,
     name_of,
     panel,
     range_axis,
@@ -45,7 +46,9 @@ def auc_figure(trials: Sequence[Trial], selected: int, criterion: str, path: Pat
     oracle = min(judged, key=lambda number: (-judged[number][1], number))
     with panel(path, f"Does {name_of(criterion)} know the good detectors?") as axes:
         axes.axhline(0.5, color="#666666", linewidth=0.8, linestyle="--", label="chance")
-        for kind, look in KINDS.items():
+        kinds = {t.augmentation.kind: None for _, _, t in judged.values() if t.augmentation}
+        for kind in sorted(kinds, key=[*KINDS, *kinds].index):
+            look = look_of(kind)
             of_kind = [p for p in judged.values() if p[2].augmentation and p[2].augmentation.kind == kind]
             if of_kind:
                 axes.scatter(
@@ -234,7 +237,7 @@ def _hyperparameter(trial: Trial, name: str) -> float:
 
 def _range_axis(axes: Axes, which: str, name: str, searched: float | Range) -> None:
     assert isinstance(searched, Range)
-    getattr(axes, f"set_{which}label")(AXES[name])
+    getattr(axes, f"set_{which}label")(axis_of(name))
     range_axis(axes, which, searched)
 
 

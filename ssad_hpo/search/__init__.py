@@ -1,6 +1,6 @@
 """Search without labels: the objective, running and resuming a study, selecting a detector."""
 
-from ssad_hpo.search.objective import METRICS, Evaluation, Objective, check_minimises, evaluations
+from ssad_hpo.search.objective import Evaluation, Objective, check_minimises, evaluations, metric_names
 from ssad_hpo.search.offline import Ranking, select_detectors
 from ssad_hpo.search.record import TrialRecord, is_final, records
 from ssad_hpo.search.resume import open_study, reconcile, remaining_trials, run_search, was_interrupted
@@ -9,7 +9,6 @@ from ssad_hpo.search.selection import Candidate, candidates, select
 from ssad_hpo.search.store import FolderStore, Kept, open_kept
 
 __all__ = [
-    "METRICS",
     "Candidate",
     "Evaluation",
     "FolderStore",
@@ -25,6 +24,7 @@ __all__ = [
     "is_final",
     "make_pruner",
     "make_sampler",
+    "metric_names",
     "open_kept",
     "open_study",
     "position",

@@ -14,15 +14,17 @@ import torch
 from optuna.study import StudyDirection
 
 from ssad_hpo.augment import check_fits
-from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.criteria import CRITERIA, measured
 from ssad_hpo.detector import Detector, train, untrained_network
-from ssad_hpo.judgement import CRITERIA_AND_COMPONENTS, Judged, judge
+from ssad_hpo.judgement import Judged, judge
 from ssad_hpo.search import record
 from ssad_hpo.search.store import FolderStore, MemoryStore, Store, trial_name
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, Search, Task, Teller, Training
 
-# What is told of every evaluation, beside its step.
-METRICS = (*CRITERIA_AND_COMPONENTS, "loss")
+
+def metric_names() -> tuple[str, ...]:
+    """What is told of every evaluation, beside its step."""
+    return (*measured(), "loss")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All of `METRICS` by name."""
+        """All of `metric_names` by name."""
         return {**self.judged.criteria, "loss": self.loss}
 
 
@@ -84,6 +86,15 @@ class Objective:
     Minimise it. The criterion is reported at intermediate steps, so that pruners work. A trial that
     diverges or collapses fails with its reason in the user attribute "failure" and the study goes on.
     What is kept of a finished trial is a `TrialRecord`; `ssad_hpo.select` chooses among them.
+
+    >>> import optuna
+    >>> from ssad_hpo import Objective, Search, Training, controlled_data, select
+    >>> task = controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
+    >>> objective = Objective(task, Search(space="cutout"), Training(steps=8, batch_size=4, width=2))
+    >>> study = optuna.create_study()
+    >>> study.optimize(objective, n_trials=2)
+    >>> print(select(study).augmentation.kind, len(select(study).scores()))
+    cutout 14
 
     In a space without ranges a point that the study has trained is not trained again: the trial is pruned.
     A trial outside of a study (`optuna.trial.FixedTrial`, a `FrozenTrial` such as `study.best_trial`) is

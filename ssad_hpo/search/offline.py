@@ -1,4 +1,4 @@
-"""Offline selection, the talk's own problem: choose among detectors that somebody has trained already.
+"""Offline selection: choose among detectors that somebody has trained already.
 
 A detector is one npz file, written by any tool: embeddings `train`, `augmented` and `unlabeled`, (N, D)
 each, and, where there are any, anomaly `scores` of the unlabelled samples, (N_test,). Neither a model
@@ -71,14 +71,17 @@ def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Rank
                 f"got {len(arrays['unlabeled'])}"
             )
         try:
-            rows.append(evaluate_all(*(torch.from_numpy(arrays[name]) for name in _SETS)))
+            given = (torch.from_numpy(arrays[name]) for name in (*_SETS, "scores") if name in arrays)
+            rows.append(evaluate_all(*given))
         except DegenerateError as error:
             raise ValueError(f"{path}: {error}") from error
         if "scores" in arrays:
             scores.append(arrays["scores"])
-    values = {name: np.array([row[name] for row in rows]) for name in CRITERIA}
+    values = {
+        name: np.array([row[name] for row in rows]) for name in CRITERIA if all(name in r for r in rows)
+    }
     ranks = {name: rankdata(value) for name, value in values.items()}
-    if selector in SELECTORS and len(scores) < len(paths):
+    if len(scores) < len(paths) and (selector in SELECTORS or "scores" in CRITERIA[selector].needs):
         raise ValueError(f"selector: {selector!r} needs scores in every file, and some have none")
     if len(scores) == len(paths) > 1:
         matrix = np.stack(scores, axis=1)

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ssad_hpo.criteria import VALIDATION_LOSS
-from ssad_hpo.judgement import CRITERIA_AND_COMPONENTS
+from ssad_hpo.criteria import VALIDATION_LOSS, measured
 from ssad_hpo.task import Augmentation, Status
 
 # User attributes of a trial; criteria stand beside them under their own names.
@@ -72,7 +71,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
     kept, status = trial.user_attrs, _status(trial)
     drawn = kept.get(_HYPERPARAMETERS)
     complete = status == "complete" and _BUDGET in kept
-    names = (*CRITERIA_AND_COMPONENTS, VALIDATION_LOSS) if complete else ()
+    names = (*measured(), VALIDATION_LOSS) if complete else ()
     return TrialRecord(
         number=trial.number,
         status=status,

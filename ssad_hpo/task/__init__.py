@@ -4,7 +4,7 @@ Nothing here draws, trains or reads a file. A `Task` holds images and no label; 
 room is handed a `Task` is what keeps labels out of training, criteria, search and selection.
 """
 
-from ssad_hpo.task.augmentation import DEFAULT_RANGES, Augmentation, Hyperparameters, Range
+from ssad_hpo.augment import Augmentation, Hyperparameters, Range
 from ssad_hpo.task.images import DetectorError, Task
 from ssad_hpo.task.recorder import Recorder, Status, StudyRecorder, Teller
 from ssad_hpo.task.settings import (
@@ -21,7 +21,6 @@ from ssad_hpo.task.settings import (
 from ssad_hpo.task.space import SearchSpace
 
 __all__ = [
-    "DEFAULT_RANGES",
     "PRUNERS",
     "SAMPLERS",
     "Augmentation",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from ssad_hpo.task.images import DetectorError
 
 if TYPE_CHECKING:
-    from ssad_hpo.task.augmentation import Augmentation
+    from ssad_hpo.augment import Augmentation
 
 Status = Literal["complete", "pruned", "failed", "interrupted"]
 

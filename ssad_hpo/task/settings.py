@@ -22,7 +22,11 @@ PRUNERS: tuple[str, ...] = get_args(Pruner)
 class Training:
     """How one detector is trained and judged; the defaults suit two CPU cores and 64-pixel images.
 
-    The paper's own scale [2] is `Training(encoder="resnet18", steps=10_000)` at 256 pixels.
+    DSV (Yoo et al., ECML PKDD 2023) has `Training(encoder="resnet18", steps=10_000)` at 256 pixels.
+
+    >>> from ssad_hpo import Training
+    >>> Training(steps=400, evaluate_at=(0.25, 1)).evaluation_steps
+    (100, 400)
 
     Attributes:
         encoder: "small" (the residual encoder of `ssad_hpo.encoder`) or a torchvision classifier.
@@ -88,6 +92,11 @@ class Training:
 @dataclass(frozen=True)
 class Search:
     """How augmentations are proposed and one is chosen.
+
+    >>> from ssad_hpo import Search
+    >>> search = Search(space=["cutavg", "cutpaste"], n_trials=64, pruner="asha")
+    >>> search.criterion, search.stopping
+    ('dsv', 'asha/4')
 
     Attributes:
         space: what is searched; also a kind's name, several names, or a mapping as `SearchSpace` takes it.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssad_hpo.task.augmentation import Augmentation, Hyperparameters, Range
+from ssad_hpo.augment import Augmentation, Hyperparameters, Range
 
 if TYPE_CHECKING:
     import optuna
@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 class SearchSpace:
     """The augmentations to choose among and the ranges of their hyperparameters.
 
-    `SearchSpace({"cutavg": {}})` searches CutAvg over its default ranges;
-    `SearchSpace({"cutout": {"patch_aspect": 1.0}, "cutpaste": {}})` searches two kinds, the first with
-    square patches. A kind's hyperparameters exist only where the kind is chosen (a conditional space);
-    their names are "KIND.NAME", beside the parameter "augmentation".
+    A kind's hyperparameters exist only where the kind is chosen (a conditional space); their names are
+    "KIND.NAME", beside the parameter "augmentation".
+
+    >>> from ssad_hpo import Range, SearchSpace
+    >>> space = SearchSpace({"cutout": {"patch_aspect": 1}, "rotation": {"angle": Range(20, 90)}})
+    >>> for candidate in space.grid(2):
+    ...     print(candidate)
+    {'augmentation': 'cutout', 'cutout.patch_area': 0.002}
+    {'augmentation': 'cutout', 'cutout.patch_area': 0.3}
+    {'augmentation': 'rotation', 'rotation.angle': 20.0}
+    {'augmentation': 'rotation', 'rotation.angle': 90.0}
 
     Attributes:
         kinds: for each kind a value or `Range` for any of its hyperparameters (default ranges for the

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from ssad_hpo.augment import augment, jitter
-from ssad_hpo.data import controlled_task
+from ssad_hpo.data import controlled_data
 from ssad_hpo.detector import untrained_network
 from ssad_hpo.encoder import Network, SmallEncoder
 from ssad_hpo.task import Augmentation, Training
@@ -65,7 +65,7 @@ class Trainer:
             Augmentation("cutpaste", {"patch_area": AREAS[s.seed % len(AREAS)], "patch_aspect": 1.0})
             for s in self.settings
         ]
-        train = controlled_task(image_size=cell.size, n_train=cell.batch, n_unlabeled=2).train
+        train = controlled_data(image_size=cell.size, n_train=cell.batch, n_unlabeled=2).task.train
         self.batch = train.to(self.device, dtype) / 255
         self.targets = torch.arange(2, device=self.device).repeat_interleave(cell.batch)
 

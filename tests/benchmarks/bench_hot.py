@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 
-from ssad_hpo.augment import augment, jitter
+from ssad_hpo.augment import KINDS, augment, jitter
 from ssad_hpo.consensus import mc
 from ssad_hpo.criteria import evaluate_all
 from ssad_hpo.detector import Checkpoint, train
-from ssad_hpo.task import DEFAULT_RANGES, Augmentation, Training
+from ssad_hpo.task import Augmentation, Training
 
 DEMO, PAPER = (32, 1, 64, 64), (32, 3, 256, 256)
 SHAPES = pytest.mark.parametrize("shape", [DEMO, PAPER], ids=["64px-grey", "256px-rgb"])
@@ -48,7 +48,7 @@ def test_jitter(benchmark, shape):
 
 
 @SHAPES
-@pytest.mark.parametrize("kind", DEFAULT_RANGES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_augment(benchmark, kind, shape):
     images, generator = torch.rand(shape, generator=seeded()), seeded()
     benchmark(augment, images, Augmentation(kind), generator)
