@@ -1,7 +1,7 @@
 """What a step of ST-SSAD's hyperparameters costs beside a training step, and whether memory stays flat.
 
-    python studies/st_ssad_cost.py             ten minutes on one core
-    python studies/st_ssad_cost.py --smoke     seconds
+    python -m studies.st_ssad_cost             ten minutes on one core
+    python -m studies.st_ssad_cost --smoke     seconds
 
 A plain training step, one with a step of the hyperparameters by first and one by second order are taken in
 turns in one process, so that whatever disturbs the machine disturbs all; the middle of their times counts.
@@ -12,7 +12,6 @@ Writes st_ssad_cost.md.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -24,9 +23,9 @@ import torch
 
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning, prepare
 from ssad_hpo.bilevel.run import Run
-from ssad_hpo.experiment.cells import provenance
-from ssad_hpo.experiment.selector_tables import markdown_table
 from ssad_hpo.task import Augmentation, Task, Training
+from studies.lab.options import parse, study_parser
+from studies.lab.results import made_by, markdown_table, write_results
 
 SETTINGS = (  # encoder, pixels, kind
     *(("small", 32, kind) for kind in ("cutdiff", "cutpaste", "rotation")),
@@ -77,17 +76,12 @@ def memory(task: Task, training: Training, read_at: tuple[int, ...]) -> dict[int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("st_ssad_cost", __doc__)
     parser.add_argument("--rounds", type=int, default=40, help="of one step of each sort")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="a few tiny steps, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     torch.set_num_threads(1)
-    training, settings, read_at = (
-        replace(DEFAULT_TRAINING, evaluate_at=(1.0,), precision="float32"),
-        SETTINGS,
-        READ_AT,
-    )
+    training = replace(DEFAULT_TRAINING, evaluate_at=(1.0,), precision="float32")
+    settings, read_at = SETTINGS, READ_AT
     if options.smoke:
         training, settings = replace(training, batch_size=4, width=2), (("small", 16, "cutdiff"),)
         read_at, options.rounds = (2, 4), 2
@@ -107,9 +101,8 @@ def main() -> None:
     tuning = Tuning()
     text = f"""# What a step of ST-SSAD's hyperparameters costs
 
-{"**A smoke run: these numbers mean nothing.**" if options.smoke else ""}
-Made by `python studies/st_ssad_cost.py`. {provenance()} One thread, medians of {options.rounds} steps of each
-sort, taken in turns. A training step has {training.batch_size} + {training.batch_size} images. Steps of the
+{made_by("st_ssad_cost", options)}
+One thread, medians of {options.rounds} steps of each sort, taken in turns. A training step has {training.batch_size} + {training.batch_size} images. Steps of the
 hyperparameters include the training step that they come with; {tuning.virtual_images} +
 {tuning.virtual_images} images in the virtual step, {tuning.validation_train} + {tuning.validation_train} +
 {tuning.validation_unlabeled} in the validation loss.
@@ -118,9 +111,7 @@ hyperparameters include the training step that they come with; {tuning.virtual_i
 Memory, small encoder at {settings[0][1]} pixels: {read}
 steps of the hyperparameters: {growth:+.1%} from the first to the last of these.
 """
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "st_ssad_cost.md").write_text(text)
-    print(f"wrote {options.out / 'st_ssad_cost.md'}")
+    write_results(options, "st_ssad_cost", text)
 
 
 if __name__ == "__main__":
