@@ -24,7 +24,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from torchvision.transforms.v2 import functional as transforms
 from ssad_hpo.data import controlled_task
 from ssad_hpo.detector import Detector, Transform, pseudo_anomalies, train
 from ssad_hpo.evaluate import auc
-from ssad_hpo.task import Augmentation, DetectorError, Range, Training
+from ssad_hpo.task import Augmentation, DetectorError, Range, Score, Training
 from studies.lab.alignment import evaluate_alignment, mean_grid
 from studies.lab.cells import cell_path, run_missing
 from studies.lab.figures.alignment import alignment_figure, bias_figure
@@ -47,7 +46,7 @@ TEXTURES = ("gravel", "brick", "grass")
 NORMAL_DIGIT = 6
 N_CALIBRATION = 40
 PERCENTILE = 0.95
-SCORES = {"classifier": "By the classifier's own score", "density": "By the density score"}
+SCORES: dict[Score, str] = {"classifier": "By the classifier's own score", "density": "By the density score"}
 F_GEN_STREAM = 2_000_003  # added to the seed, so that f_gen draws nothing that the training draws
 
 
@@ -59,7 +58,7 @@ def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
         return transforms.gaussian_noise(images, sigma=0.1)
 
 
-_PATCH = {"patch_area": 0.1, "patch_aspect": Range(0.5, 2.0, log=True)}
+_PATCH: dict[str, float | Range] = {"patch_area": 0.1, "patch_aspect": Range(0.5, 2.0, log=True)}
 KINDS: dict[str, Augmentation | Transform] = {
     "CutOut": Augmentation("cutout", _PATCH),
     "CutAvg": Augmentation("cutavg", _PATCH),
@@ -134,12 +133,14 @@ def judge_texture(cell: Cell) -> list[Row]:
     far from the augmented images as train images do, or where all is mixed.
     """
     n = cell.sizes.test_of_texture
-    sizes = {
-        "image_size": cell.sizes.image_size,
-        "n_train": cell.sizes.train_of_texture,
-        "n_unlabeled": 2 * n,
-    }
-    task = controlled_task(cell.data, contamination=0.0, seed=cell.seed, **sizes)
+    task = controlled_task(
+        cell.data,
+        image_size=cell.sizes.image_size,
+        n_train=cell.sizes.train_of_texture,
+        n_unlabeled=2 * n,
+        contamination=0.0,
+        seed=cell.seed,
+    )
     normal, beneath = task.unlabeled.split(n)
     detector, loss = trained(cell, task.train)
     scores = detector.score(normal)
@@ -203,9 +204,7 @@ def summary(name: str, rows: Sequence[Row], kinds: Sequence[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def page(
-    cells: Sequence[Cell], kept: Sequence[Row], rows: Sequence[Row], options: argparse.Namespace
-) -> str:
+def page(cells: Sequence[Cell], kept: Sequence[Row], rows: Sequence[Row], options: argparse.Namespace) -> str:
     """The text: `kept` are the cells' files, `rows` those of all f_gen."""
     kinds, seeds = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("f_aug", "seed"))
     textures = list(dict.fromkeys(row["data"] for row in rows))
@@ -284,7 +283,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Training.steps)
     options = parse(parser)
     sizes = Sizes(replace(TRAINING, steps=options.steps))
-    kinds, data, seeds = tuple(KINDS), (*TEXTURES, "digits"), range(options.seeds)
+    kinds, seeds = tuple(KINDS), range(options.seeds)
+    data: tuple[str, ...] = (*TEXTURES, "digits")
     if options.smoke:
         sizes, kinds, data, seeds = SMOKE, ("CutOut", "CutPaste", "Noise"), ("brick", "digits"), range(1)
     cells = [

@@ -32,7 +32,7 @@ SETTINGS = (  # encoder, pixels, kind
     ("small", 64, "cutdiff"),
     ("resnet18", 32, "cutdiff"),
 )
-READ_AT = (100, 500, 1000, 1500, 2000)
+READ_AT: tuple[int, ...] = (100, 500, 1000, 1500, 2000)
 
 
 def random_task(pixels: int) -> Task:
@@ -102,8 +102,8 @@ def main() -> None:
     text = f"""# What a step of ST-SSAD's hyperparameters costs
 
 {made_by("st_ssad_cost", options)}
-One thread, medians of {options.rounds} steps of each sort, taken in turns. A training step has {training.batch_size} + {training.batch_size} images. Steps of the
-hyperparameters include the training step that they come with; {tuning.virtual_images} +
+One thread, medians of {options.rounds} steps of each sort, taken in turns. A training step has
+{training.batch_size} + {training.batch_size} images. Steps of the hyperparameters include the training step that they come with; {tuning.virtual_images} +
 {tuning.virtual_images} images in the virtual step, {tuning.validation_train} + {tuning.validation_train} +
 {tuning.validation_unlabeled} in the validation loss.
 

@@ -1,7 +1,7 @@
 """What a sweep costs beside its trainings: workers that wait, and milliseconds per trial for the books.
 
-    python studies/sweep_cost.py             about 15 minutes on two idle cores
-    python studies/sweep_cost.py --smoke     under a minute
+    python -m studies.sweep_cost             about 15 minutes on two idle cores
+    python -m studies.sweep_cost --smoke     under a minute
 
 Throughput. The same trials of "gravel/cutavg" (random sampler, one seed, no scheduler, `Training`'s
 default budget) are swept by `run_sweep` with one worker and with two, of one thread each, in turns, so that
@@ -22,7 +22,6 @@ Writes sweep_cost.md and .csv, a row for every measured value.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -42,12 +41,12 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo.experiment import find_source, run_study, run_sweep
-from ssad_hpo.experiment.cells import provenance, write_csv
 from ssad_hpo.experiment.conducting import load_images
-from ssad_hpo.experiment.selector_tables import markdown_table
-from ssad_hpo.search import evaluations, final_scores
 from ssad_hpo.search.objective import HYPERPARAMETERS
 from ssad_hpo.task import Augmentation, SearchSpace, Task, Training
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, made_by, markdown_table, spread, write_results
+from studies.lab.searching import trained
 
 LIMIT = 50.0  # milliseconds a trial that a local search, tracked, may cost beside its training
 TRIVIAL = Training(steps=1, batch_size=2, width=2, evaluate_at=(1.0,), precision="float32")
@@ -63,7 +62,6 @@ PARTS = {
     "idle": "before a worker's first trial and after its last",
 }
 RATE = "trials per minute"
-Row = dict[str, Any]
 Trained = tuple[float, str, float]  # since when, its number, for how many seconds
 
 
@@ -89,6 +87,9 @@ class Clock:
 
 class NotedSpace(SearchSpace):
     """A space that notes each worker's process, and when it began to train which parameters."""
+
+    notes: Path
+    driver: int
 
     def __init__(self, kinds: str, notes: Path) -> None:
         super().__init__(kinds)
@@ -230,17 +231,11 @@ def training_alone(task: Task, trials: Sequence[FrozenTrial]) -> float:
     began = time.perf_counter()
     for trial in trials:
         augmentation = Augmentation(trial.params["augmentation"], trial.user_attrs[HYPERPARAMETERS])
-        *_, last = evaluations(task, augmentation, TRIVIAL)
-        final_scores(task, last)
+        trained(task, augmentation, TRIVIAL)
     return 1e3 * (time.perf_counter() - began) / len(trials)
 
 
 # ------------------------------------------------------------------------------------------- reporting
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    middle, *ends = (f"{v:.{digits}f}" for v in (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({ends[0]} to {ends[1]})"
 
 
 def throughput_page(rows: Sequence[Row], rounds: int) -> str:
@@ -296,13 +291,11 @@ what a sweep can do at best, not what one trial takes. Early is {early}, late {l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("sweep_cost", __doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of the throughput of one and of two workers")
     parser.add_argument("--trials", type=int, default=16, help="of a sweep for the throughput")
     parser.add_argument("--trivial", type=int, default=500, help="trials of a study for the overhead")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="a few tiny trials, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -322,11 +315,10 @@ def main() -> None:
             rows += overhead(runner, tracked, options.trivial, Path(name) / f"{runner}-{tracked}")
             print(*rows[-1].values(), flush=True)
 
-    smoke = "**A smoke run: these numbers mean nothing.**\n\n" if options.smoke else ""
     of = {part: [row for row in rows if row["part"] == part] for part in ("throughput", "overhead")}
     text = f"""# What a sweep costs beside its trainings
 
-{smoke}Made by `python studies/sweep_cost.py`. {provenance()}
+{made_by("sweep_cost", options)}
 
 ## Throughput
 
@@ -340,10 +332,7 @@ for each worker, {options.rounds} rounds in turns: medians and ranges.
 in SQLite.
 
 {overhead_page(of["overhead"], options.trivial)}"""
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "sweep_cost.md").write_text(text)
-    write_csv(rows, options.out / "sweep_cost.csv")
-    print(f"wrote {options.out / 'sweep_cost.md'}")
+    write_results(options, "sweep_cost", text, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Figures, and a study's report: one page and its pictures. The only room of the package that may import matplotlib.
+"""A study's report: one page and its pictures. The only room that may import matplotlib.
 
-matplotlib is imported where a figure is drawn, so that importing this room stays fast.
+It is imported where a figure is drawn, so that importing this room stays fast.
 """
 
 from ssad_hpo.report.findings import Course, EmbeddingSets, Findings, ImageRow, Trajectory, Trial

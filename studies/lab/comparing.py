@@ -159,7 +159,12 @@ def comparison_table(
         against = ["", "", "", ""]
         if method != hero:
             found = compare(aucs[hero], column, clusters)
-            against = [f"{found.difference:+.3f}", found.interval, f"{found.p_task:.4f}", f"{found.p_run:.4f}"]
+            against = [
+                f"{found.difference:+.3f}",
+                found.interval,
+                f"{found.p_task:.4f}",
+                f"{found.p_run:.4f}",
+            ]
         lines.append([title(method), f"{np.mean(by_seed):.3f} ± {np.std(by_seed):.3f}", *against])
     beside = [f"{title(hero)} − {titles[0]}", "95 % over train sets", "p, unit task", "p, unit task × seed"]
     return markdown_table([titles[0], f"{titles[1]} ± over seeds", *beside], lines)

@@ -19,7 +19,9 @@ import torch
 Row = dict[str, Any]
 
 
-def write_results(options: argparse.Namespace, name: str, page: str, rows: Sequence[Row] | None = None) -> None:
+def write_results(
+    options: argparse.Namespace, name: str, page: str, rows: Sequence[Row] | None = None
+) -> None:
     """Write the page as NAME.md and the rows, if there are any, as NAME.csv into `options.out`."""
     options.out.mkdir(parents=True, exist_ok=True)
     if rows is not None:
