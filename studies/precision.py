@@ -225,7 +225,10 @@ the same between two seeds of float32; and the median absolute difference betwee
 def main() -> None:
     options = parse(study_parser("precision", __doc__, cells=True))
     tasks, seeds, areas = (TASKS[:2], SEEDS[:2], AREAS[1:]) if options.smoke else (TASKS, SEEDS, AREAS)
-    cells = [Cell(*at, smoke=options.smoke) for at in itertools.product(tasks, seeds, areas, PRECISIONS)]
+    cells = [
+        Cell(task, seed, area, precision, options.smoke)
+        for task, seed, area, precision in itertools.product(tasks, seeds, areas, PRECISIONS)
+    ]
     rows = run_missing(cells, lambda cell: cell.path(options.cells), run_cell, options.jobs)
     write_results(options, "precision", page(rows, cells[0].training, options), rows)
 

@@ -103,7 +103,8 @@ def main() -> None:
 
 {made_by("st_ssad_cost", options)}
 One thread, medians of {options.rounds} steps of each sort, taken in turns. A training step has
-{training.batch_size} + {training.batch_size} images. Steps of the hyperparameters include the training step that they come with; {tuning.virtual_images} +
+{training.batch_size} + {training.batch_size} images. Steps of the hyperparameters include the training step
+that they come with; {tuning.virtual_images} +
 {tuning.virtual_images} images in the virtual step, {tuning.validation_train} + {tuning.validation_train} +
 {tuning.validation_unlabeled} in the validation loss.
 
