@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,15 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small networks and tensors on shared cores are fastest so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and no run in it; making one takes seconds."""
@@ -61,6 +73,36 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def tracked(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Any:
+    """A tuning with ground truth, tracked by a real MLflow: `tuned_runs.Tracked`."""
+    import optuna
+    from tuned_runs import Tracked, quick
+
+    from ssad_hpo.bilevel import CollapseWarning
+
+    place = tmp_path_factory.mktemp("tracked")
+    shutil.copy(empty_mlflow, place / "mlflow.db")
+    threads, verbosity = torch.get_num_threads(), optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    uri = f"sqlite:///{place}/mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        result = quick(place / "tuned", tracking_uri=uri)
+    torch.set_num_threads(threads)
+    optuna.logging.set_verbosity(verbosity)
+    return Tracked(uri, result)
+
+
+@pytest.fixture
+def tuned(tracked: Any, workplace: Path) -> Any:
+    """The tuning in a folder of this test's own, runs/tuned: a `StudyResult`."""
+    from ssad_hpo.experiment import open_result
+
+    shutil.copytree(tracked.result.run.folder, workplace / "runs" / "tuned")
+    return open_result("tuned")
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +151,33 @@ def make_category(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         return place
 
     return make
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Call the program in this process."""
+    from ssad_hpo.cli import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["ssad-hpo", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), said.out, said.err)
+
+    return run
 
 
 class Listener:

@@ -11,13 +11,7 @@ from ssad_hpo.encoder import build_network
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks on shared cores are fastest so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -16,36 +16,31 @@ import pytest
 from ssad_hpo import data
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.data import find_source
 from ssad_hpo.evaluate import auc
 from ssad_hpo.experiment import (
     StudyResult,
     evaluate_run,
-    find_source,
     open_result,
     open_run,
     read_trajectory,
     run_study,
-    run_tuning,
 )
-from ssad_hpo.search import Objective, candidates, open_journal, open_study, run_search, select
-from ssad_hpo.search.objective import ARTIFACTS
-from ssad_hpo.task import SearchSpace, Task, Training
+from ssad_hpo.search import Objective, candidates, open_study, run_search, select
+from ssad_hpo.storage import open_journal
+from ssad_hpo.task import Search, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
 IMAGE_SIZE = 16
-SETTINGS: dict[str, Any] = {
-    "space": SearchSpace({"cutavg": {}, "cutout": {}}),
-    "training": Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 0.75, 1.0)),
-    "n_trials": 12,  # TPE leans on the history from the 11th on
-    "pruner": "asha",
-    "tracking_uri": None,
-}
+# TPE leans on the history from the 11th trial on.
+SEARCH = Search({"cutavg": {}, "cutout": {}}, n_trials=12, pruner="asha")
+TRAINING = Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 0.75, 1.0))
 
 
 def search(images: Path | data.Source, run: Path) -> StudyResult:
     source = find_source(images, image_size=IMAGE_SIZE) if isinstance(images, Path) else images
-    return run_study(source, run=run, **SETTINGS)
+    return run_study(source, SEARCH, TRAINING, run=run, tracking_uri=None)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +63,7 @@ def observations(study: Any) -> list[dict[str, Any]]:
     """All that a search saw and decided, trial by trial; addresses and durations are no part of it."""
     seen = []
     for trial in study.get_trials(deepcopy=False):
-        attributes = {k: v for k, v in trial.user_attrs.items() if k not in (ARTIFACTS, "seconds")}
+        attributes = {k: v for k, v in trial.user_attrs.items() if k not in ("artifacts", "seconds")}
         reported = dict(trial.intermediate_values)
         seen.append({"state": trial.state.name, "params": trial.params, "reported": reported, **attributes})
     return seen
@@ -233,15 +228,12 @@ def test_a_search_that_cannot_read_labels_is_the_same_up_to_its_selection(
     with pytest.raises(NoLabelsError):  # after the search: what follows finds all of it
         search(make_category(tmp_path / "cloth"), tmp_path / "run")
     run = open_run(tmp_path / "run")
-    study = open_study(open_journal(run.journal), run.settings.study_name, objective_of(published()))
+    study = open_study(
+        open_journal(run.journal), run.settings.study_name, SEARCH, published().run.settings.training
+    )
     assert observations(study) == observations(published().study)
     assert select(study).number == published().selected.number
     assert np.array_equal(select(study).scores(), published().selected.scores())
-
-
-def objective_of(result: StudyResult) -> Objective:
-    task = data.load(result.run.settings.source)
-    return Objective(task, space=SETTINGS["space"], training=result.run.settings.training)
 
 
 def test_labels_are_read_once_and_after_the_last_trial_has_ended(
@@ -255,11 +247,13 @@ def test_labels_are_read_once_and_after_the_last_trial_has_ended(
 
     monkeypatch.setattr(data, "read_labels", tell)
     source = find_source(make_category(tmp_path / "cloth"), image_size=IMAGE_SIZE)
-    result = run_study(source, run=tmp_path / "run", listeners=[listener], **SETTINGS)
+    result = run_study(
+        source, SEARCH, TRAINING, run=tmp_path / "run", listeners=[listener], tracking_uri=None
+    )
     assert result.evaluation is not None
     events = [event for event, *_ in listener.heard]
     assert events.count("labels") == 1 and events[-1] == "labels"
-    assert events.count("ended") == SETTINGS["n_trials"]
+    assert events.count("ended") == SEARCH.n_trials
 
 
 def test_a_task_holds_images_only_and_the_objective_is_given_no_more(
@@ -269,14 +263,10 @@ def test_a_task_holds_images_only_and_the_objective_is_given_no_more(
     task = data.load(published().run.settings.source)
     assert vars(task).keys() == {"name", "train", "unlabeled"}
     nameless = Task("", task.train, task.unlabeled)
-    objective = Objective(
-        nameless,
-        space=SETTINGS["space"],
-        training=published().run.settings.training,
-        artifacts=tmp_path / "artifacts",
-    )
-    study = open_study(open_journal(tmp_path / "journal"), "study", objective, pruner="asha")
-    run_search(study, objective, SETTINGS["n_trials"])
+    training = published().run.settings.training
+    objective = Objective(nameless, SEARCH, training, artifacts=tmp_path / "artifacts")
+    study = open_study(open_journal(tmp_path / "journal"), "study", SEARCH, training)
+    run_search(study, objective)
     assert observations(study) == observations(published().study)
 
 
@@ -284,11 +274,10 @@ def test_a_task_holds_images_only_and_the_objective_is_given_no_more(
 
 
 def tune(images: Path, run: Path, listener: Any = None) -> StudyResult:
-    return run_tuning(
+    return run_study(
         find_source(images, image_size=IMAGE_SIZE),
-        "cutdiff",
-        tuning=Tuning(detector_steps=2, starts=(0.5, 0.9), validation_train=6, validation_unlabeled=6),
-        training=Training(steps=8, batch_size=4, width=2),
+        Tuning("cutdiff", detector_steps=2, starts=(0.5, 0.9), validation_train=6, validation_unlabeled=6),
+        Training(steps=8, batch_size=4, width=2),
         run=run,
         tracking_uri=None,
         listeners=[] if listener is None else [listener],

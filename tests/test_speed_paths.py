@@ -30,13 +30,7 @@ SHORT = Training(width=4, steps=8, batch_size=4, evaluate_at=(0.25, 1.0))  # 2 s
 PATCH = {"patch_area": 0.05, "patch_aspect": 1.0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks on shared cores are fastest so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels(n, channels=1, size=32):

@@ -91,12 +91,12 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
 
     if (run := given.pop("resume")) is not None:
         alone_with_resume(context, "n_trials", "address")
+        settings = open_run(run).settings
+        if settings.tuning is not None:
+            raise click.UsageError(f"--resume {run}: is a tuning, which `tune --resume` goes on with")
         n_trials = given["n_trials"] if _is_given(context, "n_trials") else None
         address = None if cluster is None else cluster.address
-        with (
-            _kept_on_interrupt(context),
-            SearchDisplay(n_trials or open_run(run).settings.n_trials) as display,
-        ):
+        with _kept_on_interrupt(context), SearchDisplay(n_trials or settings.n_trials) as display:
             result = resume_study(
                 run, n_trials=n_trials, address=address, listeners=[display], announce=display.announce
             )
