@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import torch
 
 from ssad_hpo import data, tracking
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
+from ssad_hpo.experiment.checking import prepare_cluster, prepare_search
 from ssad_hpo.experiment.outcome import (
     StudyResult,
     compare_with_truth,
@@ -18,10 +20,9 @@ from ssad_hpo.experiment.outcome import (
     record_result,
 )
 from ssad_hpo.experiment.run_folder import Run, choose_run_folder, claimed, locked, open_run
-from ssad_hpo.experiment.searching import prepare_cluster, prepare_search, search_run
 from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
-from ssad_hpo.search import select, was_interrupted
+from ssad_hpo.search import Objective, open_study, run_search, select, was_interrupted
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
 
@@ -198,7 +199,7 @@ def _conduct(
         everyone = tracking.Joined([recorder, *listeners], settings.tags)
         try:
             if settings.tuning is None:
-                study = search_run(run, task, everyone)
+                study = _search(run, task, everyone)
             else:
                 study = tune_run(run, task, everyone, recorder)
             selected = select(study, settings.criterion, run.artifacts)
@@ -214,6 +215,26 @@ def _conduct(
         record_result(recorder, result)
         recorder.study_ended("complete")
     return replace(result, undelivered=run.undelivered(), lost=recorder.lost)
+
+
+def _search(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
+    """Bring the study of a run to its number of trials, taking up what an earlier process left."""
+    settings, search = run.settings, run.settings.method
+    assert isinstance(search, Search)
+    objective = Objective(
+        task, search, settings.training, artifacts=run.artifacts, device=settings.device, recorder=recorder
+    )
+    local = settings.cluster is None
+    # On a cluster Ray's scheduler stops the trials.
+    drawing = search if local else replace(search, pruner="none")
+    study = open_study(run.open_storage(create=True), settings.study_name, drawing, settings.training)
+    if settings.cluster is None:
+        run_search(study, objective)
+    else:
+        from ssad_hpo import raytune
+
+        raytune.sweep(objective, study, settings.cluster)
+    return study
 
 
 def evaluate_run(run: str | Path) -> StudyResult:
