@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from ssad_hpo.bilevel.run import Run
 
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning, prepare
-from ssad_hpo.bilevel.run import Run
 from ssad_hpo.experiment.cells import provenance
 from ssad_hpo.experiment.selector_tables import markdown_table
 from ssad_hpo.task import Augmentation, Task, Training

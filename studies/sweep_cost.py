@@ -40,10 +40,10 @@ from typing import Any
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from ssad_hpo.experiment.conducting import load_images
 
 from ssad_hpo.experiment import find_source, run_study, run_sweep
 from ssad_hpo.experiment.cells import provenance, write_csv
-from ssad_hpo.experiment.conducting import load_images
 from ssad_hpo.experiment.selector_tables import markdown_table
 from ssad_hpo.search import evaluations, final_scores
 from ssad_hpo.search.objective import HYPERPARAMETERS

@@ -20,8 +20,8 @@ from ssad_hpo.bilevel.result import Cost, OuterStep
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import untrained_network
-from ssad_hpo.detector.numerics import autocast, seeded, to_float
 from ssad_hpo.detector.training import draw_batches
+from ssad_hpo.numerics import autocast, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 
@@ -67,7 +67,7 @@ class Descent:
         self.unlabeled_images = problem.task.unlabeled.to(problem.device)
         channels, height, width = problem.task.train.shape[1:]
         network = untrained_network(training, (channels, height, width), problem.device)
-        self.network = network.to(problem.device).to(memory_format=torch.channels_last).train()
+        self.network = network.to(problem.device).train()
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=training.learning_rate,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssad_hpo.augment import check_fits, jitter
 from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
-from ssad_hpo.detector.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
+from ssad_hpo.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
 
@@ -72,7 +72,7 @@ def train(
     training = replace(training, precision=resolve_precision(training, device, height * width))
     prepare_allocator(device, height * width)
     network = untrained_network(training, (channels, height, width), device)
-    network.to(device).to(memory_format=torch.channels_last)
+    network.to(device)
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=training.learning_rate,
