@@ -138,6 +138,11 @@ def memory_format_of(network: nn.Module) -> torch.memory_format:
     return torch.channels_last
 
 
+def draws(network: nn.Module) -> bool:
+    """Whether a network may draw random numbers while it trains, as dropout does: the small one does not."""
+    return any(isinstance(module, _TorchvisionEncoder) for module in network.modules())
+
+
 def build_network(encoder: str, *, channels: int, image_size: tuple[int, int], width: int) -> Network:
     """An untrained network; its weights are drawn from torch's global generator.
 

@@ -30,7 +30,7 @@ ALLOWED = {
     "baselines": {"task", "augment", "encoder", "numerics"},
     "judgement": {"task", "criteria", "detector"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement"},
-    "bilevel": {"task", "criteria", "augment", "detector", "judgement", "numerics"},
+    "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
     "raytune": {"task", "search"},
 }
 ALLOWED["experiment"] = set(ALLOWED)

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ssad_hpo.encoder import draws
 from ssad_hpo.numerics import seeded, to_float
 from ssad_hpo.task import DetectorError, Training
 
@@ -31,8 +32,7 @@ def minimise(
     generator = torch.Generator(images.device).manual_seed(training.seed)
     losses = torch.zeros(training.steps, device=images.device)
     network.train()
-    # Dropout, in encoders that have it, draws from torch's global generator.
-    with seeded(training.seed, images.device):
+    with seeded(training.seed, images.device, draws=draws(network)):
         for step, batch in enumerate(_batches(len(images), training, generator)):
             loss = loss_of(to_float(images[batch]))
             optimizer.zero_grad()

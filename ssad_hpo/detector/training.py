@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssad_hpo.augment import check_fits, jitter
 from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
+from ssad_hpo.encoder import draws
 from ssad_hpo.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
@@ -97,8 +98,7 @@ def train(
             continue
         network.train()
         total = torch.zeros((), device=device)
-        # Dropout, in encoders that have it, draws from torch's global generator.
-        with seeded(training.seed + start, device):
+        with seeded(training.seed + start, device, draws=draws(network)):
             for step in range(start, end):
                 normal = jitter(to_float(images[batches[step]]), training.jitter, generator)
                 augmented = pseudo_anomalies(normal, augmentation, generator)
