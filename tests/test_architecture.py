@@ -21,15 +21,16 @@ ALLOWED = {
     "criteria": {"task"},
     "consensus": {"task"},
     "encoder": {"task"},
+    "numerics": {"task"},
     "data": {"task", "augment"},
     "evaluate": {"task"},
     "tracking": {"task", "address"},
     "report": {"task", "augment"},
-    "detector": {"task", "augment", "encoder"},
-    "baselines": {"task", "augment", "encoder"},
+    "detector": {"task", "augment", "encoder", "numerics"},
+    "baselines": {"task", "augment", "encoder", "numerics"},
     "judgement": {"task", "criteria", "detector"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement"},
-    "bilevel": {"task", "criteria", "augment", "detector", "judgement"},
+    "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
     "raytune": {"task", "search"},
 }
 ALLOWED["experiment"] = set(ALLOWED)
@@ -41,7 +42,7 @@ ONLY_ROOM_OF = {"ray": "raytune", "mlflow": "tracking", "matplotlib": "report"}
 # Where labels may be: read (data), judged (evaluate), shown (report, tracking), handed on (experiment, cli).
 WITHOUT_LABELS = {
     "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "judgement", "search",
-    "bilevel", "raytune", "storage",
+    "bilevel", "raytune", "storage", "numerics",
 }  # fmt: skip
 LABEL_WORDS = {"label", "labels", "truth"}
 
