@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import optuna
-import torch
 
-from ssad_hpo import data, tracking
+from ssad_hpo import data, numerics, tracking
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search
 from ssad_hpo.experiment.outcome import (
@@ -83,7 +82,8 @@ def run_study(
             `mlflow.set_experiment` has chosen, else "ssad_hpo".
         device: where to train, "cpu" or "cuda"; by default "cuda" where a cluster's trials have a GPU, else
             "cpu".
-        threads: of the processor for training; torch's own choice if None.
+        threads: of the processor for training, by default one: several wait for each other wherever
+            something else needs the cores.
         listeners: told of every trial as it happens, beside MLflow.
         announce: told of the run, with all its settings, before the first trial.
 
@@ -123,7 +123,7 @@ def run_study(
         training=training,
         cluster=cluster,
         device=device,
-        threads=threads or torch.get_num_threads(),
+        threads=threads or numerics.DEFAULT_THREADS,
         storage=storage and absolute_storage(storage),
         tracking_uri=_absolute_tracking_uri(tracking_uri),
         experiment=experiment or tracking.default_experiment(),
@@ -191,8 +191,7 @@ def _conduct(
 ) -> StudyResult:
     """Do the work of a run whose folder is locked: train and choose without labels, and only then judge."""
     settings = run.settings
-    torch.set_num_threads(settings.threads)
-    with run.open_recorder() as recorder:
+    with numerics.threads(settings.threads), run.open_recorder() as recorder:
         if announce is not None:
             announce(run)
         recorder.study_started(settings.flat(), settings.tags)
