@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssad_hpo.augment import check_fits, jitter
 from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
-from ssad_hpo.encoder import draws
+from ssad_hpo.encoder import Network, draws
 from ssad_hpo.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
@@ -75,7 +75,7 @@ def train(
     network = untrained_network(training, (channels, height, width), device)
     network.to(device)
     optimizer = torch.optim.SGD(
-        network.parameters(),
+        parameter_groups(network, training),
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
@@ -122,6 +122,15 @@ def train(
             "generator": generator.get_state(),
         }
         yield Checkpoint(end, detector, mean_loss, state)
+
+
+def parameter_groups(network: Network, training: Training) -> list[dict[str, Any]]:
+    """What of a network moves, with the encoder's own learning rate if it has one; for an optimizer."""
+    if training.encoder_learning_rate is None:
+        return [{"params": [p for p in network.parameters() if p.requires_grad]}]
+    encoder = [p for p in network.encoder.parameters() if p.requires_grad]
+    moving = [{"params": encoder, "lr": training.encoder_learning_rate}] if encoder else []
+    return [*moving, {"params": list(network.head.parameters())}]
 
 
 def draw_batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
