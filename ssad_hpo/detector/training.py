@@ -124,6 +124,19 @@ def train(
         yield Checkpoint(end, detector, mean_loss, state)
 
 
+def untrained_detector(
+    training: Training,
+    image_shape: tuple[int, int, int],
+    augmentation: Augmentation,
+    device: torch.device,
+) -> Detector:
+    """A detector of weights as they come, which scores by density: its classifier knows nothing yet."""
+    pixels = image_shape[1] * image_shape[2]
+    training = replace(training, precision=resolve_precision(training, device, pixels), score="density")
+    network = untrained_network(training, image_shape, device)
+    return Detector(network.to(device).eval(), augmentation, training, image_shape)
+
+
 def parameter_groups(network: Network, training: Training) -> list[dict[str, Any]]:
     """What of a network moves, with the encoder's own learning rate if it has one; for an optimizer."""
     if training.encoder_learning_rate is None:
