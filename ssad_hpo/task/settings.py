@@ -59,14 +59,10 @@ class Training:
     """
 
     encoder: str = "small"
-    weights: str = "none"
-    frozen_stages: int = 0
-    batch_norm: BatchNorm = "train"
     width: int = 16
     steps: int = 250
     batch_size: int = 32
     learning_rate: float = 0.03
-    encoder_learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 3e-5  # the published DSV code's
     jitter: float = 0.1
@@ -75,6 +71,10 @@ class Training:
     contamination: float | None = None
     precision: Precision = "auto"
     seed: int = 0
+    weights: str = "none"
+    frozen_stages: int = 0
+    batch_norm: BatchNorm = "train"
+    encoder_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "evaluate_at", tuple(self.evaluate_at))
