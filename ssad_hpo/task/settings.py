@@ -41,7 +41,7 @@ class Training:
         steps: training steps.
         batch_size: normal images a step; as many augmented ones go with them.
         learning_rate, momentum, weight_decay: of SGD; the rate is annealed along a cosine to 0.
-        encoder_learning_rate: of the encoder, where it is not that of the head.
+        encoder_learning_rate: of the encoder; by default that of the head, a tenth of it if it is pretrained.
         jitter: strength of the color jitter (brightness, contrast, saturation, hue).
         evaluate_at: fractions of `steps` at which criteria are computed and reported, rising; the
             last must be 1. The earlier the first, the more ASHA saves and the more often it misjudges.
