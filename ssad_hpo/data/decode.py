@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # Named, so that a file under an image's suffix cannot reach PIL's other readers (EPS runs a program).
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 _NEARLY_SQUARE = 1.25  # ratio of sides up to which images become squares
+_LARGEST_SIZE = 4096
 _LONGEST = 4  # times the shorter side
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,7 +51,7 @@ def error_about(path: Path, reason: UnreadableError | str) -> DataError:
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """The image files in a folder and all folders inside it, sorted by path.
 
-    An image is a file named .png, .jpg, .jpeg, .bmp, .tif or .tiff, in any case. Files and folders
+    An image is a file named .png, .jpg, .jpeg, .bmp, .tif, .tiff or .webp, in any case. Files and folders
     whose name begins with a dot are ignored.
 
     Raises:
@@ -60,7 +61,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not top.is_dir():
         raise DataError(f"{top}: expected a folder of images, there is no such folder")
     try:
-        found = sorted(_image_files(top, frozenset()))
+        found = sorted(path for path in _files(top, frozenset()) if _is_named_as_image(path))
     except OSError as error:
         raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
     if not found:
@@ -68,7 +69,16 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def _image_files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+def other_files(folder: Path) -> list[Path]:
+    """The files that `find_images` leaves out for their names, sorted by path."""
+    return sorted(path for path in _files(folder, frozenset()) if not _is_named_as_image(path))
+
+
+def _is_named_as_image(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES
+
+
+def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:  # a link that leads in a circle
         return
@@ -77,8 +87,8 @@ def _image_files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _image_files(Path(entry.path), above | {real})
-            elif os.path.splitext(entry.name)[1].lower() in _SUFFIXES:
+                yield from _files(Path(entry.path), above | {real})
+            else:
                 yield Path(entry.path)
 
 
@@ -129,8 +139,10 @@ def read_images(
 
 def check_image_size(image_size: int) -> None:
     """Raises ValueError for anything but a whole number of at least 1."""
-    if not isinstance(image_size, int) or image_size < 1:
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
         raise ValueError(f"image_size: expected a whole number of pixels >= 1, got {image_size!r}")
+    if image_size > _LARGEST_SIZE:
+        raise ValueError(f"image_size: expected at most {_LARGEST_SIZE} pixels, got {image_size}")
 
 
 def decode_into(
@@ -201,7 +213,7 @@ def common_size(paths: Sequence[Path], image_size: int) -> tuple[int, int]:
 def _ratio(path: Path) -> float | None:
     """Width over height as the image is shown, by its header."""
     try:
-        with _reasons(), open(path, "rb") as file:
+        with _reasons(), _regular(path) as file:
             image = _open(file)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return image.height / image.width if turned else image.width / image.height
@@ -210,7 +222,7 @@ def _ratio(path: Path) -> float | None:
 
 
 def _decode(path: Path, channels: int, height: int, width: int) -> np.ndarray:
-    with _reasons(), open(path, "rb") as file:
+    with _reasons(), _regular(path) as file:
         image = _open(file)
         # JPEG can decode at 1/2, 1/4 or 1/8; twice the final size leaves the resize its own work.
         image.draft(None, (2 * width, 2 * height))
@@ -220,6 +232,13 @@ def _decode(path: Path, channels: int, height: int, width: int) -> np.ndarray:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(image).reshape(height, width, channels)
         return pixels.transpose(2, 0, 1)
+
+
+def _regular(path: Path) -> BinaryIO:
+    """Open a file that is one: a pipe or a device would be waited for."""
+    if path.exists() and not path.is_file():
+        raise UnreadableError("is no regular file", of_content=False)
+    return open(path, "rb")
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -238,7 +257,7 @@ def _reasons() -> Iterator[None]:
     except UnreadableError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableError("is not a PNG, JPEG, BMP or TIFF image", of_content=True) from error
+        raise UnreadableError("is not a PNG, JPEG, BMP, TIFF or WebP image", of_content=True) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large() from error
     except Exception as error:  # a damaged file makes PIL's decoders raise nearly anything

@@ -16,9 +16,10 @@ import torch
 
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import DataError, check_image_size, common_size, find_images
+from ssad_hpo.data.decode import DataError, check_image_size, common_size, find_images, other_files
 from ssad_hpo.task import Task
 
+_DARK = 17  # of 255: as bright as 12-bit values in 16-bit files become
 _StrPath = str | os.PathLike[str]
 
 
@@ -191,8 +192,19 @@ def _load(
     ]
     if skipped:
         some = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
-        warnings.warn(f"{name}: skipped {len(skipped)} unreadable images: {some}", stacklevel=3)
+        _tell(f"{name}: skipped {len(skipped)} unreadable images: {some}")
     (_, train_images), (contents, unlabeled_images) = decoded
+    for half in halves:
+        if left := other_files(half.folder):
+            names = ", ".join(sorted({path.suffix or path.name for path in left})[:5])
+            _tell(f"{half.folder}: left out {len(left)} files that are no images by their names ({names})")
+    if both := set(train_images.digests.values()) & set(unlabeled_images.digests.values()):
+        _tell(f"{name}: {len(both)} of the unlabelled images are train images as well, and look normal")
+    if train_images.pixels.max() < _DARK:
+        _tell(
+            f"{name}: the brightest train pixel is {train_images.pixels.max()} of 255; where 10- or 12-bit "
+            "values lie in 16-bit files, stretch them to 16 bits first"
+        )
     task = Task(name, torch.from_numpy(train_images.pixels), torch.from_numpy(unlabeled_images.pixels))
     if unlabeled.labels is None:
         return DataSet(task)
@@ -202,6 +214,10 @@ def _load(
         if content.digest in unlabeled_images.digests
     ]
     return DataSet(task, np.array([label for _, label in sorted(rows)], np.int8))
+
+
+def _tell(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
 
 
 def _decode_halves(

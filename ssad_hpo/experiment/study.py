@@ -25,6 +25,7 @@ from ssad_hpo.search import Objective, open_study, run_search, select, was_inter
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
 
+_MOST_THREADS = 1024
 DEFAULT_TRACKING = "default"
 
 
@@ -103,8 +104,8 @@ def run_study(
     method = search or Search()
     task, source = data.load_images(images)
     folder = choose_run_folder(run, task.name)
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise ValueError(f"threads: expected 1..{_MOST_THREADS}, got {threads}")
     if cluster is not None:
         device = device or ("cuda" if cluster.gpus_per_trial else "cpu")
         threads = threads or max(1, int(cluster.cpus_per_trial))
