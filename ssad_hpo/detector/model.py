@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -70,13 +70,19 @@ def untrained_network(
     """The network that a training begins with, on the CPU; weights follow the training's seed.
 
     Raises:
-        ValueError: for an encoder that is unknown, or cannot take such images.
+        ValueError: for an encoder that is unknown, or cannot take such images, or weights that cannot be had.
     """
     channels, height, width = image_shape
     with seeded(training.seed, device):
-        return build_network(
-            training.encoder, channels=channels, image_size=(height, width), width=training.width
+        network = build_network(
+            training.encoder,
+            channels=channels,
+            image_size=(height, width),
+            width=training.width,
+            weights=training.weights,
         )
+    network.hold(training.frozen_stages, batch_norm=training.batch_norm == "eval")
+    return network
 
 
 @dataclass
@@ -245,7 +251,8 @@ class Detector:
         )
         training = Training(**settings["training"])
         channels, height, width = settings["image_shape"]
-        network = untrained_network(training, (channels, height, width))
+        # All weights are in the file: none is fetched.
+        network = untrained_network(replace(training, weights="none"), (channels, height, width))
         tensors = load_file(folder / _WEIGHTS_FILE)
         mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
         network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssad_hpo.task.space import SearchSpace
 
 Precision = Literal["auto", "float32", "bfloat16"]
+BatchNorm = Literal["train", "eval"]
 Score = Literal["density", "classifier"]
 Sampler = Literal["tpe", "random", "grid", "gp"]
 Pruner = Literal["none", "asha", "median"]
@@ -29,11 +31,17 @@ class Training:
     (100, 400)
 
     Attributes:
-        encoder: "small" (the residual encoder of `ssad_hpo.encoder`) or a torchvision classifier.
+        encoder: "small" (the residual encoder of `ssad_hpo.encoder`), a torchvision classifier, a timm model.
+        weights: that the encoder begins with: "none" (drawn by the seed), "pretrained" (see
+            `ssad_hpo.encoder.weights`) or a file.
+        frozen_stages: the encoder's first stages that stay as they are, which saves their backward pass.
+        batch_norm: of a pretrained encoder's batch norms while it trains: "train" (statistics of the batch,
+            running ones move) or "eval" (they stay as pretrained).
         width: channels of the small encoder's first stage; no use for torchvision encoders.
         steps: training steps.
         batch_size: normal images a step; as many augmented ones go with them.
         learning_rate, momentum, weight_decay: of SGD; the rate is annealed along a cosine to 0.
+        encoder_learning_rate: of the encoder; by default that of the head, a tenth of it if it is pretrained.
         jitter: strength of the color jitter (brightness, contrast, saturation, hue).
         evaluate_at: fractions of `steps` at which criteria are computed and reported, rising; the
             last must be 1. The earlier the first, the more ASHA saves and the more often it misjudges.
@@ -63,18 +71,27 @@ class Training:
     contamination: float | None = None
     precision: Precision = "auto"
     seed: int = 0
+    weights: str = "none"
+    frozen_stages: int = 0
+    batch_norm: BatchNorm = "train"
+    encoder_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "evaluate_at", tuple(self.evaluate_at))
-        _check_whole(self, {"width": 1, "steps": 1, "batch_size": 2, "seed": 0})
-        for name in ("learning_rate", "momentum", "weight_decay", "jitter"):
+        if self.weights not in ("none", "pretrained"):  # a file, which other directories find as well
+            object.__setattr__(self, "weights", str(Path(self.weights).absolute()))
+        _check_whole(self, {"width": 1, "steps": 1, "batch_size": 2, "seed": 0, "frozen_stages": 0})
+        for name in ("learning_rate", "encoder_learning_rate", "momentum", "weight_decay", "jitter"):
+            if name == "encoder_learning_rate" and self.encoder_learning_rate is None:
+                continue
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)!r}")
         if self.jitter > 0.5:
             raise ValueError(f"jitter: expected 0..0.5, got {self.jitter}")
         if self.contamination is not None and not 0 < self.contamination < 1:
             raise ValueError(f"contamination: expected a share between 0 and 1, got {self.contamination}")
-        _check_choices(self, {"score": get_args(Score), "precision": get_args(Precision)})
+        choices = {"score": get_args(Score), "precision": get_args(Precision)}
+        _check_choices(self, {**choices, "batch_norm": get_args(BatchNorm)})
         ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(math.isfinite, self.evaluate_at))
         steps = self.evaluation_steps if ends_well else ()
         if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
