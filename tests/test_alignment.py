@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ssad_hpo.detector import train
-from ssad_hpo.report.alignment import alignment_figure, bias_figure
 from ssad_hpo.task import Augmentation
+from studies.lab.figures.alignment import alignment_figure, bias_figure
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,12 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def study():
-    """studies/alignment.py, which is a script and in no package."""
-    spec = importlib.util.spec_from_file_location("alignment_study", ROOT / "studies" / "alignment.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return importlib.import_module("studies.alignment")
 
 
 def seeded(seed):

@@ -14,16 +14,16 @@ from typing import Any
 
 import optuna
 import pytest
-from delivered import reports_and_checkpoints
 from optuna.trial import TrialState
 from servers import Postgres, RayCluster, find_postgres, kill, wait_until
-from ssad_hpo.experiment.judging import open_database
-from ssad_hpo.raytune.book import CHECKPOINT
+from starting import start_sweep
+from told import reports_and_checkpoints
 
 from ssad_hpo import controlled_data
-from ssad_hpo.experiment import load_task, open_result, open_run, resume_study, run_sweep
-from ssad_hpo.search import evaluations, open_journal
-from ssad_hpo.search.objective import INTERRUPTED
+from ssad_hpo.experiment import load_task, open_result, open_run, resume_study
+from ssad_hpo.search import evaluations
+from ssad_hpo.search.record import read_trial
+from ssad_hpo.storage import open_database, open_journal
 from ssad_hpo.task import Task, Training
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("workplace")]
@@ -56,9 +56,9 @@ class Once:
 def trained_as_reported(trial: optuna.trial.FrozenTrial, run: Path) -> bool:
     """Whether the trial's criteria are those of the same training here, to the last bit."""
     opened = open_run(run)
-    space, training = opened.settings.space, opened.settings.training
+    space, training = opened.settings.method.space, opened.settings.training
     *_, last = evaluations(load_task(opened), space.augmentation(trial.params), training)
-    return all(trial.user_attrs[name] == value for name, value in last.criteria.items())
+    return read_trial(trial).criteria == last.judged.criteria
 
 
 # Nodes
@@ -73,7 +73,7 @@ def cluster() -> Iterator[RayCluster]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start_sweep(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+def sweep_command(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "ssad_hpo", "sweep", "gravel/cutavg", "--no-tracking", *arguments],
         env={**environment, "OMP_NUM_THREADS": "1"},
@@ -85,7 +85,9 @@ def start_sweep(environment: dict[str, str], *arguments: str) -> subprocess.Pope
 
 def test_a_driver_without_the_clusters_token_is_refused_with_what_it_needs(cluster: RayCluster) -> None:
     without = {name: value for name, value in cluster.environment.items() if not name.startswith("RAY_AUTH")}
-    _, told = start_sweep(without, "-n", "1", "--address", cluster.address, "--run", "refused").communicate()
+    _, told = sweep_command(
+        without, "-n", "1", "--address", cluster.address, "--run", "refused"
+    ).communicate()
     assert f"address: no Ray cluster at '{cluster.address}' takes this process" in told
     assert "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in told
     assert not list(Path("runs/refused").glob("artifacts/*"))
@@ -95,8 +97,8 @@ def test_a_sweep_over_two_nodes_goes_on_when_one_is_killed_in_the_middle_of_a_tr
     cluster: RayCluster,
 ) -> None:
     node = cluster.add_node()
-    options = ["-n", "5", "--scheduler", "none", "--steps", "240", "--width", "8", "--run", "two"]
-    driver = start_sweep(cluster.environment, *options, "--address", cluster.address)
+    options = ["-n", "5", "--pruner", "none", "--steps", "240", "--width", "8", "--run", "two"]
+    driver = sweep_command(cluster.environment, *options, "--address", cluster.address)
     journal, copy = Path("runs/two/journal.log"), Path("copy.log")
 
     def trials() -> list[optuna.trial.FrozenTrial]:
@@ -108,8 +110,8 @@ def test_a_sweep_over_two_nodes_goes_on_when_one_is_killed_in_the_middle_of_a_tr
 
     def both_nodes_are_in_mid_trial() -> bool:
         assert driver.poll() is None, driver.communicate()
-        going = [t for t in trials() if t.state == TrialState.RUNNING and CHECKPOINT in t.user_attrs]
-        left = [t for t in going if not t.user_attrs[CHECKPOINT].endswith("_000002")]  # of three
+        going = [read_trial(t) for t in trials() if t.state == TrialState.RUNNING]
+        left = [t for t in going if t.checkpoint and not t.checkpoint.endswith("_000002")]  # of three
         return len(left) == 2  # nodes, of one processor each
 
     wait_until(both_nodes_are_in_mid_trial, "a trial on each node")
@@ -161,11 +163,10 @@ def test_a_sweep_on_postgresql_outlives_a_crash_of_the_server(
         postgres.crash()
         back.start()
 
-    result = run_sweep(
+    result = start_sweep(
         task,
         training=TRAINING,
         n_trials=5,
-        scheduler="none",
         run="r",
         storage=storage,
         listeners=[Once(crash)],
@@ -190,7 +191,7 @@ def test_many_may_open_a_new_postgresql_database_at_the_same_moment(postgres: Po
 
         def open_together(url: str = url, barrier: threading.Barrier = barrier) -> None:
             barrier.wait(60)
-            open_database(url)
+            open_database(url, create=True)
 
         with ThreadPoolExecutor(8) as pool:
             for opened in [pool.submit(open_together) for _ in range(8)]:
@@ -201,10 +202,10 @@ def test_two_searches_may_meet_a_new_postgresql_database_at_once(postgres: Postg
     storage = postgres.make_database("shared")
     program = """
 import sys; from ssad_hpo import controlled_data; from ssad_hpo.experiment import run_study
-from ssad_hpo.task import Training
+from ssad_hpo.task import Search, Training
 training = Training(steps=6, batch_size=4, width=4, evaluate_at=(1.0,), precision="float32")
 task = controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
-result = run_study(task, training=training, n_trials=2, run=sys.argv[1], storage=sys.argv[2],
+result = run_study(task, Search(n_trials=2), training, run=sys.argv[1], storage=sys.argv[2],
     tracking_uri=None)
 print(len(result.study.trials))
 """
@@ -238,13 +239,13 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_storage_path_that_cannot_be_written_is_refused_before_anything_is_written(
+def test_a_checkpoint_path_that_cannot_be_written_is_refused_before_anything_is_written(
     task: Task, workplace: Path, disk: tuple[Path, Callable[[str], None]]
 ) -> None:
     place, mount = disk
     mount("ro")
-    with pytest.raises(ValueError, match=f"storage_path: .* cannot write to {place}"):
-        run_sweep(task, run="r", storage_path=place / "new", tracking_uri=None)
+    with pytest.raises(ValueError, match=f"checkpoint_path: .* cannot write to {place}"):
+        start_sweep(task, run="r", checkpoint_path=str(place / "new"), tracking_uri=None)
     assert list(workplace.iterdir()) == []
 
 
@@ -252,15 +253,20 @@ def test_a_disk_that_turns_read_only_cuts_trials_off_and_says_so(
     local_ray: str, task: Task, disk: tuple[Path, Callable[[str], None]]
 ) -> None:
     place, mount = disk
-    settings: dict[str, Any] = {"training": TRAINING, "scheduler": "none", "tracking_uri": None}
+    settings: dict[str, Any] = {"training": TRAINING, "tracking_uri": None}
     with pytest.warns(UserWarning, match="trials were cut off .* Read-only file system"):
-        result = run_sweep(
-            task, n_trials=5, run="r", storage_path=place, listeners=[Once(lambda: mount("ro"))], **settings
+        result = start_sweep(
+            task,
+            n_trials=5,
+            run="r",
+            checkpoint_path=str(place),
+            listeners=[Once(lambda: mount("ro"))],
+            **settings,
         )
     before = result.study.get_trials()
     whole = [trial for trial in before if trial.state == TrialState.COMPLETE]
     assert 1 <= len(whole) < 5 and result.selected.number in {trial.number for trial in whole}
-    assert all("Read-only" in t.user_attrs[INTERRUPTED] for t in before if t not in whole)
+    assert all("Read-only" in str(read_trial(t).reason) for t in before if t not in whole)
     mount("rw")
     after = resume_study("r", task=task).study.get_trials()
     assert after[: len(before)] == before

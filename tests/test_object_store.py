@@ -10,15 +10,15 @@ from pathlib import Path
 
 import optuna
 import pytest
-from delivered import reports_and_checkpoints
 from optuna.trial import TrialState
 from servers import MlflowServer, ObjectStore, kill, wait_until
-from ssad_hpo.raytune.book import CHECKPOINT
+from told import reports_and_checkpoints
 
 from ssad_hpo.experiment import load_task, open_run
-from ssad_hpo.raytune import absolute_storage
-from ssad_hpo.search import evaluations, is_final, open_journal
-from ssad_hpo.search.objective import RETRY_OF
+from ssad_hpo.raytune import absolute_checkpoint_path
+from ssad_hpo.search import evaluations, is_final
+from ssad_hpo.search.record import read_trial
+from ssad_hpo.storage import open_journal
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("workplace")]
 
@@ -64,18 +64,18 @@ def test_a_sweep_with_its_checkpoints_and_artifacts_in_an_object_store_goes_on_a
     store: ObjectStore, server: MlflowServer
 ) -> None:
     place = f"s3://bucket/checkpoints?endpoint_override={store.address}"
-    options = ["-n", "3", "--max-concurrent", "1", "--scheduler", "none", "--steps", "240", "--width", "8"]
-    options += ["--run", "s3", "--storage-path", place, "--tracking-uri", server.uri]
+    options = ["-n", "3", "--max-concurrent", "1", "--pruner", "none", "--steps", "240", "--width", "8"]
+    options += ["--run", "s3", "--checkpoint-path", place, "--tracking-uri", server.uri]
     driver = ssad_hpo("sweep", "gravel/cutavg", *options)
 
     def the_second_trial_is_in_its_middle() -> bool:
         assert driver.poll() is None, driver.communicate()
-        return len(trials()) == 2 and CHECKPOINT in trials()[1].user_attrs
+        return len(trials()) == 2 and read_trial(trials()[1]).checkpoint is not None
 
     wait_until(the_second_trial_is_in_its_middle, "a checkpoint")
     kill(driver)
     driver.communicate()
-    assert trials()[1].user_attrs[CHECKPOINT] in [
+    assert read_trial(trials()[1]).checkpoint in [
         f"s3://bucket/{file.rpartition('/')[0]}?endpoint_override={store.address}" for file in store.files()
     ]
 
@@ -84,15 +84,15 @@ def test_a_sweep_with_its_checkpoints_and_artifacts_in_an_object_store_goes_on_a
     assert again.returncode == 0, errors
     ended = trials()
     assert sorted(t.state for t in ended) == sorted([TrialState.COMPLETE] * 3 + [TrialState.FAIL]), errors
-    (repeated,) = [trial for trial in ended if RETRY_OF in trial.user_attrs]
+    (repeated,) = [trial for trial in ended if read_trial(trial).repeats is not None]
     # It says again what was reported, and trains the rest: the checkpoints before are not made again.
     told = reports_and_checkpoints(JOURNAL)[repeated.number]
     assert told.count("report") == 3 and 1 <= told.count("checkpoint") < 3
     opened = open_run("s3")
-    space, training = opened.settings.space, opened.settings.training
+    space, training = opened.settings.method.space, opened.settings.training
     for trial in filter(is_final, ended):
         *_, last = evaluations(load_task(opened), space.augmentation(trial.params), training)
-        assert all(trial.user_attrs[name] == value for name, value in last.criteria.items())
+        assert read_trial(trial).criteria == last.judged.criteria
     written = "".join(file.read_text() for file in Path("runs/s3").glob("*.json*"))
     assert place in written and store.environment["AWS_SECRET_ACCESS_KEY"] not in written
     assert [file for file in store.files() if "/checkpoint_" in file] == []  # all trials are over
@@ -113,11 +113,11 @@ def test_an_object_store_that_cannot_be_written_to_is_refused_before_anything_is
         f"s3://key:correct-horse@bucket/place{there}": "expected a URI without a password",
     }
     for place, message in wrong.items():
-        refused = ssad_hpo("sweep", "gravel/cutavg", "--run", "refused", "--storage-path", place)
+        refused = ssad_hpo("sweep", "gravel/cutavg", "--run", "refused", "--checkpoint-path", place)
         _, told = refused.communicate(timeout=300)
         told = " ".join(told.replace("│", " ").split())
-        assert refused.returncode == 2 and "storage_path: " in told and message in told, told
+        assert refused.returncode == 2 and "checkpoint_path: " in told and message in told, told
         assert "correct-horse" not in told
     assert not Path("runs").exists() and store.files() == []
     good = f"s3://bucket/place{there}"
-    assert absolute_storage(good) == good
+    assert absolute_checkpoint_path(good) == good

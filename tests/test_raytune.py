@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,39 +21,33 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from ssad_hpo.raytune.book import CHECKPOINT, Book, patiently
-from ssad_hpo.raytune.storage import below
-from ssad_hpo.search.kept import FolderStore
+from starting import start_sweep
 
 from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.criteria import CRITERIA
-from ssad_hpo.experiment import RunError, StudyInterrupted, open_result, open_run, resume_study, run_sweep
+from ssad_hpo.experiment import RunError, StudyInterrupted, open_result, open_run, resume_study
 from ssad_hpo.raytune import (
     StudySearcher,
-    absolute_storage,
-    check_resources,
+    absolute_checkpoint_path,
+    check_cluster,
     make_scheduler,
     sweep,
     trainable,
 )
+from ssad_hpo.raytune.checkpoints import below
+from ssad_hpo.raytune.ledger import CHECKPOINT, Ledger, patiently
 from ssad_hpo.raytune.schedulers import replay
-from ssad_hpo.search import (
-    FAILURE,
-    evaluations,
-    final_scores,
-    is_final,
-    make_sampler,
-    metric_names,
-    open_journal,
-    open_kept,
-)
-from ssad_hpo.search.objective import ARTIFACTS, BUDGET, HYPERPARAMETERS, INTERRUPTED, RETRY_OF
-from ssad_hpo.task import SearchSpace, Task, Training
+from ssad_hpo.search import METRICS, evaluations, is_final, make_sampler, open_kept, records
+from ssad_hpo.search.record import read_trial
+from ssad_hpo.search.store import FolderStore
+from ssad_hpo.storage import open_journal
+from ssad_hpo.task import Cluster, Search, SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
 TRAINING = Training(steps=6, batch_size=4, width=4, evaluate_at=(0.5, 1.0), precision="float32")
 SPACE = SearchSpace({"cutavg": {}, "cutout": {"patch_aspect": 1.0}})
+SEARCH = Search(SPACE, sampler="random")
 # A spot so large that it blackens every image: the augmented embeddings are all one point.
 COLLAPSING = {"patch_area": 1e6}
 
@@ -64,9 +59,7 @@ def task() -> Task:
 
 @pytest.fixture
 def objective(task: Task, tmp_path: Path, listener: Any) -> Objective:
-    return Objective(
-        task, space=SPACE, training=TRAINING, artifacts=tmp_path / "artifacts", recorder=listener
-    )
+    return Objective(task, SEARCH, TRAINING, artifacts=tmp_path / "artifacts", recorder=listener)
 
 
 def storage_of(kind: str, place: Path) -> Any:
@@ -82,7 +75,7 @@ def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], o
 
     def open_study() -> optuna.Study:
         if request.param != "memory" or not studies:
-            sampler = make_sampler("random", SPACE, seed=0)
+            sampler = make_sampler(SEARCH)
             storage = storage_of(request.param, tmp_path)
             studies.append(
                 optuna.create_study(study_name="s", storage=storage, sampler=sampler, load_if_exists=True)
@@ -94,7 +87,7 @@ def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], o
 
 @pytest.fixture
 def study() -> optuna.Study:
-    return optuna.create_study(sampler=make_sampler("random", SPACE, seed=0))
+    return optuna.create_study(sampler=make_sampler(SEARCH))
 
 
 # What a trial reports and leaves, without Ray
@@ -105,21 +98,21 @@ def reports_of(
 ) -> tuple[list[dict[str, Any]], Path]:
     """What a worker reports for these parameters, and the folder that it leaves."""
     reports = []
-    for evaluation in evaluations(objective.task, objective.space.augmentation(params), objective.training):
+    augmentation = objective.search.space.augmentation(params)
+    for evaluation in evaluations(objective.task, augmentation, objective.training):
         reports.append({**evaluation.metrics, "step": evaluation.step, "seconds": 1.5})
-    scores = final_scores(objective.task, evaluation)
-    folder = FolderStore(place).put(0, scores, evaluation.embeddings, evaluation.detector)
+    folder = FolderStore(place).put("trial-00000", evaluation.judged, evaluation.detector)
     return reports, Path(folder)
 
 
-def tell_whole(book: Book, ray_trial: str, place: Path) -> list[dict[str, Any]]:
-    params = book.ask(ray_trial)
+def tell_whole(ledger: Ledger, ray_trial: str, place: Path) -> list[dict[str, Any]]:
+    params = ledger.ask(ray_trial)
     assert params is not None
-    reports, folder = reports_of(book.objective, params, place / ray_trial)
-    book.started(ray_trial)
+    reports, folder = reports_of(ledger.objective, params, place / ray_trial)
+    ledger.started(ray_trial)
     for report in reports:
-        book.progress(ray_trial, report)
-    book.ended(ray_trial, reports[-1], folder)
+        ledger.progress(ray_trial, report)
+    ledger.ended(ray_trial, reports[-1], folder)
     return reports
 
 
@@ -127,29 +120,27 @@ def states(study: optuna.Study) -> list[str]:
     return [trial.state.name for trial in study.get_trials(deepcopy=False)]
 
 
-def test_a_trial_told_by_a_book_is_the_trial_of_a_local_search(
+def test_a_trial_told_by_a_ledger_is_the_trial_of_a_local_search(
     objective: Objective,
     open_again: Callable[[], optuna.Study],
     tmp_path: Path,
     listener: Any,
 ) -> None:
-    book = Book(objective, open_again())
-    tell_whole(book, "a", tmp_path / "worker")
+    ledger = Ledger(objective, open_again())
+    tell_whole(ledger, "a", tmp_path / "worker")
     trial = open_again().trials[0]
     told, listener.heard = listener.heard, []
-    local = optuna.create_study(sampler=make_sampler("random", SPACE, seed=0))
+    local = optuna.create_study(sampler=make_sampler(SEARCH))
     local.optimize(
-        Objective(
-            objective.task, space=SPACE, training=TRAINING, recorder=listener, artifacts=tmp_path / "local"
-        ),
+        Objective(objective.task, SEARCH, TRAINING, recorder=listener, artifacts=tmp_path / "local"),
         n_trials=1,
     )
     same = local.trials[0]
     assert (trial.state, trial.params, trial.value) == (TrialState.COMPLETE, same.params, same.value)
     assert trial.intermediate_values == same.intermediate_values
-    for name in (*metric_names(), BUDGET, HYPERPARAMETERS):
+    for name in (*METRICS, "budget", "hyperparameters"):
         assert trial.user_attrs[name] == same.user_attrs[name], name
-    mine, theirs = (open_kept(t.user_attrs[ARTIFACTS]) for t in (trial, same))
+    mine, theirs = (open_kept(str(read_trial(t).address)) for t in (trial, same))
     assert np.array_equal(mine.scores, theirs.scores)
     assert mine.detector is not None and mine.detector.augmentation == theirs.detector.augmentation
     for event, expected in zip(told, listener.heard, strict=True):
@@ -162,16 +153,16 @@ def test_a_trial_told_by_a_book_is_the_trial_of_a_local_search(
 def test_a_trial_that_a_scheduler_stops_is_pruned_and_never_selected_though_it_is_better(
     objective: Objective, open_again: Callable[[], optuna.Study], tmp_path: Path, listener: Any
 ) -> None:
-    book = Book(objective, open_again())
-    tell_whole(book, "whole", tmp_path)
-    book.ask("stopped")
-    book.started("stopped")
-    last = {**dict.fromkeys(metric_names(), -1e9), "step": 3, "seconds": 1.0}
-    book.ended("stopped", last, None)  # Ray tells its searcher nothing of the report that stops a trial
+    ledger = Ledger(objective, open_again())
+    tell_whole(ledger, "whole", tmp_path)
+    ledger.ask("stopped")
+    ledger.started("stopped")
+    last = {**dict.fromkeys(METRICS, -1e9), "step": 3, "seconds": 1.0}
+    ledger.ended("stopped", last, None)  # Ray tells its searcher nothing of the report that stops a trial
     study = open_again()
     assert states(study) == ["COMPLETE", "PRUNED"]
     assert study.trials[1].intermediate_values == {3: -1e9} and study.trials[1].value == -1e9
-    assert BUDGET not in study.trials[1].user_attrs
+    assert read_trial(study.trials[1]).budget is None
     assert [c.number for c in candidates(study)] == [0] and select(study).number == 0
     assert [e[:2] for e in listener.of("ended")] == [["0", "complete"], ["1", "pruned"]]
 
@@ -180,32 +171,32 @@ def test_a_trial_that_a_scheduler_stops_is_pruned_and_never_selected_though_it_i
 def test_a_trial_whose_criterion_is_not_finite_fails_with_its_hyperparameters(
     value: float, objective: Objective, open_again: Callable[[], optuna.Study], tmp_path: Path, listener: Any
 ) -> None:
-    book = Book(objective, open_again())
-    book.ask("a")
-    book.started("a")
-    result = {**dict.fromkeys(metric_names(), 0.5), "dsv": value, "step": TRAINING.steps, "seconds": 1.0}
-    book.progress("a", result)
-    book.ended("a", result, tmp_path)
+    ledger = Ledger(objective, open_again())
+    ledger.ask("a")
+    ledger.started("a")
+    result = {**dict.fromkeys(METRICS, 0.5), "dsv": value, "step": TRAINING.steps, "seconds": 1.0}
+    ledger.progress("a", result)
+    ledger.ended("a", result, tmp_path)
     trial = open_again().trials[0]
     assert trial.state == TrialState.FAIL and trial.intermediate_values == {}
-    assert f"dsv is {value} under cut" in trial.user_attrs[FAILURE] and is_final(trial)
-    assert listener.of("ended") == [["0", "failed", {}, trial.user_attrs[FAILURE]]]
+    assert f"dsv is {value} under cut" in str(read_trial(trial).reason) and is_final(trial)
+    assert listener.of("ended") == [["0", "failed", {}, read_trial(trial).reason]]
 
 
-@pytest.mark.parametrize(("status", "attribute"), [("failed", FAILURE), ("interrupted", INTERRUPTED)])
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_a_trial_that_says_why_it_failed_is_marked_so(
     status: str,
-    attribute: str,
     objective: Objective,
     open_again: Callable[[], optuna.Study],
     listener: Any,
 ) -> None:
-    book = Book(objective, open_again())
-    book.ask("a")
-    book.started("a")
-    book.ended("a", {"dsv": float("nan"), "step": 0, "status": status, "reason": "the reason"}, None)
+    ledger = Ledger(objective, open_again())
+    ledger.ask("a")
+    ledger.started("a")
+    ledger.ended("a", {"dsv": float("nan"), "step": 0, "status": status, "reason": "the reason"}, None)
     trial = open_again().trials[0]
-    assert trial.state == TrialState.FAIL and trial.user_attrs[attribute] == "the reason"
+    assert trial.state == TrialState.FAIL and read_trial(trial).reason == "the reason"
+    assert read_trial(trial).status == status
     assert is_final(trial) == (status == "failed")
     assert listener.of("ended") == [["0", status, {}, "the reason"]]
 
@@ -214,10 +205,10 @@ def test_what_is_told_twice_counts_once(
     objective: Objective, open_again: Callable[[], optuna.Study], tmp_path: Path, listener: Any
 ) -> None:
     """As by a trial whose worker died, or that Ray takes up from a snapshot older than the study."""
-    book = Book(objective, open_again())
-    reports = tell_whole(book, "a", tmp_path)
+    ledger = Ledger(objective, open_again())
+    reports = tell_whole(ledger, "a", tmp_path)
     before, heard = open_again().trials[0], list(listener.heard)
-    for again in (book, Book(objective, open_again())):
+    for again in (ledger, Ledger(objective, open_again())):
         again.started("a")
         for report in reports:
             again.progress("a", report)
@@ -230,46 +221,46 @@ def test_what_is_told_twice_counts_once(
 def test_a_report_that_is_repeated_by_a_new_worker_is_not_told_again(
     objective: Objective, study: optuna.Study, listener: Any
 ) -> None:
-    book = Book(objective, study)
-    book.ask("a")
-    report = {**dict.fromkeys(metric_names(), 0.5), "step": 3, "seconds": 1.0}
+    ledger = Ledger(objective, study)
+    ledger.ask("a")
+    report = {**dict.fromkeys(METRICS, 0.5), "step": 3, "seconds": 1.0}
     for _ in range(2):
-        book.started("a")
-        book.progress("a", report)
+        ledger.started("a")
+        ledger.progress("a", report)
     assert [event for event, *_ in listener.heard] == ["started", "progress"]
 
 
 def test_what_a_dead_driver_left_open_is_closed_and_repeated_from_its_checkpoint(
     objective: Objective, open_again: Callable[[], optuna.Study], tmp_path: Path, listener: Any
 ) -> None:
-    dead = Book(objective, open_again())
+    dead = Ledger(objective, open_again())
     tell_whole(dead, "finished", tmp_path)
     going, lost = dead.ask("going"), dead.ask("lost")
     dead.checkpointed("lost", "/shared/checkpoint_000000")
-    book = Book(objective, open_again())
-    book.take_up(["going"])
+    ledger = Ledger(objective, open_again())
+    ledger.take_up(["going"])
     assert states(open_again()) == ["COMPLETE", "RUNNING", "FAIL", "WAITING"]
     assert [e[:2] for e in listener.of("ended")] == [["0", "complete"], ["2", "interrupted"]]
-    again = book.ask("again")
+    again = ledger.ask("again")
     assert again == {**(lost or {}), CHECKPOINT: "/shared/checkpoint_000000"}
-    assert open_again().trials[3].user_attrs[RETRY_OF] == 2
-    book.progress("going", {**dict.fromkeys(metric_names(), 0.5), "step": 3, "seconds": 1.0})
+    assert read_trial(open_again().trials[3]).repeats == 2
+    ledger.progress("going", {**dict.fromkeys(METRICS, 0.5), "step": 3, "seconds": 1.0})
     assert open_again().trials[1].intermediate_values == {3: 0.5} and going
-    fresh = book.ask("new")
+    fresh = ledger.ask("new")
     assert fresh and CHECKPOINT not in fresh
-    assert book.close("the sweep was stopped") == 3
+    assert ledger.close("the sweep was stopped") == 3
     assert "RUNNING" not in states(open_again())
 
 
 def test_a_trial_whose_artifacts_do_not_arrive_is_interrupted_and_may_be_repeated(
     objective: Objective, study: optuna.Study, tmp_path: Path
 ) -> None:
-    book = Book(objective, study)
-    whole = {**dict.fromkeys(metric_names(), 0.5), "step": TRAINING.steps, "seconds": 1.0}
+    ledger = Ledger(objective, study)
+    whole = {**dict.fromkeys(METRICS, 0.5), "step": TRAINING.steps, "seconds": 1.0}
     for ray_trial, kept in (("a", None), ("b", tmp_path / "gone")):
-        book.ask(ray_trial)
-        book.ended(ray_trial, whole, kept)
-    reasons = [trial.user_attrs[INTERRUPTED] for trial in study.trials]
+        ledger.ask(ray_trial)
+        ledger.ended(ray_trial, whole, kept)
+    reasons = [str(trial.reason) for trial in records(study)]
     assert "is missing" in reasons[0] and "gone" in reasons[1]
     assert not any(is_final(trial) for trial in study.trials)
 
@@ -277,23 +268,23 @@ def test_a_trial_whose_artifacts_do_not_arrive_is_interrupted_and_may_be_repeate
 def test_the_best_detectors_are_kept_across_trials_by_the_criterion(
     task: Task, study: optuna.Study, tmp_path: Path
 ) -> None:
-    objective = Objective(task, space=SPACE, training=TRAINING, artifacts=tmp_path / "artifacts", keep=2)
-    book = Book(objective, study)
+    objective = Objective(task, replace(SEARCH, keep=2), TRAINING, artifacts=tmp_path / "artifacts")
+    ledger = Ledger(objective, study)
     for n in range(5):
-        tell_whole(book, f"trial{n}", tmp_path / "workers")
+        tell_whole(ledger, f"trial{n}", tmp_path / "workers")
     best = {t.number for t in sorted(study.trials, key=lambda t: t.value)[:2]}
     best |= {int(np.argmin([t.user_attrs[name] for t in study.trials])) for name in CRITERIA}
     kept = {c.number for c in candidates(study) if c.kept().detector is not None}
     assert kept == best and len(candidates(study)) == 5
-    names = {path.name for path in (tmp_path / "artifacts" / "trial-00000").iterdir()}
+    names = {path.name for path in Path(candidates(study)[0].address).iterdir()}
     assert names - {"detector"} == {"arrays.npz"}
 
 
 def test_an_objective_in_memory_keeps_what_workers_send(
     task: Task, study: optuna.Study, tmp_path: Path
 ) -> None:
-    objective = Objective(task, space=SPACE, training=TRAINING)
-    tell_whole(Book(objective, study), "a", tmp_path)
+    objective = Objective(task, SEARCH, TRAINING)
+    tell_whole(Ledger(objective, study), "a", tmp_path)
     shutil.rmtree(tmp_path / "a")
     chosen = select(study)
     assert chosen.address.startswith("memory:")
@@ -301,21 +292,21 @@ def test_an_objective_in_memory_keeps_what_workers_send(
 
 
 def test_a_grid_ends_by_itself_and_its_lost_candidates_are_drawn_again(objective: Objective) -> None:
-    study = optuna.create_study(sampler=make_sampler("grid", SearchSpace("cutavg"), seed=0, grid_points=2))
-    objective.space = SearchSpace("cutavg")
-    book = Book(objective, study)
-    drawn = [book.ask(name) for name in "abcd"]
-    assert drawn == objective.space.grid(2) and book.ask("e") is None
+    objective.search = Search(SearchSpace("cutavg"), sampler="grid", grid_points=2)
+    study = optuna.create_study(sampler=make_sampler(objective.search))
+    ledger = Ledger(objective, study)
+    drawn = [ledger.ask(name) for name in "abcd"]
+    assert drawn == objective.search.space.grid(2) and ledger.ask("e") is None
     for name in "abc":
-        book.failed(name, "failed", "some reason")
-    again = Book(objective, study)
+        ledger.failed(name, "failed", "some reason")
+    again = Ledger(objective, study)
     again.take_up([])
     assert again.ask("f") == drawn[3] and again.ask("g") is None
 
 
 def test_a_study_that_is_not_minimised_is_refused(objective: Objective) -> None:
-    with pytest.raises(ValueError, match="expected one that minimises dsv, got maximize"):
-        Book(objective, optuna.create_study(direction="maximize"))
+    with pytest.raises(ValueError, match=r"expected one that minimises dsv, .*got maximize"):
+        Ledger(objective, optuna.create_study(direction="maximize"))
 
 
 def test_a_database_that_comes_back_is_waited_for_and_another_error_is_not() -> None:
@@ -373,7 +364,7 @@ def test_studies_of_the_same_name_are_not_merged_by_default(objective: Objective
     for searcher in (one, two):
         searcher.callback.setup()
         searcher.suggest("a")
-    assert len(one.book.study.trials) == len(two.book.study.trials) == 1
+    assert len(one.ledger.study.trials) == len(two.ledger.study.trials) == 1
 
 
 class Poor:
@@ -394,7 +385,7 @@ def test_a_scheduler_compares_with_the_trials_of_an_earlier_driver(name: str, st
     controller = SimpleNamespace(get_live_trials=list)
     decisions = []
     for history in (optuna.create_study(), study):
-        scheduler = make_scheduler(name, "dsv", TRAINING)
+        scheduler = make_scheduler(Search(pruner=name), TRAINING)
         assert scheduler is not None
         replay(scheduler, history, "dsv")
         scheduler.on_trial_add(controller, poor)
@@ -402,34 +393,29 @@ def test_a_scheduler_compares_with_the_trials_of_an_earlier_driver(name: str, st
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
 
 
-def test_a_wrong_argument_of_a_sweep_is_named(objective: Objective) -> None:
-    whole: dict[str, Any] = {
-        "n_trials": 1, "cpus_per_trial": 1, "gpus_per_trial": 0, "max_concurrent": None, "device": "cpu",
-        "address": None,
-    }  # fmt: skip
-    check_resources(**whole)
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({"n_trials": 0}, "n_trials: expected at least 1, got 0"),
-        ({"cpus_per_trial": 0}, "cpus_per_trial: expected a number above 0, got 0"),
-        ({"cpus_per_trial": 1e6}, "cpus_per_trial: expected at most this machine's"),
-        ({"gpus_per_trial": -1}, "gpus_per_trial: expected a number of at least 0, got -1"),
-        ({"gpus_per_trial": 0.5}, "gpus_per_trial: expected above 0 for 'cuda' alone, got 0.5 for 'cpu'"),
-        ({"device": "cuda"}, "gpus_per_trial: expected above 0 for 'cuda' alone, got 0 for 'cuda'"),
-        ({"max_concurrent": 0}, "max_concurrent: expected at least 1, got 0"),
-        ({"address": "ray://host:1"}, "address: expected 'auto' or HOST:PORT .*, got 'ray://host:1'"),
+def test_a_wrong_argument_of_a_sweep_is_named() -> None:
+    check_cluster(Cluster(), "cpu")
+    wrong: list[tuple[dict[str, Any], str, str]] = [
+        ({"cpus_per_trial": 0}, "cpu", "cpus_per_trial: expected a number above 0, got 0"),
+        ({"cpus_per_trial": 1e6}, "cpu", "cpus_per_trial: expected at most this machine's"),
+        ({"gpus_per_trial": -1}, "cpu", "gpus_per_trial: expected a number of at least 0, got -1"),
+        (
+            {"gpus_per_trial": 0.5},
+            "cpu",
+            "gpus_per_trial: .* for 'cuda' alone, got 0.5 for 'cpu'",
+        ),
+        ({}, "cuda", "gpus_per_trial: expected above 0 for 'cuda' alone, got 0.* for 'cuda'"),
+        ({"max_concurrent": 0}, "cpu", "max_concurrent: expected at least 1, got 0"),
+        ({"address": "ray://host:1"}, "cpu", "address: expected 'auto' or HOST:PORT .*, got 'ray://host:1'"),
     ]
-    for arguments, message in wrong:
+    for arguments, device, message in wrong:
         with pytest.raises(ValueError, match=message):
-            check_resources(**{**whole, **arguments})
-    with pytest.raises(ValueError, match="scheduler: expected one of asha, median, none, got 'pbt'"):
-        make_scheduler("pbt", "dsv", TRAINING)
-    with pytest.raises(ValueError, match="reduction_factor: expected a whole number >= 2, got 0"):
-        make_scheduler("asha", "dsv", TRAINING, 0)
+            check_cluster(Cluster(**arguments), device)
 
 
-def test_storage_paths_are_made_absolute_here_since_workers_change_directory(workplace: Path) -> None:
-    assert absolute_storage("shared") == str(workplace / "shared")
-    assert absolute_storage(f"file://{workplace}/place") == f"file://{workplace}/place"
+def test_checkpoint_paths_are_made_absolute_here_since_workers_change_directory(workplace: Path) -> None:
+    assert absolute_checkpoint_path("shared") == str(workplace / "shared")
+    assert absolute_checkpoint_path(f"file://{workplace}/place") == f"file://{workplace}/place"
     assert below("/a?b", "x", "y") == "/a?b/x/y"
     assert below("s3://bucket/place", "x") == "s3://bucket/place/x"
     assert below("s3://bucket/?region=here", "x", "y") == "s3://bucket/x/y?region=here"
@@ -437,9 +423,9 @@ def test_storage_paths_are_made_absolute_here_since_workers_change_directory(wor
 
 def test_a_sweep_on_sqlite_is_refused_before_anything_is_written(workplace: Path, task: Task) -> None:
     with pytest.raises(ValueError, match=r"storage: SQLite locks up .* got 'sqlite:///optuna.db'"):
-        run_sweep(task, run="r", storage="sqlite:///optuna.db", tracking_uri=None)
-    with pytest.raises(ValueError, match="scheduler: expected one of asha, median, none, got 'pbt'"):
-        run_sweep(task, run="r", scheduler="pbt", tracking_uri=None)
+        start_sweep(task, run="r", storage="sqlite:///optuna.db", tracking_uri=None)
+    with pytest.raises(ValueError, match="pruner: expected one of none, asha, median, got 'pbt'"):
+        start_sweep(task, run="r", pruner="pbt", tracking_uri=None)
     assert list(workplace.iterdir()) == []
 
 
@@ -463,39 +449,46 @@ def test_a_sweep_tells_each_trials_status_and_selects_by_full_budget(
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know the tests
     space = Awkward({"cutavg": {}, "cutdiff": COLLAPSING, "rotation": {}})
-    objective = Objective(task, space=space, training=TRAINING, artifacts=tmp_path / "a", recorder=listener)
-    study = optuna.create_study(sampler=make_sampler("tpe", space, seed=0))
+    objective = Objective(
+        task,
+        Search(space, n_trials=11, pruner="asha"),
+        TRAINING,
+        artifacts=tmp_path / "a",
+        recorder=listener,
+    )
+    study = optuna.create_study(sampler=make_sampler(objective.search))
     for kind in ("cutdiff", "rotation"):
         study.enqueue_trial({"augmentation": kind})
     for area in (0.05, 0.01, 0.1, 0.2, 0.003, 0.3, 0.02, 0.15):
         params = {"cutavg.patch_area": area, "cutavg.patch_aspect": 1.0}
         study.enqueue_trial({"augmentation": "cutavg", **params})
-    sweep(objective, study, 11, storage_path=tmp_path / "shared")
+    sweep(objective, study, Cluster(checkpoint_path=str(tmp_path / "shared")))
     trials = study.trials
     assert len(trials) == 11
     counts = Counter(trial.state.name for trial in trials)
     assert counts["FAIL"] >= 2 and counts["PRUNED"] >= 2 and counts["COMPLETE"] >= 2
     assert counts["FAIL"] + counts["PRUNED"] + counts["COMPLETE"] == 11
-    assert "collapsed at step 3 under cutdiff" in trials[0].user_attrs[FAILURE]
-    assert trials[1].user_attrs[FAILURE].startswith("OutOfMemoryError: CUDA out of memory")
+    kept = records(study)
+    assert "collapsed at step 3 under cutdiff" in str(kept[0].reason)
+    assert str(kept[1].reason).startswith("OutOfMemoryError: CUDA out of memory")
     statuses = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
     ended = {int(trial): (status, reason) for trial, status, _, reason in listener.of("ended")}
-    assert ended == {t.number: (statuses[t.state.name], t.user_attrs.get(FAILURE)) for t in trials}
+    assert ended == {t.number: (statuses[t.state.name], kept[t.number].reason) for t in trials}
     assert len(listener.of("ended")) == len(listener.of("started")) == 11
     for trial in trials[2:10]:  # the last is drawn, of any kind
         found = evaluations(task, space.augmentation(trial.params), TRAINING)
-        expected = {e.step: e.criteria["dsv"] for e in found}
+        expected = {e.step: e.judged.criteria["dsv"] for e in found}
         last = max(trial.intermediate_values, default=0)
         assert trial.intermediate_values == {step: v for step, v in expected.items() if step <= last}
         if trial.state == TrialState.PRUNED:
-            assert list(trial.intermediate_values) == [3] and BUDGET not in trial.user_attrs
+            assert list(trial.intermediate_values) == [3] and kept[trial.number].budget is None
         elif trial.state == TrialState.COMPLETE:
-            assert trial.user_attrs[BUDGET] == TRAINING.steps
+            assert kept[trial.number].budget == TRAINING.steps
     chosen = select(study)
     assert chosen.number in {t.number for t in trials if t.state == TrialState.COMPLETE}
     assert np.array_equal(chosen.detector().score(task.unlabeled).numpy(), chosen.scores())
     assert not list((tmp_path / "shared").rglob("checkpoint_*"))  # what is kept is in the objective's store
-    sweep(objective, study, 11, storage_path=tmp_path / "shared")
+    sweep(objective, study, Cluster(checkpoint_path=str(tmp_path / "shared")))
     assert study.trials == trials  # nothing is left to do
 
 
@@ -511,9 +504,9 @@ def go_on(firsts: list[float], factor: int) -> list[bool]:
 def test_the_reduction_factor_of_a_sweep_decides_how_many_trials_go_on(local_ray: str, task: Task) -> None:
     whole = {}
     for factor in (2, 4):
-        result = run_sweep(
+        result = start_sweep(
             task, training=TRAINING, n_trials=10, sampler="random", reduction_factor=factor,
-            max_concurrent=1, tracking_uri=None, run=f"factor{factor}",
+            pruner="asha", max_concurrent=1, tracking_uri=None, run=f"factor{factor}",
         )  # fmt: skip
         firsts = [trial.intermediate_values[3] for trial in result.study.trials]
         whole[factor] = [trial.state == TrialState.COMPLETE for trial in result.study.trials]
@@ -539,7 +532,7 @@ def test_a_users_own_tuner_takes_five_lines_and_goes_on_when_a_worker_is_killed(
                 killed.append(trial.trial_id)
                 os.kill(trial.last_result["pid"], signal.SIGKILL)
 
-    objective = Objective(task, space=SPACE, training=TRAINING)
+    objective = Objective(task, SEARCH, TRAINING)
     # The five lines:
     study = optuna.create_study()
     searcher = StudySearcher(objective, study)
@@ -555,7 +548,7 @@ def test_a_users_own_tuner_takes_five_lines_and_goes_on_when_a_worker_is_killed(
     assert states(study) == ["COMPLETE"] * 3
     for trial in study.trials:
         *_, last = evaluations(task, SPACE.augmentation(trial.params), TRAINING)
-        assert {n: trial.user_attrs[n] for n in last.criteria} == last.criteria
+        assert read_trial(trial).criteria == last.judged.criteria
     mine = [report for ray_trial, report in heard if ray_trial == killed[0]]
     # It says again what its checkpoint holds, to the millisecond, and only then trains on.
     assert [report["step"] for report in mine] == [3, 3, 6] and mine[0] == mine[1]
@@ -596,14 +589,13 @@ def sweep_settings() -> dict[str, Any]:
         "training": Training(**{**TRAINING.__dict__, "steps": 60}),
         "space": SPACE,
         "sampler": "random",
-        "scheduler": "none",
         "n_trials": 5,
         "tracking_uri": None,
     }
 
 
 def run_the_sweep(folder: Path, address: str) -> None:
-    run_sweep(
+    start_sweep(
         controlled_data(image_size=32, n_train=16, n_unlabeled=12).task,
         run=folder,
         address=address,
@@ -618,7 +610,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_nothing_is_lost_or_counted_t
     folder = tmp_path / "run"
     journal = folder / "journal.log"
     driver = start_driver("run_the_sweep", folder, local_ray)
-    kill_when(lambda: journal.exists() and journal.read_text().count(f'"{BUDGET}"') >= 2, driver)
+    kill_when(lambda: journal.exists() and journal.read_text().count('"budget"') >= 2, driver)
     copy = tmp_path / "copy.log"
     shutil.copy(journal, copy)
     before = optuna.load_study(study_name=None, storage=open_journal(copy)).trials
@@ -632,16 +624,16 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_nothing_is_lost_or_counted_t
     assert Counter(trial.state.name for trial in after if is_final(trial)) == {"COMPLETE": 5}
     assert not {"RUNNING", "WAITING"} & set(states(result.study))
     interrupted = [trial for trial in after if not is_final(trial)]
-    repeated = [trial for trial in after if RETRY_OF in trial.user_attrs]
+    repeated = [trial for trial in after if read_trial(trial).repeats is not None]
     for again, first in zip(repeated, interrupted, strict=True):
         assert again.params.items() >= first.params.items()  # the kill may have come between two draws
     training = open_run(folder).settings.training
     for trial in repeated:
         *_, last = evaluations(task, SPACE.augmentation(trial.params), training)
-        assert {n: trial.user_attrs[n] for n in last.criteria} == last.criteria
+        assert read_trial(trial).criteria == last.judged.criteria
     assert result.selected.number == open_result(folder).selected.number
     assert {path.name for path in result.run.artifacts.iterdir()} == {
-        f"trial-{t.number:05d}" for t in after if t.state == TrialState.COMPLETE
+        Path(str(t.address)).name for t in records(result.study) if t.status == "complete"
     }
 
 
@@ -653,9 +645,7 @@ def tune_by_hand(place: Path, address: str) -> None:
     if not ray.is_initialized():
         ray.init(address, log_to_driver=False)
     task = controlled_data(image_size=32, n_train=16, n_unlabeled=12).task
-    objective = Objective(
-        task, space=SPACE, training=sweep_settings()["training"], artifacts=place / "artifacts"
-    )
+    objective = Objective(task, SEARCH, sweep_settings()["training"], artifacts=place / "artifacts")
     database = f"sqlite:///{place / 'optuna.db'}"
     study = optuna.create_study(study_name="mine", storage=database, load_if_exists=True)
     searcher = StudySearcher(objective, study)
@@ -714,7 +704,7 @@ def test_ctrl_c_marks_what_runs_and_the_sweep_goes_on_later(
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(StudyInterrupted):
-        run_sweep(task, run=tmp_path / "run", listeners=[Impatient()], **sweep_settings())
+        start_sweep(task, run=tmp_path / "run", listeners=[Impatient()], **sweep_settings())
     journal = optuna.load_study(study_name=None, storage=open_journal(tmp_path / "run" / "journal.log"))
     assert 1 <= states(journal).count("COMPLETE") < 5 and "RUNNING" not in states(journal)
     result = resume_study(tmp_path / "run", task=task, n_trials=3)

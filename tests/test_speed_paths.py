@@ -113,7 +113,7 @@ def test_embedding_asks_only_whether_all_is_finite_however_many_images_there_are
 
 ALLOCATING = """
 import torch
-from ssad_hpo.detector.numerics import prepare_allocator
+from ssad_hpo.numerics import prepare_allocator
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from delivered import check_delivered_exactly, client_of, history_of, records_in, runs_of
 from servers import MlflowServer, wait_until
+from told import check_delivered_exactly, client_of, history_of, records_in, runs_of
 
 from ssad_hpo.task import StudyRecorder
 from ssad_hpo.tracking import (

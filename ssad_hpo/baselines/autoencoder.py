@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssad_hpo.baselines.training import check_images, minimise, remove_biases, scores_of, seeded
-from ssad_hpo.encoder import SmallEncoder
+from ssad_hpo.baselines.training import check_images, minimise, remove_biases, scores_of
+from ssad_hpo.encoder import SmallEncoder, memory_format_of
+from ssad_hpo.numerics import seeded
 from ssad_hpo.task import Training
 
 # Measured over 150 steps on digits 0, 1 and 4, brick against gravel, gravel against brick, and grass with
@@ -79,7 +80,7 @@ def train_autoencoder(
     images = images.to(device)
     with seeded(training.seed, images.device):
         network = AutoencoderNetwork(channels, (height, width), training.width)
-    network.to(images.device).to(memory_format=torch.channels_last)
+    network.to(images.device)
     losses = minimise(
         lambda batch: F.mse_loss(network(batch), batch), network, images, training, learning_rate
     )
@@ -112,9 +113,11 @@ class AutoencoderNetwork(nn.Module):
         self.last = nn.Conv2d(width, channels, 3, padding=1)
         # Of the encoder's maps in reverse: each of its strides halves a side, rounded up.
         self.sizes = [[-(-side // 2**halvings) for side in image_size] for halvings in (3, 2, 1, 0)]
+        self.memory_format = memory_format_of(self)
+        self.to(memory_format=self.memory_format)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = ((images - _MEAN) / _STD).contiguous(memory_format=torch.channels_last)
+        x = ((images - _MEAN) / _STD).contiguous(memory_format=self.memory_format)
         x = self.encoder.stages(F.relu(self.encoder.norm(self.encoder.stem(x))))
         x = self.code(x)
         for stage, size in zip(self.stages, self.sizes, strict=True):

@@ -14,10 +14,9 @@ from ssad_hpo.baselines.training import (
     minimise,
     remove_biases,
     scores_of,
-    seeded,
-    to_float,
 )
 from ssad_hpo.encoder import Network, build_network
+from ssad_hpo.numerics import seeded, to_float
 from ssad_hpo.task import DetectorError, Training
 
 # At 1e-3 Deep SVDD's loss falls further because all images, foreign ones too, move to the centre (random
@@ -100,7 +99,7 @@ def train_deep_svdd(
     remove_biases(network)
     if pretrained is not None:
         _start_from(pretrained, network, training, channels)
-    network.to(images.device).to(memory_format=torch.channels_last)
+    network.to(images.device)
 
     with torch.no_grad():
         # In training mode, as the first step will see them; a batch of one has no batch statistics.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ssad_hpo.encoder import draws
+from ssad_hpo.numerics import seeded, to_float
 from ssad_hpo.task import DetectorError, Training
 
 # A loss that ends so many times higher than it began has diverged: it was below 1 in sound trainings.
@@ -31,8 +32,7 @@ def minimise(
     generator = torch.Generator(images.device).manual_seed(training.seed)
     losses = torch.zeros(training.steps, device=images.device)
     network.train()
-    # Dropout, in encoders that have it, draws from torch's global generator.
-    with seeded(training.seed, images.device):
+    with seeded(training.seed, images.device, draws=draws(network)):
         for step, batch in enumerate(_batches(len(images), training, generator)):
             loss = loss_of(to_float(images[batch]))
             optimizer.zero_grad()
@@ -113,15 +113,3 @@ def remove_biases(network: nn.Module) -> None:
             module.register_parameter("bias", None)
         if isinstance(module, _BatchNorm):
             module.register_parameter("weight", None)
-
-
-def to_float(images: Tensor) -> Tensor:
-    return images.float() / 255
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global generators set to a seed inside, and left as they were outside."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -20,8 +20,9 @@ from ssad_hpo.bilevel.result import Cost, OuterStep
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import untrained_network
-from ssad_hpo.detector.numerics import autocast, seeded, to_float
 from ssad_hpo.detector.training import draw_batches
+from ssad_hpo.encoder import draws
+from ssad_hpo.numerics import autocast, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 
@@ -67,7 +68,8 @@ class Descent:
         self.unlabeled_images = problem.task.unlabeled.to(problem.device)
         channels, height, width = problem.task.train.shape[1:]
         network = untrained_network(training, (channels, height, width), problem.device)
-        self.network = network.to(problem.device).to(memory_format=torch.channels_last).train()
+        self.network = network.to(problem.device).train()
+        self.draws = draws(self.network)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=training.learning_rate,
@@ -97,9 +99,8 @@ class Descent:
         while self.step < until:
             began = time.monotonic()
             outer, moving = None, self.step + 1 - problem.warm
-            # Dropout, in encoders that have it, draws from torch's global generator; seeded at every step,
-            # it draws the same after a resume.
-            with seeded(problem.training.seed + self.step, problem.device):
+            # Seeded at every step, dropout draws the same after a resume.
+            with seeded(problem.training.seed + self.step, problem.device, draws=self.draws):
                 batch = self._training_batch()
                 if moving > 0 and moving % tuning.detector_steps == 0:
                     outer = self._outer_step(batch)

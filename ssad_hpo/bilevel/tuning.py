@@ -31,8 +31,8 @@ from ssad_hpo.bilevel.result import (
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import Detector, check_device, untrained_network
-from ssad_hpo.detector.numerics import prepare_allocator
 from ssad_hpo.judgement import judge
+from ssad_hpo.numerics import prepare_allocator
 from ssad_hpo.task import DetectorError, Recorder, Task, Teller, Training
 
 FAILURE = "failure"  # in the state of a starting point: why it could not be tuned to the end

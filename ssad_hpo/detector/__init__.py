@@ -6,8 +6,8 @@ section 2.1).
 """
 
 from ssad_hpo.detector.model import Detector, Embeddings, Transform, pseudo_anomalies, untrained_network
-from ssad_hpo.detector.numerics import check_device, resolve_precision
 from ssad_hpo.detector.training import Checkpoint, train
+from ssad_hpo.numerics import check_device, resolve_precision
 
 __all__ = [
     "Checkpoint",

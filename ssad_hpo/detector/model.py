@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import augment
-from ssad_hpo.detector.numerics import autocast, check_device, seeded, to_float
 from ssad_hpo.encoder import Network, build_network
+from ssad_hpo.numerics import autocast, check_device, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Range, Training
 
 # Images embedded at once: large enough for the device, small enough for the memory at 256 pixels.
@@ -249,7 +249,7 @@ class Detector:
         tensors = load_file(folder / _WEIGHTS_FILE)
         mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
         network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
-        network.to(device).to(memory_format=torch.channels_last).eval()
+        network.to(device).eval()
         return cls(network, augmentation, training, (channels, height, width), mean, whitening)
 
     def _embed(self, batches: Iterator[Tensor]) -> Tensor:

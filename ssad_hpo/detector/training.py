@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ssad_hpo.augment import check_fits, jitter
 from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
-from ssad_hpo.detector.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
+from ssad_hpo.encoder import draws
+from ssad_hpo.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
 
@@ -72,7 +73,7 @@ def train(
     training = replace(training, precision=resolve_precision(training, device, height * width))
     prepare_allocator(device, height * width)
     network = untrained_network(training, (channels, height, width), device)
-    network.to(device).to(memory_format=torch.channels_last)
+    network.to(device)
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=training.learning_rate,
@@ -97,8 +98,7 @@ def train(
             continue
         network.train()
         total = torch.zeros((), device=device)
-        # Dropout, in encoders that have it, draws from torch's global generator.
-        with seeded(training.seed + start, device):
+        with seeded(training.seed + start, device, draws=draws(network)):
             for step in range(start, end):
                 normal = jitter(to_float(images[batches[step]]), training.jitter, generator)
                 augmented = pseudo_anomalies(normal, augmentation, generator)

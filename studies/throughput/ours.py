@@ -19,6 +19,7 @@ from ssad_hpo.detector import Checkpoint, Detector, train, training
 from ssad_hpo.encoder import Network
 from ssad_hpo.search import objective
 from ssad_hpo.task import Augmentation, Training
+from studies.lab.searching import trained
 from studies.throughput.cell import PATCH, Cell, Run, peak_mib
 
 TRIAL_TASK = "gravel/cutavg"
@@ -79,9 +80,7 @@ def run_trial(device: str, steps: int) -> Run:
     with stopwatch(parts, device, watched):
         started = time.perf_counter()
         augmentation, settings = Augmentation("cutavg", PATCH), Training(steps=steps)
-        *_, last = objective.evaluations(task, augmentation, settings, device)
-        last.detector.fit_density(last.embeddings.train)
-        last.detector.density_score(last.embeddings.unlabeled)
+        trained(task, augmentation, settings, device)
         seconds = time.perf_counter() - started
     return Run(seconds, {"training": seconds - sum(parts.values()), **parts}, peak_mib(device))
 

@@ -8,8 +8,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from ssad_hpo.raytune.book import CHECKPOINT
-
+from ssad_hpo.raytune.ledger import CHECKPOINT
 from ssad_hpo.tracking.outbox import read_settings
 
 

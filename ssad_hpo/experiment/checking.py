@@ -1,19 +1,17 @@
-"""The work of a search: train candidates here or on a cluster, until all of its trials are there."""
+"""What of a search can be wrong is found before anything is written or trained."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import torch
 
 from ssad_hpo.address import without_password
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.detector import check_device, resolve_precision
-from ssad_hpo.experiment.run_folder import Run
-from ssad_hpo.search import Objective, open_study, run_search
-from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
+from ssad_hpo.search import Objective
+from ssad_hpo.task import Cluster, Search, Task, Training
 
 
 def prepare_search(
@@ -55,23 +53,3 @@ def prepare_cluster(
         )
     place = raytune.absolute_checkpoint_path(cluster.checkpoint_path or folder / "ray")
     return replace(cluster, checkpoint_path=place)
-
-
-def search_run(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
-    """Bring the study of a run to its number of trials, taking up what an earlier process left."""
-    settings, search = run.settings, run.settings.method
-    assert isinstance(search, Search)
-    objective = Objective(
-        task, search, settings.training, artifacts=run.artifacts, device=settings.device, recorder=recorder
-    )
-    local = settings.cluster is None
-    # On a cluster Ray's scheduler stops the trials.
-    drawing = search if local else replace(search, pruner="none")
-    study = open_study(run.open_storage(create=True), settings.study_name, drawing, settings.training)
-    if settings.cluster is None:
-        run_search(study, objective)
-    else:
-        from ssad_hpo import raytune
-
-        raytune.sweep(objective, study, settings.cluster)
-    return study

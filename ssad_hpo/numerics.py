@@ -1,0 +1,217 @@
+"""What training and embedding share: number formats, precision, seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ssad_hpo.task import Precision, Training
+
+# From this image size on a batch's activations are so large that glibc asks the kernel for each anew.
+_LARGE_PIXELS = 128 * 128
+# On CPUs with bf16 arithmetic autocast pays from this image size on (its casts cost more below).
+_BFLOAT16_PIXELS = 64 * 64
+# PLACEHOLDER
+DEFAULT_THREADS = 1
+
+
+def resolve_precision(training: Training, device: torch.device, pixels: int) -> Precision:
+    """The precision that "auto" stands for, from the machine's capability and the image size alone.
+
+    Never from a timing: the same seed must give the same result on every run.
+
+    Args:
+        training: whose `precision` is returned as it is unless it is "auto".
+        device: where the training runs.
+        pixels: of an image, height * width.
+    """
+    if training.precision != "auto":
+        return training.precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    capable = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bfloat16" if capable and pixels >= _BFLOAT16_PIXELS else "float32"
+
+
+def prepare_allocator(device: torch.device, pixels: int) -> None:
+    """Let this process keep the memory that large CPU tensors free, for the next step to use again.
+
+    glibc maps every block above 32 MiB anew and gives it back when it is freed, so that each training
+    step pays for clearing its pages again: a third of the time at 256 pixels. The price is that the
+    process holds its peak until it ends. Done once a process, for large images on a CPU under glibc
+    alone, and not where the user has set malloc's options (MALLOC_MMAP_MAX_, GLIBC_TUNABLES).
+    """
+    if device.type == "cpu" and pixels >= _LARGE_PIXELS and sys.platform == "linux":
+        _keep_freed_memory()
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, -1)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise ValueError, naming the device, if it is none that torch knows or none that is there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for names and missing hardware
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected 'cpu' or a GPU that is there, got {str(device)!r} ({reason})"
+        ) from error
+
+
+def autocast(device: torch.device, training: Training) -> torch.autocast:
+    """The context in which the network runs at the training's (resolved) precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images.float() / 255
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None, *, draws: bool = True) -> Iterator[None]:
+    """Draws without a generator, such as initial weights and dropout, come from a seed's own inside.
+
+    torch's global generators are neither read nor changed: they belong to the whole process, and what one
+    thread draws from them changes what the next one gets. The draws are those that a global generator of
+    this seed would give. On a GPU also with deterministic convolutions, so that the same seed trains the
+    same detector.
+
+    Args:
+        seed: of the draws.
+        device: where it is computed; None is the CPU.
+        draws: whether there are any. To look at every operation costs a tenth of the small encoder's time.
+    """
+    with _deterministic_convolutions(device), _OwnDraws(seed) if draws else contextlib.nullcontext():
+        yield
+
+
+class _OwnDraws(TorchDispatchMode):
+    """Hands every operation of this thread that draws and has no generator the one of a seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        if func is torch.ops.aten.native_dropout.default:  # of GPUs
+            return self._dropout(*args, **kwargs)
+        arguments = {a.name: a.default_value for a in func._schema.arguments}
+        arguments |= dict(zip(arguments, args, strict=False)) | kwargs
+        if arguments.get("dropout_p") == 0:  # attention
+            return func(*args, **kwargs)
+        if "generator" not in arguments:
+            raise RuntimeError(f"{func}: draws from torch's global generator; use one that takes a generator")
+        device = args[0].device if isinstance(args[0], Tensor) else arguments["device"]
+        return func(*args, **kwargs, generator=self._generator(device))
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
+
+    def _dropout(self, input: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+        """What torch does in one kernel: (output, mask)."""
+        if train is False or p == 0:
+            return input.clone(), torch.ones_like(input, dtype=torch.bool)
+        drawn = torch.empty_like(input).bernoulli_(1 - p, generator=self._generator(input.device))
+        mask = drawn.bool()
+        return input * mask * (0 if p == 1 else 1 / (1 - p)), mask
+
+
+@dataclass
+class _Shared:
+    """A setting of the whole process that several threads change for a time, under `_lock`.
+
+    Attributes:
+        users: how many are at it now.
+        before: what it was when the first of them came.
+    """
+
+    users: int = 0
+    before: Any = None
+
+
+_lock = threading.Lock()
+_deterministic, _threads = _Shared(), _Shared()
+_of_this_thread = threading.local()
+
+
+@contextlib.contextmanager
+def _deterministic_convolutions(device: torch.device | None) -> Iterator[None]:
+    """On a GPU cuDNN computes the same bits each time, until the last thread that needs it has left."""
+    if device is None or device.type != "cuda":
+        yield
+        return
+    with _lock:
+        if not _deterministic.users:
+            _deterministic.before = torch.backends.cudnn.deterministic
+        _deterministic.users += 1
+        torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        with _lock:
+            _deterministic.users -= 1
+            if not _deterministic.users:
+                torch.backends.cudnn.deterministic = _deterministic.before
+
+
+@contextlib.contextmanager
+def threads(count: int = DEFAULT_THREADS) -> Iterator[None]:
+    """Compute with so many processor threads inside, and with as many as before outside.
+
+    torch's number belongs to the thread that sets it and to all that start later, so that studies in
+    several threads of a process do not disturb each other.
+
+    Raises:
+        ValueError: for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"threads: expected at least 1, got {count}")
+    depth = getattr(_of_this_thread, "depth", 0)
+    with _lock:
+        if not _threads.users:
+            _threads.before = torch.get_num_threads()
+        # A thread that started while others were inside began with what they had set.
+        before = torch.get_num_threads() if depth else _threads.before
+        _threads.users += 1
+        torch.set_num_threads(count)
+    _of_this_thread.depth = depth + 1
+    try:
+        yield
+    finally:
+        _of_this_thread.depth = depth
+        with _lock:
+            _threads.users -= 1
+            torch.set_num_threads(before)
