@@ -1,7 +1,7 @@
-"""A Docker engine for tests: Debian's, started here with folders of its own, and stand-ins for what it cannot pull.
+"""A Docker engine for tests: Debian's, started with folders of its own, and stand-ins for what it cannot pull.
 
-No registry is asked. Debian's packages stand in for the images of Python and PostgreSQL; where PyTorch's own index
-cannot be reached, a build for processors that pip finds elsewhere stands in for the one of constraints.txt.
+No registry is asked. Debian's packages stand in for the images of Python and PostgreSQL; where PyTorch's own
+index cannot be reached, a build for processors that pip finds elsewhere stands in for that of constraints.txt.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ TORCH_INDEX = "https://download.pytorch.org/whl"
 # Builds for processors that fit each other, the newest that are kept outside PyTorch's index.
 STAND_IN = {"torch": "2.13.0+cpu", "torchvision": "0.28.0"}
 # No cache of packages stays in a layer.
-INSTALL = "RUN apt-get -q update && apt-get -q install -y --no-install-recommends {} && rm -rf /var/lib/apt/lists/*"
-# As in Docker's own image: `python` and `pip`, outside any environment, and the machine's certificates for pip.
+INSTALL = """RUN apt-get -q update && apt-get -q install -y --no-install-recommends {} \\
+ && rm -rf /var/lib/apt/lists/*"""
+# As in Docker's own image: `python` and `pip`, outside any environment. pip has this machine's certificates.
 PYTHON = f"""FROM stand-in/debian
 {INSTALL.format("python3-pip")}
 RUN rm -f /usr/lib/python3*/EXTERNALLY-MANAGED && ln -s python3 /usr/bin/python
 COPY ca-certificates.crt /etc/ssl/certs/
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt
 """
-# As in Docker's own image: folders with their modes, and the steps of the entry point that compose.yaml relies on.
+# As in Docker's own image: folders with their modes, and what compose.yaml relies on of the entry point.
 POSTGRES = f"""FROM stand-in/debian
 {INSTALL.format("postgresql")}
 RUN ln -s /usr/lib/postgresql/*/bin/* /usr/local/bin/ && rm -rf /var/lib/postgresql/* \\
- && install -d -o postgres -g postgres -m 1777 /var/lib/postgresql/data && mkdir /docker-entrypoint-initdb.d \\
+ && mkdir /docker-entrypoint-initdb.d \\
+ && install -d -o postgres -g postgres -m 1777 /var/lib/postgresql/data \\
  && install -d -o postgres -g postgres -m 3777 /var/run/postgresql
 ENV PGDATA=/var/lib/postgresql/data LANG=C.UTF-8
 VOLUME /var/lib/postgresql/data
@@ -77,15 +79,15 @@ def missing() -> str | None:
 
 
 class Engine:
-    """Debian's Docker engine on a socket in `folder`, beside any other, without a say in this machine's network."""
+    """Debian's Docker engine on a socket in `folder`, beside any other; it changes no rule of the network."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # Debian's docker comes first: its BuildKit needs no plugin.
         path = os.pathsep.join(["/usr/bin", os.environ["PATH"]])
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "COMPOSE_"))}
+        others = ("DOCKER_", "COMPOSE_")
         self.environment = {
-            **kept,
+            **{name: value for name, value in os.environ.items() if not name.startswith(others)},
             "PATH": path,
             "DOCKER_HOST": f"unix://{folder}/socket",
             "DOCKER_BUILDKIT": "1",
@@ -188,7 +190,7 @@ def make_context(place: Path) -> Path:
 
 @contextmanager
 def torch_index(context: Path, folder: Path) -> Iterator[str]:
-    """PyTorch's index; or one of this machine's with `STAND_IN`, which constraints.txt in the context then names.
+    """PyTorch's index; or one on this machine with `STAND_IN`, which the context's constraints.txt then names.
 
     Raises:
         RuntimeError: if pip finds no such build either.
@@ -207,7 +209,7 @@ def torch_index(context: Path, folder: Path) -> Iterator[str]:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--dest={pages}"]
         found = subprocess.run([*pip, f"{name}=={version}"], capture_output=True, text=True)
         if found.returncode != 0:
-            raise RuntimeError(f"{TORCH_INDEX} is out of reach, and so is {name}=={version}: {found.stderr[-500:]}")
+            raise RuntimeError(f"{TORCH_INDEX} is out of reach, and pip finds no {name}=={version}")
         text = re.sub(rf"^{name}==.*$", f"{name}=={version}", text, flags=re.MULTILINE)
     constraints.write_text(text)
     port = free_port()
