@@ -36,8 +36,8 @@ class Training:
         weights: that the encoder begins with: "none" (drawn by the seed), "pretrained" (see
             `ssad_hpo.encoder.weights`) or a file.
         frozen_stages: the encoder's first stages that stay as they are, which saves their backward pass.
-        encoder_batch_norm: of a pretrained encoder's batch norms while it trains: "train" (statistics of the batch,
-            running ones move) or "eval" (they stay as pretrained).
+        encoder_batch_norm: of a pretrained encoder's batch norms while it trains: "train" (statistics of the
+            batch, running ones move) or "eval" (they stay as pretrained).
         width: channels of the small encoder's first stage; no use for torchvision encoders.
         steps: training steps.
         batch_size: normal images a step; as many augmented ones go with them.
