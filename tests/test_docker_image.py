@@ -1,4 +1,4 @@
-"""docker/'s image, built by a Docker engine, and compose.yaml's services started from it: `make test-docker`."""
+"""docker/'s image, built by a Docker engine, and the services of compose.yaml on it: `make test-docker`."""
 
 from __future__ import annotations
 
