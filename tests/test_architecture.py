@@ -20,7 +20,7 @@ ALLOWED = {
     "storage": {"address"},
     "criteria": {"task"},
     "consensus": {"task"},
-    "encoder": {"task"},
+    "encoder": {"task", "numerics"},
     "numerics": {"task"},
     "data": {"task", "augment"},
     "evaluate": {"task"},

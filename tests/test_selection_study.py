@@ -106,10 +106,15 @@ def test_the_whole_page_holds_every_table():
 
 
 def run_study(*arguments):
-    command = [sys.executable, str(ROOT / "studies" / "selection_table.py"), "--smoke", "--jobs", "1"]
+    command = [sys.executable, "-m", "studies.selection_table", "--smoke", "--jobs", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -160,7 +160,13 @@ IMAGES = Group(
     option("--anomaly", help="Take test/good and test/ANOMALY only, a pair as in published benchmarks."),
     option("--train", type=Path, help="A folder of normal images; goes with --unlabeled."),
     option("--unlabeled", type=Path, help="A folder with the unlabelled mixture of normal and anomalous."),
-    option("--image-size", type=int, default=64, help="Side to which images of folders are resized, pixels."),
+    option("--image-size", type=int, default=64, help="Shorter side of images of folders, pixels."),
+    option(
+        "--keep-ratio/--squeeze",
+        "keep_ratio",
+        default=True,
+        help="Whether tall or wide images stay so, or become squares.",
+    ),
     SKIP_UNREADABLE,
 )
 
@@ -194,11 +200,20 @@ SEARCH = Group("Search", *_SEARCHED, defaults=_search)
 SWEEP = Group("Search", *_SEARCHED, defaults=_sweep)
 
 _TRAINED = (
-    option("--encoder", help="The network: small, or a torchvision classifier such as resnet18."),
+    option(
+        "--encoder", help="The network: small, a torchvision classifier such as resnet18, or one of timm's."
+    ),
+    option("--weights", help="What the encoder begins with: none, pretrained, or a file."),
+    option("--frozen-stages", type=int, help="First stages of the encoder that stay as they are."),
+    option(
+        "--encoder-batch-norm",
+        help="Batch norms of the encoder while it trains: train, or eval to hold them.",
+    ),
     option("--width", type=int, help="Channels of the small encoder's first stage."),
     option("--steps", type=int, help="Training steps of each detector."),
     option("--batch-size", type=int, help="Normal images in a step; as many augmented ones join them."),
     option("--learning-rate", type=float, help="Learning rate of SGD, which trains the detector."),
+    option("--encoder-learning-rate", type=float, help="That of the encoder, where it is another."),
     option("--score", help="How images are scored: density, or classifier."),
     option("--contamination", type=float, help="The share of anomalies that you believe in, if you do."),
 )

@@ -103,7 +103,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
                 run, n_trials=n_trials, address=address, listeners=[display], announce=display.announce
             )
     else:
-        images = _source_of(given.pop("path"), **IMAGES.taken(given))
+        images = _images(context, given)
         method = Search(space=_space_of(**SPACE.taken(given)), **group.taken(given))
         training = Training(seed=method.seed, **TRAINING.taken(given))
         with _kept_on_interrupt(context), SearchDisplay(method.total) as display:
@@ -150,7 +150,7 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
                 raise click.UsageError(f"--resume {run}: is a search, which `search --resume` goes on with")
             result = resume_study(run, listeners=[display], announce=display.announce)
         else:
-            images = _source_of(given.pop("path"), **IMAGES.taken(given))
+            images = _images(context, given)
             space = ONE_KIND.taken(given)
             if len(space["kinds"]) != 1:
                 got = ", ".join(space["kinds"]) or "none"
@@ -192,6 +192,20 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     with _kept_on_interrupt(context), SearchDisplay(n_trials) as display:
         result = run_study(source, method, listeners=[display], announce=display.announce, **tracked(given))
     show(result)
+
+
+def _images(context: click.Context, given: dict[str, Any]) -> Source:
+    """Where the images are, taken out of all that the user gave."""
+    path = given.pop("path")
+    source = _source_of(path, **IMAGES.taken(given))
+    if source.loader not in ("folder", "folders"):
+        for name in IMAGES.names:
+            if _is_given(context, name):
+                option = f"--{name.replace('_', '-')}"
+                raise click.UsageError(
+                    f"{option} is for folders of images, and {path} is built in; leave it out"
+                )
+    return source
 
 
 def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **of_folder: Any) -> Source:
