@@ -1,8 +1,7 @@
-"""A Docker engine for tests: Debian's, started with folders of its own; stand-ins for what it cannot pull.
+"""A Docker engine for tests: Debian's, with folders of its own, and stand-ins for what it cannot pull.
 
 No registry is asked. Debian's packages stand in for the images of Python and PostgreSQL; where PyTorch's own
-index cannot be reached, a build for processors that pip finds elsewhere stands in for that of
-constraints.txt.
+index cannot be reached, a build for processors that pip finds elsewhere stands in for the pinned one.
 """
 
 from __future__ import annotations
@@ -191,7 +190,7 @@ def make_context(place: Path) -> Path:
 
 @contextmanager
 def torch_index(context: Path, folder: Path) -> Iterator[str]:
-    """PyTorch's index; or one of this machine with `STAND_IN`, which the context's constraints then name.
+    """PyTorch's index; or one here with `STAND_IN`, which constraints.txt in the context then names.
 
     Raises:
         RuntimeError: if pip finds no such build either.
