@@ -210,8 +210,10 @@ def threads(count: int = DEFAULT_THREADS) -> Iterator[None]:
     with _lock:
         if not _threads.users:
             _threads.before = torch.get_num_threads()
-        # A thread that started while others were inside began with what they had set.
-        before = torch.get_num_threads() if depth else _threads.before
+        # torch gives a thread its number when it is first asked for, and a later one of other threads'
+        # would replace what is set here. One that starts while others are inside begins with theirs.
+        before = torch.get_num_threads()
+        before = before if depth else _threads.before
         _threads.users += 1
         torch.set_num_threads(count)
     _of_this_thread.depth = depth + 1
