@@ -10,7 +10,9 @@ NEEDS_SERVICES := services or slow
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench lint format install clean
+STUDIES := $(filter-out lab,$(notdir $(basename $(wildcard studies/[a-z]*.py)) $(patsubst %/__main__.py,%,$(wildcard studies/*/__main__.py))))
+
+.PHONY: help demo test test-all bench studies lint format install clean
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +35,10 @@ bench: install  ## time the hot functions; fails where one takes 1.5 times as lo
 	@if ls .benchmarks/*/*_baseline.json >/dev/null 2>&1; \
 	then how="--benchmark-compare --benchmark-compare-fail=min:50%"; else how="--benchmark-save=baseline"; fi; \
 	$(BIN)/pytest tests/benchmarks/bench_hot.py $$how --benchmark-columns=min,median,stddev,rounds
+
+studies: install  ## every study of studies/README.md in its smallest form, into runs/smoke
+	@for study in $(STUDIES); do echo "studies.$$study"; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m studies.$$study --smoke || exit 1; done
 
 lint: install  ## ruff, mypy, and what docker/ holds
 	@$(BIN)/ruff check .

@@ -26,7 +26,12 @@ def open_journal(path: Path) -> JournalStorage:
         _cut_torn_line(path)
         for stale in path.parent.glob(path.name + ".lock*"):
             stale.unlink(missing_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a line that is not Optuna's
+        raise ValueError(
+            f"{path}: the study's journal is damaged ({error}); restore it from a copy"
+        ) from error
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The talk's first finding: a detector works where f_aug imitates f_gen. And whom it suspects otherwise.
 
-    python studies/alignment.py --jobs 2    13 minutes on two cores
-    python studies/alignment.py --smoke     some ten seconds
+    python -m studies.alignment --jobs 2    13 minutes on two cores
+    python -m studies.alignment --smoke     some ten seconds
 
 Alignment: for each pair of f_gen and f_aug the AUC, beside the distance between the embeddings of augmented
 images and those of the true anomalies. Bias: one digit is normal; the share of each digit that is called
@@ -20,20 +20,10 @@ pictures, alignment_auc.png and alignment_bias.png.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import hashlib
 import itertools
-import json
-import multiprocessing
-import os
-import subprocess
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +34,19 @@ from torchvision.transforms.v2 import functional as transforms
 
 from ssad_hpo.data import controlled_data
 from ssad_hpo.detector import Detector, Transform, pseudo_anomalies, train
-from ssad_hpo.evaluate import auc, evaluate_alignment, mean_grid
-from ssad_hpo.report.alignment import alignment_figure, bias_figure
-from ssad_hpo.task import Augmentation, DetectorError, Range, Training
+from ssad_hpo.evaluate import auc
+from ssad_hpo.task import Augmentation, DetectorError, Range, Score, Training
+from studies.lab.alignment import evaluate_alignment, mean_grid
+from studies.lab.cells import cell_path, run_missing
+from studies.lab.figures.alignment import alignment_figure, bias_figure
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, made_by, markdown_table, write_results
 
 TEXTURES = ("gravel", "brick", "grass")
 NORMAL_DIGIT = 6
 N_CALIBRATION = 40
 PERCENTILE = 0.95
-SCORES = {"classifier": "By the classifier's own score", "density": "By the density score"}
+SCORES: dict[Score, str] = {"classifier": "By the classifier's own score", "density": "By the density score"}
 F_GEN_STREAM = 2_000_003  # added to the seed, so that f_gen draws nothing that the training draws
 
 
@@ -64,7 +58,7 @@ def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
         return transforms.gaussian_noise(images, sigma=0.1)
 
 
-_PATCH = {"patch_area": 0.1, "patch_aspect": Range(0.5, 2.0, log=True)}
+_PATCH: dict[str, float | Range] = {"patch_area": 0.1, "patch_aspect": Range(0.5, 2.0, log=True)}
 KINDS: dict[str, Augmentation | Transform] = {
     "CutOut": Augmentation("cutout", _PATCH),
     "CutAvg": Augmentation("cutavg", _PATCH),
@@ -77,7 +71,6 @@ KINDS: dict[str, Augmentation | Transform] = {
     "Blur": Transform("gaussian_blur(7, 1.0)", lambda images, _: transforms.gaussian_blur(images, 7, 1.0)),
 }
 TRAINING = Training(evaluate_at=(1.0,), precision="float32")  # the same on every machine
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,25 +98,18 @@ class Cell:
     f_gens: tuple[str, ...]
 
     def path(self, folder: Path) -> Path:
-        """Where the cell is kept: other settings are another file, never taken for this one."""
+        """Where the cell is kept."""
         kinds = [KINDS[name] for name in (self.f_aug, *self.f_gens)]
         judging = (NORMAL_DIGIT, N_CALIBRATION, PERCENTILE, list(SCORES), F_GEN_STREAM)
-        digest = hashlib.sha256(repr((self, kinds, judging)).encode()).hexdigest()[:8]
-        return folder / f"{self.data}_{self.f_aug}_seed{self.seed}_{digest}.json"
+        return cell_path(folder, f"{self.data}_{self.f_aug}_seed{self.seed}", self, kinds, judging)
 
 
-def run_cell(cell: Cell, path: Path) -> None:
-    """Train, judge, and write the file whole or not at all."""
-    started = time.monotonic()
-    kept: Row = {}
+def run_cell(cell: Cell) -> Row:
+    """Train and judge."""
     try:
-        kept["rows"] = judge_digit(cell) if cell.data == "digits" else judge_texture(cell)
+        return {"rows": judge_digit(cell) if cell.data == "digits" else judge_texture(cell)}
     except DetectorError as error:
-        kept["failure"] = str(error)
-    kept["seconds"] = round(time.monotonic() - started, 2)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(kept))
-    os.replace(partial, path)
+        return {"failure": str(error)}
 
 
 def trained(cell: Cell, images: Tensor) -> tuple[Detector, float]:
@@ -147,12 +133,14 @@ def judge_texture(cell: Cell) -> list[Row]:
     far from the augmented images as train images do, or where all is mixed.
     """
     n = cell.sizes.test_of_texture
-    sizes = {
-        "image_size": cell.sizes.image_size,
-        "n_train": cell.sizes.train_of_texture,
-        "n_unlabeled": 2 * n,
-    }
-    task = controlled_data(cell.data, contamination=0.0, seed=cell.seed, **sizes).task
+    task = controlled_data(
+        cell.data,
+        image_size=cell.sizes.image_size,
+        n_train=cell.sizes.train_of_texture,
+        n_unlabeled=2 * n,
+        contamination=0.0,
+        seed=cell.seed,
+    ).task
     normal, beneath = task.unlabeled.split(n)
     detector, loss = trained(cell, task.train)
     scores = detector.score(normal)
@@ -200,24 +188,6 @@ def judge_digit(cell: Cell) -> list[Row]:
     return rows
 
 
-def train_missing(cells: Sequence[Cell], folder: Path, jobs: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [cell for cell in cells if not cell.path(folder).exists()]
-    print(f"{len(cells) - len(missing)} of {len(cells)} trainings are there", flush=True)
-    started = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(run_cell, cell, cell.path(folder)) for cell in missing]
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                future.result()
-                left = (time.monotonic() - started) / done * (len(missing) - done) / 60
-                print(f"{done} of {len(missing)} trained, about {left:.0f} min left", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # an error is shown now, not after the last cell
-            raise
-
-
 def pair_grids(rows: Sequence[Row], kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """AUC and distance for each f_gen (rows) and f_aug (columns)."""
     pairs = [(row["f_gen"], row["f_aug"]) for row in rows]
@@ -225,16 +195,16 @@ def pair_grids(rows: Sequence[Row], kinds: Sequence[str]) -> tuple[np.ndarray, n
     return mean_grid(pairs, aucs, kinds, kinds), mean_grid(pairs, distances, kinds, kinds)
 
 
-def summary(name: str, rows: Sequence[Row], kinds: Sequence[str]) -> str:
+def summary(name: str, rows: Sequence[Row], kinds: Sequence[str]) -> list[str]:
     """A line of the page's table."""
     found = evaluate_alignment(*pair_grids(rows, kinds))
-    both = (found.spearman, found.spearman_within)
-    correlations = " | ".join("–" if value is None else f"{value:.2f}" for value in both)
-    aucs = f"{found.aligned:.3f} | {found.misaligned:.3f} | {found.unbeaten} of {len(kinds)}"
-    return f"| {name} | {aucs} | {correlations} |"
+    both = ("–" if value is None else f"{value:.2f}" for value in (found.spearman, found.spearman_within))
+    return [
+        name, f"{found.aligned:.3f}", f"{found.misaligned:.3f}", f"{found.unbeaten} of {len(kinds)}", *both
+    ]  # fmt: skip
 
 
-def page(cells: Sequence[Cell], kept: Sequence[Row], rows: Sequence[Row], smoke: bool) -> str:
+def page(cells: Sequence[Cell], kept: Sequence[Row], rows: Sequence[Row], options: argparse.Namespace) -> str:
     """The text: `kept` are the cells' files, `rows` those of all f_gen."""
     kinds, seeds = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("f_aug", "seed"))
     textures = list(dict.fromkeys(row["data"] for row in rows))
@@ -245,12 +215,14 @@ def page(cells: Sequence[Cell], kept: Sequence[Row], rows: Sequence[Row], smoke:
     lines += [summary(name, [r for r in rows if r["data"] == name], kinds) for name in textures]
     lines += [summary(f"seed {seed}", [r for r in rows if r["seed"] == seed], kinds) for seed in seeds]
     lines_of_kinds = [f"- {name}: `{getattr(KINDS[name], 'name', KINDS[name])}`" for name in kinds]
+    titles = ["", "AUC, f_aug = f_gen", "AUC, others", "f_gen with no better f_aug"]
     newline = "\n"
     return f"""# Alignment of f_aug with f_gen
 
-{"**A smoke run: these numbers mean nothing.**" if smoke else "Does a detector work where f_aug is f_gen?"}
-{datetime.date.today()}, commit {commit()}, PyTorch {torch.__version__}. Made by
-`python studies/alignment.py`: {len(cells)} trainings, seeds {", ".join(map(str, seeds))}, together
+Does a detector work where f_aug is f_gen?
+
+{made_by("alignment", options)}
+{len(cells)} trainings, seeds {", ".join(map(str, seeds))}, together
 {sum(cell["seconds"] for cell in kept) / 60:.0f} minutes of one core.
 
 Textures {", ".join(textures)} at {sizes.image_size} px; {sizes.train_of_texture} train images,
@@ -270,10 +242,7 @@ images are not independent, so no p-values are given.
 AUC, mean over textures and seeds, with f_aug = f_gen and otherwise; for how many f_gen no other f_aug has a
 higher one; Spearman's correlation with minus the distance, over all pairs and within one f_gen (their mean).
 
-| | AUC, f_aug = f_gen | AUC, others | f_gen with no better f_aug | Spearman, pairs | Spearman, within f_gen |
-| --- | --- | --- | --- | --- | --- |
-{newline.join(lines)}
-
+{markdown_table([*titles, "Spearman, pairs", "Spearman, within f_gen"], lines)}
 ![AUC and distance by f_gen and f_aug, means over textures and seeds](alignment_auc.png)
 
 The distance is d(Z_aug, Z_anomalous) / d(Z_trn, Z_aug), d the mean over all pairs of the distance of unit
@@ -296,20 +265,8 @@ and this threshold, was chosen after a trial run on one seed.
 """
 
 
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-
-
-def write(cells: Sequence[Cell], kept: Sequence[Row], out: Path, smoke: bool) -> None:
-    """The page, its pictures and the rows."""
-    out.mkdir(parents=True, exist_ok=True)
-    rows = [row for cell in kept for row in cell.get("rows", [])]
-    with open(out / "alignment.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, dict.fromkeys(itertools.chain(*rows)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    kinds = list(dict.fromkeys(cell.f_aug for cell in cells))
+def draw(rows: Sequence[Row], kinds: Sequence[str], out: Path) -> None:
+    """Both pictures, into the folder."""
     of_textures = [row for row in rows if row["part"] == "alignment"]
     alignment_figure(kinds, *pair_grids(of_textures, kinds), out / "alignment_auc.png")
     shares = {}
@@ -319,30 +276,26 @@ def write(cells: Sequence[Cell], kept: Sequence[Row], out: Path, smoke: bool) ->
         shares[title] = mean_grid(at, [row["share"] for row in these], kinds, range(10))
     digits = [str(digit) for digit in range(10)]
     bias_figure(kinds, digits, str(NORMAL_DIGIT), shares, out / "alignment_bias.png")
-    (out / "alignment.md").write_text(page(cells, kept, of_textures, smoke))
-    print(f"wrote {out / 'alignment.md'}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser = study_parser("alignment", __doc__, cells=True, seeds=3)
     parser.add_argument("--steps", type=int, default=Training.steps)
-    parser.add_argument("--cells", type=Path, default=Path("runs/alignment"), help="where trainings are kept")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="tiny trainings, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     sizes = Sizes(replace(TRAINING, steps=options.steps))
-    kinds, data, seeds = tuple(KINDS), (*TEXTURES, "digits"), range(options.seeds)
+    kinds, seeds = tuple(KINDS), range(options.seeds)
+    data: tuple[str, ...] = (*TEXTURES, "digits")
     if options.smoke:
         sizes, kinds, data, seeds = SMOKE, ("CutOut", "CutPaste", "Noise"), ("brick", "digits"), range(1)
     cells = [
         Cell(where, f_aug, seed, sizes, () if where == "digits" else kinds)
         for seed, where, f_aug in itertools.product(seeds, data, kinds)
     ]
-    train_missing(cells, options.cells, options.jobs)
-    kept = [json.loads(cell.path(options.cells).read_text()) for cell in cells]
-    write(cells, kept, options.out, options.smoke)
+    kept = run_missing(cells, lambda cell: cell.path(options.cells), run_cell, options.jobs)
+    rows = [row for cell in kept for row in cell.get("rows", [])]
+    of_textures = [row for row in rows if row["part"] == "alignment"]
+    write_results(options, "alignment", page(cells, kept, of_textures, options), rows)
+    draw(rows, kinds, options.out)
 
 
 if __name__ == "__main__":

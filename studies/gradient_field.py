@@ -1,7 +1,7 @@
 """The talk's figure: does the negative gradient of L_val point to perfect alignment?
 
-    python studies/gradient_field.py            half a minute on one core
-    python studies/gradient_field.py --smoke    a second
+    python -m studies.gradient_field            half a minute on one core
+    python -m studies.gradient_field --smoke    a second
 
 A toy problem without images or a network, so that nothing but the loss is seen. Embeddings are points of
 the plane: normal ones lie around 0, anomalies around (1, 1), both with a standard deviation of 0.15, and
@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssad_hpo.bilevel import LOSSES
-from ssad_hpo.experiment.cells import provenance, write_csv
-from ssad_hpo.experiment.selector_tables import markdown_table
-from ssad_hpo.report.gradient_field import Field, gradient_field_figure
+from studies.lab.figures.gradient_field import Field, gradient_field_figure
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, made_by, markdown_table, write_results
 
 ALIGNED, COLLAPSED = (1.0, 1.0), (0.0, 0.0)
 SPREAD, POINTS = 0.15, 100
@@ -79,7 +77,7 @@ def ends_of_descent(loss: np.ndarray) -> np.ndarray:
     return ends
 
 
-def row_of(loss: str, contamination: float, field: Field) -> dict[str, Any]:
+def row_of(loss: str, contamination: float, field: Field) -> Row:
     """A line of the table: the loss where it matters, and the shares of the grid by where descent ends."""
     ends = ends_of_descent(field.loss)
     at = np.stack([field.u1[ends[..., 1]], field.u2[ends[..., 0]]], axis=-1)
@@ -107,8 +105,8 @@ def row_of(loss: str, contamination: float, field: Field) -> dict[str, Any]:
     }
 
 
-def page(rows: list[dict[str, Any]], per_side: int, smoke: bool) -> str:
-    def cells(row: dict[str, Any]) -> list[object]:
+def page(rows: list[Row], per_side: int, options: argparse.Namespace) -> str:
+    def cells(row: Row) -> list[object]:
         lowest = f"({row['lowest u1']:.1f}, {row['lowest u2']:.1f})"
         values = [f"{row[name]:.3f}" for name in ("loss aligned", "loss collapsed")]
         names = ("aligned", "collapsed", "at the edge", "elsewhere")
@@ -118,8 +116,9 @@ def page(rows: list[dict[str, Any]], per_side: int, smoke: bool) -> str:
     titles = ["L_val", "anomalies", "aligned", "collapsed", "lowest at", "to aligned", "to collapsed"]
     return f"""# The gradient field of L_val
 
-{"**A smoke run: these numbers mean nothing.**" if smoke else "Does descent lead to perfect alignment?"}
-Made by `python studies/gradient_field.py`. {provenance()}
+Does descent lead to perfect alignment?
+
+{made_by("gradient_field", options)}
 
 Embeddings are points of the plane: normal ones around (0, 0), anomalies around (1, 1), standard deviation
 {SPREAD}; augmented ones are normal ones moved by (u1, u2). Perfect alignment is (1, 1); at (0, 0) augmented
@@ -133,11 +132,9 @@ edge of the grid (it runs away), or elsewhere.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser = study_parser("gradient_field", __doc__)
     parser.add_argument("--per-side", type=int, default=41, help="points of the grid along a side")
-    parser.add_argument("--smoke", action="store_true", help="a coarse grid, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     torch.set_num_threads(1)  # the sets are small
     per_side = 9 if options.smoke else options.per_side
     pictures, rows = {}, []
@@ -145,11 +142,8 @@ def main() -> None:
         fields = {loss: field_of(loss, contamination, per_side) for loss in TITLES}
         pictures[f"{contamination:.0%} of the unlabeled points are anomalies"] = list(fields.values())
         rows += [row_of(loss, contamination, field) for loss, field in fields.items()]
-    options.out.mkdir(parents=True, exist_ok=True)
+    write_results(options, "gradient_field", page(rows, per_side, options), rows)
     gradient_field_figure(pictures, ALIGNED, COLLAPSED, options.out / "gradient_field.png")
-    write_csv(rows, options.out / "gradient_field.csv")
-    (options.out / "gradient_field.md").write_text(page(rows, per_side, options.smoke))
-    print(f"wrote {options.out / 'gradient_field.md'}")
 
 
 if __name__ == "__main__":

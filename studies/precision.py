@@ -1,7 +1,7 @@
 """Does bf16 choose as well as float32? The same candidates trained in both precisions, over tasks and seeds.
 
-    python studies/precision.py --jobs 2    about 12 minutes on two cores with bf16
-    python studies/precision.py --smoke     a few seconds
+    python -m studies.precision --jobs 2    about 12 minutes on two cores with bf16
+    python -m studies.precision --smoke     a few seconds
 
 Every cell (task, seed, patch area, precision) is trained once and kept as a file, so that a killed run
 goes on where it was; delete the files after a change to the library. A seed is that of the training; the
@@ -14,30 +14,23 @@ precision.md and .csv.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import hashlib
 import itertools
-import json
-import multiprocessing
-import os
 import statistics
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
 from ssad_hpo.criteria import CRITERIA
-from ssad_hpo.data import Source, builtin, load, read_labels
+from ssad_hpo.data import Source, builtin, load
 from ssad_hpo.evaluate import auc
-from ssad_hpo.search.objective import evaluations
 from ssad_hpo.task import Augmentation, DetectorError, Precision, Training
+from studies.lab.cells import cell_path, run_missing
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.searching import trained, truth_of
 
 TASKS = ("gravel/cutavg", "brick/cutpaste", "grass/cutdiff", "brick/cutavg", "grass/cutout")
 SEEDS = (0, 1, 2)
@@ -54,68 +47,43 @@ class Cell:
     seed: int
     area: float
     precision: Precision
+    smoke: bool = False
 
-    def training(self, smoke: bool) -> Training:
-        settings = replace(TRAINING, width=4, steps=6, batch_size=8) if smoke else TRAINING
+    @property
+    def training(self) -> Training:
+        settings = replace(TRAINING, width=4, steps=6, batch_size=8) if self.smoke else TRAINING
         return replace(settings, seed=self.seed, precision=self.precision)
 
-    def source(self, smoke: bool) -> Source:
+    @property
+    def source(self) -> Source:
         source = builtin(self.task)
-        fewer = {"n_train": 32, "n_unlabeled": 16} if smoke else {}
+        fewer = {"n_train": 32, "n_unlabeled": 16} if self.smoke else {}
         return Source(source.loader, {**source.arguments, **fewer})
 
+    @property
     def augmentation(self) -> Augmentation:
         return Augmentation(self.task.split("/")[1], {"patch_area": self.area, "patch_aspect": 1.0})
 
-    def path(self, folder: Path, smoke: bool) -> Path:
-        """Where the cell is kept: other settings are another file, never taken for this one."""
-        settings = (self.training(smoke), self.source(smoke), self.augmentation())
-        digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-        name = f"{self.task}_{self.precision}_seed{self.seed}_area{self.area:g}_{digest}.json"
-        return folder / name.replace("/", "-")
+    def path(self, folder: Path) -> Path:
+        """Where the cell is kept."""
+        name = f"{self.task}_{self.precision}_seed{self.seed}_area{self.area:g}"
+        return cell_path(folder, name, self.training, self.source, self.augmentation)
 
 
-def run_cell(cell: Cell, path: Path, smoke: bool) -> None:
-    """Train, judge without and with ground truth, and write the file whole or not at all."""
-    started = time.monotonic()
-    row: dict[str, Any] = asdict(cell)
-    source = cell.source(smoke)
+def run_cell(cell: Cell) -> Row:
+    """Train, judge without and with ground truth."""
+    row: Row = asdict(cell)
+    del row["smoke"]
     try:
-        task = load(source)
-        (evaluation,) = evaluations(task, cell.augmentation(), cell.training(smoke))
-        evaluation.detector.fit_density(evaluation.embeddings.train)
-        scores = evaluation.detector.density_score(evaluation.embeddings.unlabeled)
-        labels = read_labels(source)
-        assert labels is not None, "built-in data sets have ground truth"
-        row |= {**evaluation.criteria, "auc": auc(labels, scores), "loss": evaluation.loss}
+        evaluation, scores = trained(load(cell.source), cell.augmentation, cell.training)
     except DetectorError as error:
-        row["failure"] = str(error)
-    row["seconds"] = round(time.monotonic() - started, 2)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(row, indent=2))
-    os.replace(partial, path)
-
-
-def train_missing(cells: list[Cell], folder: Path, jobs: int, smoke: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [cell for cell in cells if not cell.path(folder, smoke).exists()]
-    print(f"{len(cells) - len(missing)} of {len(cells)} cells are there", flush=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(run_cell, cell, cell.path(folder, smoke), smoke) for cell in missing]
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                future.result()
-                if done % 10 == 0 or done == len(missing):
-                    print(f"{done} of {len(missing)} trained", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # an error is shown now, not after the last cell
-            raise
+        return {**row, "failure": str(error)}
+    found = auc(truth_of(cell.source), scores)
+    return {**row, **evaluation.judged.criteria, "auc": found, "loss": evaluation.loss}
 
 
 # ------------------------------------------------------------------------------------------- analysis
 
-Row = dict[str, Any]
 Table = dict[tuple[str, int, str], list[Row]]  # (task, seed, precision) -> candidates, by area
 Pair = tuple[list[Row], list[Row]]
 
@@ -200,12 +168,7 @@ def by_seed(table: Table, task: str, precision: str) -> list[float]:
     return [selected(candidates, "dsv")["auc"] for candidates in studies]
 
 
-def markdown(header: str, rows: list[list[str]]) -> str:
-    lines = [header, " | ".join("---" for _ in header.split(" | ")), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def page(rows: list[Row], training: Training, smoke: bool) -> str:
+def page(rows: list[Row], training: Training, options: argparse.Namespace) -> str:
     table = by_study(rows)
     tasks, seeds, areas = (sorted({row[name] for row in rows}) for name in ("task", "seed", "area"))
     took = {p: statistics.median(r["seconds"] for r in rows if r["precision"] == p) for p in PRECISIONS}
@@ -220,15 +183,13 @@ def page(rows: list[Row], training: Training, smoke: bool) -> str:
         by_task.append(
             [task, f"{float32:.3f} ({each[0]})", f"{bf16:.3f} ({each[1]})", f"{bf16 - float32:+.4f}"]
         )
-    selection = (
-        "criterion | float32 | bf16 | difference (95 % interval) | least to most | + / − / 0, sign test"
-    )
-    selection += " | mean size | between two seeds | same candidate"
-    ranking = "of | precisions, mean | least | two seeds of float32, mean | least | median difference"
-    warning = "**A smoke run: these numbers mean nothing.**\n\n" if smoke else ""
+    shown = ("difference (95 % interval)", "least to most", "+ / − / 0, sign test", "mean size")
+    selection = ["criterion", "float32", "bf16", *shown, "between two seeds", "same candidate"]
+    compared = ["of", "precisions, mean", "least", "two seeds of float32, mean", "least", "median difference"]
+    ranking = markdown_table(compared, [correlation_row(table, name) for name in (*CRITERIA, "auc")])
     return f"""# bf16 against float32
 
-{warning}{datetime.date.today()}, PyTorch {torch.__version__}. Made by `python studies/precision.py`.
+{made_by("precision", options)}
 
 {len(tasks)} tasks × {len(seeds)} training seeds × {len(areas)} candidates (f_aug of the task's own kind,
 patch areas {", ".join(f"{area:g}" for area in areas)}, aspect 1), each trained in float32 and under bf16
@@ -243,8 +204,7 @@ Means over {len(tasks) * len(seeds)} pairs of task and seed. Differences are bf1
 and seed: positive ones are in favour of bf16. The *mean size* of these differences is to be seen beside that
 *between two seeds* of float32 on the same task, which is what chance alone does to a selection.
 
-{markdown(selection, [selection_row(table, criterion) for criterion in CRITERIA])}
-
+{markdown_table(selection, [selection_row(table, criterion) for criterion in CRITERIA])}
 With tasks as the unit (means over seeds), DSV's difference is {interval(of_tasks)}. Of all
 {len(every)} pairs of detectors, selected or not, AUC differs by {interval(every)}; {signs(every)}.
 Those of one task are not independent, so that these last two figures claim too much.
@@ -253,37 +213,24 @@ Those of one task are not independent, so that these last two figures claim too 
 
 Mean AUC (of each seed).
 
-{markdown("task | float32 | bf16 | difference", by_task)}
-
+{markdown_table(["task", "float32", "bf16", "difference"], by_task)}
 ## Do the precisions rank candidates alike?
 
 Spearman's correlation over the {len(areas)} candidates of a task and seed: mean and least between precisions,
 the same between two seeds of float32; and the median absolute difference between precisions.
 
-{markdown(ranking, [correlation_row(table, name) for name in (*CRITERIA, "auc")])}
-"""
+{ranking}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each")
-    parser.add_argument("--cells", type=Path, default=Path("runs/precision"), help="where trainings are kept")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="tiny trainings, only to see that it works")
-    options = parser.parse_args()
+    options = parse(study_parser("precision", __doc__, cells=True))
     tasks, seeds, areas = (TASKS[:2], SEEDS[:2], AREAS[1:]) if options.smoke else (TASKS, SEEDS, AREAS)
-    cells = [Cell(*at) for at in itertools.product(tasks, seeds, areas, PRECISIONS)]
-    train_missing(cells, options.cells, options.jobs, options.smoke)
-
-    rows = [json.loads(cell.path(options.cells, options.smoke).read_text()) for cell in cells]
-    options.out.mkdir(parents=True, exist_ok=True)
-    columns = dict.fromkeys(name for row in rows for name in row)
-    with open(options.out / "precision.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(rows)
-    (options.out / "precision.md").write_text(page(rows, cells[0].training(options.smoke), options.smoke))
-    print(f"wrote {options.out / 'precision.md'}")
+    cells = [
+        Cell(task, seed, area, precision, options.smoke)
+        for task, seed, area, precision in itertools.product(tasks, seeds, areas, PRECISIONS)
+    ]
+    rows = run_missing(cells, lambda cell: cell.path(options.cells), run_cell, options.jobs)
+    write_results(options, "precision", page(rows, cells[0].training, options), rows)
 
 
 if __name__ == "__main__":

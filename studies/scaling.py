@@ -1,7 +1,7 @@
 """What a study costs, as a formula: fitted on a few measured studies, checked on others, then extrapolated.
 
-    python studies/scaling.py            about 5 minutes on two cores
-    python studies/scaling.py --smoke    a few seconds
+    python -m studies.scaling            about 5 minutes on two cores
+    python -m studies.scaling --smoke    a few seconds
 
 A study trains T detectors on W workers. A trial has S steps of 2 B images (B normal, B augmented) of P
 pixels, and E evaluations of M images. An encoder has N parameters and needs F operations for one image in
@@ -18,17 +18,13 @@ Writes scaling.md and .csv.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import math
 import multiprocessing
-import platform
 import statistics
 import time
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,8 +32,10 @@ from scipy.optimize import least_squares
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssad_hpo.encoder import build_network
-from ssad_hpo.search import objective
 from ssad_hpo.task import Augmentation, Task, Training
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, cores, made_by, markdown_table, write_results
+from studies.lab.searching import trained
 
 EVALUATIONS = (0.5, 0.75, 1.0)  # E = 3, as many as Training's default has
 AUGMENTATION = Augmentation("cutpaste", {"patch_area": 0.05, "patch_aspect": 1.0})
@@ -124,20 +122,14 @@ def work(
     torch.set_num_threads(1)
     for study in studies:
         task = study.task()
-        run_trial(task, replace(study.training(), steps=4))  # warm-up
+        trained(task, AUGMENTATION, replace(study.training(), steps=4))  # warm-up
         for _ in range(repeats):
             start.wait()
             began = time.perf_counter()
             for _ in range(worker, study.trials, study.workers):
-                run_trial(task, study.training())
+                trained(task, AUGMENTATION, study.training())
             results.put(time.perf_counter() - began)
             start.wait()
-
-
-def run_trial(task: Task, training: Training) -> None:
-    *_, last = objective.evaluations(task, AUGMENTATION, training)
-    last.detector.fit_density(last.embeddings.train)
-    last.detector.density_score(last.embeddings.unlabeled)
 
 
 def measured(studies: list[Study], repeats: int) -> dict[Study, float]:
@@ -224,14 +216,9 @@ def duration(seconds: float) -> str:
 # ------------------------------------------------------------------------------------------ reporting
 
 
-def table(header: str, rows: list[list[str]]) -> str:
-    lines = [header, " | ".join("---" for _ in header.split(" | ")), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def page(rows: list[dict[str, str]], constants: Constants, options: argparse.Namespace) -> str:
+def page(rows: list[Row], constants: Constants, options: argparse.Namespace) -> str:
     coordinates = [field.name for field in fields(Study)]
-    heading = " | ".join(["", *(c.replace("_", " ") for c in coordinates), "measured", "predicted", "error"])
+    heading = ["", *(name.replace("_", " ") for name in coordinates), "measured", "predicted", "error"]
     shown = ["role", *coordinates, "measured", "predicted"]
     points = [[*(row[name] for name in shown), f"{float(row['error']):+.0%}"] for row in rows]
     errors = [abs(float(row["error"])) for row in rows if row["role"] == "checked"]
@@ -250,13 +237,11 @@ def page(rows: list[dict[str, str]], constants: Constants, options: argparse.Nam
         gpus.append([str(rate), *(duration(on_gpus(study, flops, rate)) for study in studies)])
     one, every = (
         duration(constants.seconds(replace(PAPER, trials=t, workers=w), needs))
-        for t, w in ((1, 1), (trials, options.cores))
+        for t, w in ((1, 1), (trials, cores()))
     )
-    smoke = "**A smoke run: these numbers mean nothing.**\n\n" if options.smoke else ""
     return f"""# What a study costs
 
-{smoke}{processor()}, {options.cores} cores, PyTorch {torch.__version__}. {datetime.date.today()}.
-Made by `python studies/scaling.py`.
+{made_by("scaling", options)}
 
 A study trains T detectors on W workers. A trial has S steps of 2 B images (B normal, B augmented) of P
 pixels, and E = {len(EVALUATIONS)} evaluations of M images (train, augmented and unlabeled). An encoder has N
@@ -276,8 +261,7 @@ Over the {len(errors)} studies that the fit has not seen: median error {middle},
 Studies with two workers are predicted as if the two did not disturb each other. Seconds, medians of
 {options.repeats} runs.
 
-{table(heading, points)}
-
+{markdown_table(heading, points)}
 ## The paper's tasks
 
 {product} = {trials} trainings (the numbers of
@@ -291,32 +275,19 @@ Also assumed: no step is faster than {1000 * GPU_STEP:.0f} ms (the host launches
 and a trial takes {GPU_TRIAL:.0f} s beside its steps. Trials are independent, so W GPUs share them without
 talking.
 
-{table("sustained TFLOP/s | one training | 1 GPU | 8 GPUs | 64 GPUs", gpus)}
-
+{markdown_table(["sustained TFLOP/s", "one training", "1 GPU", "8 GPUs", "64 GPUs"], gpus)}
 By the fitted formula, far outside of what it was fitted on, one worker of this machine needs {one} for
-one such training, and its {options.cores} cores {every} for all.
+one such training, and its {cores()} cores {every} for all.
 """
 
 
-def processor() -> str:
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("scaling", __doc__, seeds=5)
     parser.add_argument("--repeats", type=int, default=3, help="of every measured study")
     parser.add_argument(
         "--candidates", type=int, default=16, help="of each f_aug on each of the paper's tasks"
     )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="tiny studies, only to see that it works")
-    options = parser.parse_args()
-    options.cores = torch.get_num_threads()
+    options = parse(parser)
     fitted, checked = FITTED, CHECKED
     if options.smoke:
         options.repeats = 1
@@ -332,14 +303,8 @@ def main() -> None:
         row = {"role": "fitted" if study in fitted else "checked", **asdict(study)}
         row |= {"gflop_per_image": f"{needs[study].flops / 1e9:.4f}", "measured": f"{took:.3f}"}
         row |= {"predicted": f"{predicted:.3f}", "error": f"{predicted / took - 1:.4f}"}
-        rows.append({name: str(value) for name, value in row.items()})
-    options.out.mkdir(parents=True, exist_ok=True)
-    with open(options.out / "scaling.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    (options.out / "scaling.md").write_text(page(rows, constants, options))
-    print(f"wrote {options.out / 'scaling.md'}")
+        rows.append(row)
+    write_results(options, "scaling", page(rows, constants, options), rows)
 
 
 if __name__ == "__main__":

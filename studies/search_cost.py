@@ -1,7 +1,7 @@
 """What stopping poor trials early saves, and what TPE finds that random draws do not.
 
-    python studies/search_cost.py --jobs 2      four hours on two cores
-    python studies/search_cost.py --smoke       half a minute
+    python -m studies.search_cost --jobs 2      four hours on two cores
+    python -m studies.search_cost --smoke       half a minute
 
 Chosen before any result was seen. Tasks at 32 pixels: gravel, brick and grass with one f_gen each (CutDiff of
 area 0.05, CutOut of 0.05, CutPaste of 0.1), gravel with crops of brick, digits 4 and 7 against other digits.
@@ -32,22 +32,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import optuna
 
-from ssad_hpo.data import Source, builtin, load, read_labels
-from ssad_hpo.evaluate import auc, compare
-from ssad_hpo.experiment.cells import cell_path, provenance, run_missing, write_csv
-from ssad_hpo.experiment.selector_tables import markdown_table
-from ssad_hpo.search import Objective, candidates, open_study, run_search
-from ssad_hpo.task import SearchSpace, Training
+from ssad_hpo.data import Source, builtin, load
+from ssad_hpo.evaluate import auc
+from ssad_hpo.task import Sampler, SearchSpace, Training
+from studies.lab.cells import cell_path, run_missing
+from studies.lab.comparing import compare
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.searching import searched, truth_of
 
 PATCHES = ("cutout", "cutpaste", "cutdiff")
 TASKS = {
@@ -56,7 +54,7 @@ TASKS = {
     "digits/4": ("rotation",),
     "digits/7": ("rotation",),
 }
-SAMPLERS = ("tpe", "random")
+SAMPLERS: tuple[Sampler, ...] = ("tpe", "random")
 TRIALS, PREFIXES = 16, (4, 8, 16)
 SHORT = Training(width=16, steps=250, batch_size=32, evaluate_at=(0.125, 0.5, 1.0), precision="float32")
 LONG = replace(SHORT, steps=500, batch_size=64, evaluate_at=(0.125, 0.25, 0.5, 1.0))
@@ -110,8 +108,6 @@ PARTS = {
     ),
 }
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -119,7 +115,7 @@ class Cell:
 
     part: str
     task: str
-    sampler: str
+    sampler: Sampler
     arm: str
     seed: int
     trials: int
@@ -141,32 +137,26 @@ class Cell:
 
 def run_cell(cell: Cell) -> Row:
     """Search without labels, then judge every detector that reached the full budget."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     named = builtin(cell.task)
     source = Source(named.loader, {**named.arguments, "image_size": 32, "seed": cell.seed})
-    task = load(source)
-    with tempfile.TemporaryDirectory() as artifacts:
-        objective = Objective(task, "dsv", SearchSpace(TASKS[cell.task]), cell.trained, artifacts=artifacts)
-        storage = optuna.storages.InMemoryStorage()
-        factor = PARTS[cell.part].arms[cell.arm][0]
-        how = {"pruner": "asha", "reduction_factor": factor} if factor else {"pruner": "none"}
-        study = open_study(storage, "search_cost", objective, sampler=cell.sampler, seed=cell.seed, **how)
-        started = time.monotonic()
-        run_search(study, objective, cell.trials)
-        searching = time.monotonic() - started
-        found = {candidate.number: candidate for candidate in candidates(study)}
-        labels = read_labels(source)
-        aucs = {number: auc(labels, candidate.scores()) for number, candidate in found.items()}
+    factor = PARTS[cell.part].arms[cell.arm][0]
+    space = SearchSpace(TASKS[cell.task])
+    result = searched(
+        load(source), space, cell.trained, cell.trials, sampler=cell.sampler, reduction_factor=factor
+    )
+    truth = truth_of(source)
+    dsv = {candidate.number: candidate.criteria["dsv"] for candidate, _ in result.found}
+    aucs = {candidate.number: auc(truth, scores) for candidate, scores in result.found}
     trials = [
         {
             "steps": max(trial.intermediate_values, default=cell.training.steps),  # a failed one: at most
             "state": trial.state.name.lower(),
-            "dsv": found[trial.number].criteria["dsv"] if trial.number in found else None,
+            "dsv": dsv.get(trial.number),
             "auc": aucs.get(trial.number),
         }
-        for trial in study.get_trials(deepcopy=False)
+        for trial in result.trials
     ]
-    return {"searching": searching, "trials": trials}
+    return {"searching": result.seconds, "trials": trials}
 
 
 def chosen(trials: Sequence[Row]) -> Row:
@@ -222,8 +212,7 @@ def against(rows: Sequence[Row], one: dict[str, object], other: dict[str, object
     first, second = ({run: values[run] for run in both} for values in (first, second))
     clusters = {task: task if task.startswith("digits") else task.partition("/")[0] for task, _ in both}
     found, reverse = compare(first, second, clusters), compare(second, first, clusters)
-    interval = f"{found.low:+.3f} … {found.high:+.3f}"
-    return [f"{found.difference:+.4f}", interval, f"{found.p_run:.3f}", f"{reverse.p_run:.3f}"]
+    return [f"{found.difference:+.4f}", found.interval, f"{found.p_run:.3f}", f"{reverse.p_run:.3f}"]
 
 
 def pruning_table(rows: Sequence[Row], arms: Sequence[str], trials: int) -> str:
@@ -301,23 +290,15 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="side by side, one thread each")
-    parser.add_argument("--cells", type=Path, default=Path("runs/search_cost"), help="what is kept")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="tiny trainings, only to see that it works")
-    options = parser.parse_args()
+    options = parse(study_parser("search_cost", __doc__, cells=True))
     cells = cells_of(options)
     kept = run_missing(cells, lambda cell: cell.path, run_cell, options.jobs)
     rows, trials = rows_of(cells, kept), cells[0].trials
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, options.out / "search_cost.csv")
-    said = "**A smoke run: these numbers mean nothing.** " if options.smoke else ""
     prefixes = [n for n in PREFIXES if n < trials] + [trials]
     parts = [part_text(n, [row for row in rows if row["part"] == n], trials, prefixes) for n in PARTS]
     text = f"""# What a search costs
 
-{said}Made by `python studies/search_cost.py`. {provenance()}
+{made_by("search_cost", options)}
 
 Images are of 32 pixels. "asha/4 from 1/8": judged first at an eighth of the steps, then at each rung four
 times as far, and the best of every four go on. The head of studies/search_cost.py says what was fixed before
@@ -328,8 +309,7 @@ Steps: of all detectors, as a share of {trials} whole trainings. AUC, best: amon
 p: one-sided Wilcoxon over tasks × seeds, AUC with ASHA higher (better) or lower (worse) than without.
 
 {chr(10).join(parts)}"""
-    (options.out / "search_cost.md").write_text(text)
-    print(f"wrote {options.out / 'search_cost.md'}")
+    write_results(options, "search_cost", text, rows)
 
 
 if __name__ == "__main__":

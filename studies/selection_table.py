@@ -5,9 +5,9 @@ does not depend on the unlabelled images, so all tasks with the same train image
 goes on where it was. From the kept cells comes the table: mean AUC and mean rank over tasks of what each
 selector chooses, its regret, and the p-value of DSV against it.
 
-    python studies/selection_table.py --jobs 2
-    python studies/selection_table.py --smoke
-    python studies/selection_table.py --mvtec DIR --mpdd DIR      (the papers' setting; days on a CPU)
+    python -m studies.selection_table --jobs 2
+    python -m studies.selection_table --smoke
+    python -m studies.selection_table --mvtec DIR --mpdd DIR      (the papers' setting; days on a CPU)
 
 Chosen before any result was seen: textures gravel, brick and grass, each with f_gen CutOut, CutAvg,
 CutPaste and CutDiff at areas 0.02 and 0.1 (aspect 0.5 to 2) and with crops of the two other textures as
@@ -21,20 +21,12 @@ where DSV wins and of what candidates learned.
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
 import itertools
 import json
-import os
-import platform
-import subprocess
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +38,12 @@ from ssad_hpo.criteria import evaluate_all
 from ssad_hpo.data import Source, builtin, find_categories, load, read_labels
 from ssad_hpo.detector import train
 from ssad_hpo.evaluate import auc
-from ssad_hpo.experiment.selector_tables import ANY_KIND, RANDOM_DYNAMIC, Row, markdown
 from ssad_hpo.task import Augmentation, DetectorError, Range, Training
+from studies.lab.cells import cell_path, run_missing
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, made_by, write_results
+from studies.lab.searching import Scores
+from studies.lab.selector_tables import ANY_KIND, RANDOM_DYNAMIC, markdown
 
 AREAS, ASPECTS, ANGLES = (0.005, 0.02, 0.06, 0.2), (0.5, 2.0), (30.0, 60.0, 90.0, 120.0, 150.0, 180.0)
 PATCHES = ("cutout", "cutavg", "cutdiff", "cutpaste")
@@ -67,20 +63,17 @@ class TrainSet:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: what is kept of it lies in FOLDER/NAME.json and FOLDER/NAME.npz."""
+    """One training of a candidate, judged on all tasks of its train set."""
 
     train_set: TrainSet
     augmentation: Augmentation
     candidate: str
     seed: int
 
-    @property
-    def name(self) -> str:
-        """Unique among cells of any settings: a kept cell is never taken for one that was set otherwise."""
-        settings = (self.train_set.training, self.augmentation, [s.to_json() for s in self.train_set.sources])
-        digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-        parts = (self.train_set.name, self.augmentation.kind, self.candidate, f"seed{self.seed}", digest)
-        return "_".join(parts).replace(" ", "-").replace("/", "-")
+    def path(self, folder: Path) -> Path:
+        """Where the cell is kept."""
+        name = f"{self.train_set.name}_{self.augmentation.kind}_{self.candidate}_seed{self.seed}"
+        return cell_path(folder, name, self.train_set.training, self.augmentation, self.train_set.sources)
 
 
 def texture_sets(seed: int, training: Training) -> Iterator[TrainSet]:
@@ -127,95 +120,68 @@ def anomaly_of(source: Source) -> str:
     return {"others": "other digits", "rotated": "turned digits"}.get(anomaly, anomaly or "in the wild")
 
 
-def run_cell(cell: Cell, folder: Path) -> None:
-    """Train one detector, judge it on every task of its train set without labels, and keep that."""
-    torch.set_num_threads(1)
-    started = time.monotonic()
+def run_cell(cell: Cell) -> Row:
+    """Train one detector, and judge it on every task of its train set without labels."""
     tasks = [load(source) for source in cell.train_set.sources]
     images = tasks[0].train
-    row: Row = {
-        "train_set": cell.train_set.name,
-        "f_aug": cell.augmentation.kind,
-        "candidate": cell.candidate,
-        "hyperparameters": {
-            n: asdict(v) if isinstance(v, Range) else v for n, v in cell.augmentation.hyperparameters.items()
-        },
-        "seed": cell.seed,
-        "steps": cell.train_set.training.steps,
-        "tasks": {},
-    }
-    scores: dict[str, np.ndarray] = {}
+    assert all(torch.equal(task.train, images) for task in tasks), "tasks of one train set share its images"
+    of_tasks: Row = {}
     try:
         training = replace(cell.train_set.training, seed=cell.seed)
         (checkpoint,) = train(images, cell.augmentation, training)
         detector = checkpoint.detector
-        trained, augmented = detector.embed(images), detector.embed_augmented(images)
-        detector.fit_density(trained)
-        row["loss"] = checkpoint.loss
+        embedded, augmented = detector.embed(images), detector.embed_augmented(images)
+        detector.fit_density(embedded)
         for task in tasks:
-            assert torch.equal(task.train, images), "tasks of one train set must share their train images"
             unlabeled = detector.embed(task.unlabeled)
-            row["tasks"][task.name] = evaluate_all(trained, augmented, unlabeled)
-            scores[task.name] = detector.density_score(unlabeled).numpy()
+            criteria = evaluate_all(embedded, augmented, unlabeled)
+            of_tasks[task.name] = {"criteria": criteria, "scores": detector.density_score(unlabeled).tolist()}
     except (DetectorError, ValueError) as error:
-        row["failure"] = str(error)
-    row["seconds"] = round(time.monotonic() - started, 2)
-    np.savez(folder / f"{cell.name}.npz.partial.npz", **{k.replace("/", "|"): v for k, v in scores.items()})
-    os.replace(folder / f"{cell.name}.npz.partial.npz", folder / f"{cell.name}.npz")
-    (folder / f"{cell.name}.json.partial").write_text(json.dumps(row))
-    os.replace(folder / f"{cell.name}.json.partial", folder / f"{cell.name}.json")  # last: the cell is whole
+        return {"failure": str(error)}
+    return {"loss": checkpoint.loss, "tasks": of_tasks}
 
 
-def run_cells(cells: list[Cell], folder: Path, jobs: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [cell for cell in cells if not (folder / f"{cell.name}.json").is_file()]
-    print(f"{len(cells)} trainings, {len(cells) - len(missing)} kept from before", flush=True)
-    started = time.monotonic()
-    with ProcessPoolExecutor(jobs) as pool:
-        for done, _ in enumerate(pool.map(run_cell, missing, itertools.repeat(folder)), 1):
-            left = (time.monotonic() - started) / done * (len(missing) - done)
-            print(f"\r{done}/{len(missing)}, {left / 60:.0f} min left", end="", flush=True)
-    print()
-
-
-def judge(cells: Iterable[Cell], folder: Path) -> list[tuple[Row, np.ndarray]]:
+def judge(cells: Sequence[Cell], kept: Sequence[Row]) -> list[tuple[Row, Scores]]:
     """A row with AUC and all criteria for every kept (task, f_aug, candidate, seed), and its scores."""
-    judged: list[tuple[Row, np.ndarray]] = []
-    labels: dict[str, np.ndarray | None] = {}
-    for cell in cells:
-        kept = json.loads((folder / f"{cell.name}.json").read_text())
-        if "failure" in kept:
-            print(f"{cell.name} failed: {kept['failure']}", file=sys.stderr)
+    judged: list[tuple[Row, Scores]] = []
+    truths: dict[str, np.ndarray | None] = {}
+    for cell, content in zip(cells, kept, strict=True):
+        train_set, augmentation = cell.train_set, cell.augmentation
+        if "failure" in content:
+            at = f"{train_set.name}, {augmentation}, seed {cell.seed}"
+            print(f"{at} failed: {content['failure']}", file=sys.stderr)
             continue
-        with np.load(folder / f"{cell.name}.npz") as arrays:
-            for source, (task, criteria) in zip(cell.train_set.sources, kept["tasks"].items(), strict=True):
-                key = json.dumps(source.to_json())
-                if key not in labels:
-                    labels[key] = read_labels(source)
-                truth, score = labels[key], arrays[task.replace("/", "|")]
-                if truth is None:
-                    continue
-                row: Row = {
-                    "task": task,
-                    "train_set": cell.train_set.name,
-                    "anomaly": anomaly_of(source),
-                    "f_aug": cell.augmentation.kind,
-                    "candidate": cell.candidate,
-                    **{k: kept["hyperparameters"].get(k) for k in ("patch_area", "patch_aspect", "angle")},
-                    "seed": cell.seed,
-                    "steps": kept["steps"],
-                    "loss": kept["loss"],
-                    "seconds": kept["seconds"],
-                    "auc": auc(truth, score),
-                    **criteria,
-                }
-                judged.append((row, score))
+        values = {
+            n: asdict(v) if isinstance(v, Range) else v for n, v in augmentation.hyperparameters.items()
+        }
+        for source, (task, found) in zip(train_set.sources, content["tasks"].items(), strict=True):
+            key = json.dumps(source.to_json())
+            if key not in truths:
+                truths[key] = read_labels(source)
+            truth, scores = truths[key], np.array(found["scores"])
+            if truth is None:
+                continue
+            row: Row = {
+                "task": task,
+                "train_set": train_set.name,
+                "anomaly": anomaly_of(source),
+                "f_aug": augmentation.kind,
+                "candidate": cell.candidate,
+                **{name: values.get(name) for name in ("patch_area", "patch_aspect", "angle")},
+                "seed": cell.seed,
+                "steps": train_set.training.steps,
+                "loss": content["loss"],
+                "seconds": content["seconds"],
+                "auc": auc(truth, scores),
+                **found["criteria"],
+            }
+            judged.append((row, scores))
     return judged
 
 
-def with_consensus(judged: list[tuple[Row, np.ndarray]]) -> list[Row]:
+def with_consensus(judged: list[tuple[Row, Scores]]) -> list[Row]:
     """The rows with all consensus merits, taken among the candidates of a task, f_aug and seed."""
-    groups: dict[tuple[str, str, int], list[tuple[Row, np.ndarray]]] = defaultdict(list)
+    groups: dict[tuple[str, str, int], list[tuple[Row, Scores]]] = defaultdict(list)
     for row, score in judged:
         if row["candidate"] != RANDOM_DYNAMIC and np.ptp(score) > 0:  # a constant score ranks nothing
             groups[row["task"], row["f_aug"], row["seed"]].append((row, score))
@@ -228,7 +194,7 @@ def with_consensus(judged: list[tuple[Row, np.ndarray]]) -> list[Row]:
     return [row for row, _ in judged]
 
 
-def of_any_kind(judged: list[tuple[Row, np.ndarray]]) -> list[tuple[Row, np.ndarray]]:
+def of_any_kind(judged: list[tuple[Row, Scores]]) -> list[tuple[Row, Scores]]:
     """The same candidates, those of all kinds together, where a train set has several kinds."""
     kinds = defaultdict(set)
     for row, _ in judged:
@@ -253,14 +219,36 @@ def track(rows: list[Row], out: Path, uri: str) -> None:
     print(f"MLflow: {left} records undelivered" if left else f"MLflow: {len(rows)} children at {uri}")
 
 
+def sets_of(options: argparse.Namespace, seed: int) -> list[TrainSet]:
+    """The train sets of one seed: embedded ones, or the folders that were asked for."""
+    if options.mvtec or options.mpdd:
+        paper = Training(encoder=options.encoder, steps=options.folder_steps, evaluate_at=(1.0,))
+        roots = [root for root in (options.mvtec, options.mpdd) if root]
+        sets = [s for root in roots for s in folder_sets(root, options.image_size, paper)]
+    else:
+        steps, width = (4, 4) if options.smoke else (options.steps, 16)
+        training = Training(steps=steps, width=width, evaluate_at=(1.0,))
+        sets = [*texture_sets(seed, training), *digit_sets(seed, training)]
+    if options.smoke:
+        sets = [replace(s, sources=s.sources[:2], kinds=s.kinds[:1]) for s in (sets[0], sets[-1])]
+    return sets
+
+
+def cells_of(options: argparse.Namespace) -> list[Cell]:
+    cells = []
+    for seed in range(1 if options.smoke else options.seeds):
+        for train_set in sets_of(options, seed):
+            for kind in train_set.kinds:
+                if options.kinds and kind not in options.kinds:
+                    continue
+                chosen = list(candidates(kind))
+                chosen = [*chosen[:2], chosen[-1]] if options.smoke else chosen
+                cells += [Cell(train_set, augmentation, name, seed) for name, augmentation in chosen]
+    return cells
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--cells", type=Path, default=Path("runs/selection_table"), help="kept trainings")
-    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_parser("selection_table", __doc__, cells=True, seeds=3)
     parser.add_argument("--steps", type=int, default=Training.steps)
     parser.add_argument("--kinds", nargs="+", help="of f_aug; all by default")
     parser.add_argument("--mvtec", type=Path)
@@ -268,55 +256,22 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256, help="of MVTec AD and MPDD")
     parser.add_argument("--encoder", default="resnet18", help="for MVTec AD and MPDD")
     parser.add_argument("--folder-steps", type=int, default=10_000, help="for MVTec AD and MPDD")
-    parser.add_argument("--tracking-uri", default=None, help="MLflow's address; none by default")
-    parser.add_argument("--smoke", action="store_true", help="a few tiny trainings, in seconds")
-    options = parser.parse_args()
+    parser.add_argument("--tracking-uri", help="MLflow's address; none by default")
+    options = parse(parser)
 
-    seeds = range(1 if options.smoke else options.seeds)
-    steps, width = (4, 4) if options.smoke else (options.steps, 16)
-    training = Training(steps=steps, width=width, evaluate_at=(1.0,))
-    paper = Training(encoder=options.encoder, steps=options.folder_steps, evaluate_at=(1.0,))
-    cells: list[Cell] = []
-    for seed in seeds:
-        if options.mvtec or options.mpdd:
-            roots = [root for root in (options.mvtec, options.mpdd) if root]
-            sets = [s for root in roots for s in folder_sets(root, options.image_size, paper)]
-        else:
-            sets = [*texture_sets(seed, training), *digit_sets(seed, training)]
-        if options.smoke:
-            sets = [replace(s, sources=s.sources[:2], kinds=s.kinds[:1]) for s in (sets[0], sets[-1])]
-        for train_set in sets:
-            for kind in train_set.kinds:
-                if options.kinds and kind not in options.kinds:
-                    continue
-                chosen = list(candidates(kind))
-                chosen = [*chosen[:2], chosen[-1]] if options.smoke else chosen
-                cells += [Cell(train_set, augmentation, name, seed) for name, augmentation in chosen]
-
-    started = time.monotonic()
-    run_cells(cells, options.cells, options.jobs)
-    judged = judge(cells, options.cells)
+    cells = cells_of(options)
+    kept = run_missing(cells, lambda cell: cell.path(options.cells), run_cell, options.jobs)
+    judged = judge(cells, kept)
     rows = with_consensus(judged)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "selection_table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(
-            file, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n"
-        )
-        writer.writeheader()
-        writer.writerows(rows)
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    trained = sum(json.loads((options.cells / f"{c.name}.json").read_text())["seconds"] for c in cells)
     header = (
-        f"{len(cells)} trainings of {cells[0].train_set.training.steps} steps, {trained / 60:.0f} minutes of "
-        f"one core; {os.cpu_count()} cores ({platform.processor() or platform.machine()}), torch "
-        f"{torch.__version__}, {date.today()}, commit {revision.strip() or 'none'}."
+        f"{made_by('selection_table', options)}\n\n{len(cells)} trainings of "
+        f"{cells[0].train_set.training.steps} steps, together "
+        f"{sum(content['seconds'] for content in kept) / 60:.0f} minutes of one core."
     )
-    text = markdown([*rows, *with_consensus(of_any_kind(judged))], header)
-    (options.out / "selection_table.md").write_text(text)
-    print(text)
+    page = markdown([*rows, *with_consensus(of_any_kind(judged))], header)
+    write_results(options, "selection_table", page, rows)
     if options.tracking_uri:
         track(rows, options.cells, options.tracking_uri)
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes; table and CSV in {options.out}")
 
 
 if __name__ == "__main__":

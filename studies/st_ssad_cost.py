@@ -1,7 +1,7 @@
 """What a step of ST-SSAD's hyperparameters costs beside a training step, and whether memory stays flat.
 
-    python studies/st_ssad_cost.py             ten minutes on one core
-    python studies/st_ssad_cost.py --smoke     seconds
+    python -m studies.st_ssad_cost             ten minutes on one core
+    python -m studies.st_ssad_cost --smoke     seconds
 
 A plain training step, one with a step of the hyperparameters by first and one by second order are taken in
 turns in one process, so that whatever disturbs the machine disturbs all; the middle of their times counts.
@@ -12,7 +12,6 @@ Writes st_ssad_cost.md.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -21,19 +20,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ssad_hpo.bilevel.run import Run
 
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning, prepare
-from ssad_hpo.experiment.cells import provenance
-from ssad_hpo.experiment.selector_tables import markdown_table
-from ssad_hpo.task import Augmentation, Task, Training
+from ssad_hpo.bilevel.descent import Descent
+from ssad_hpo.task import SearchSpace, Task, Training
+from studies.lab.options import parse, study_parser
+from studies.lab.results import made_by, markdown_table, write_results
 
 SETTINGS = (  # encoder, pixels, kind
     *(("small", 32, kind) for kind in ("cutdiff", "cutpaste", "rotation")),
     ("small", 64, "cutdiff"),
     ("resnet18", 32, "cutdiff"),
 )
-READ_AT = (100, 500, 1000, 1500, 2000)
+READ_AT: tuple[int, ...] = (100, 500, 1000, 1500, 2000)
 
 
 def random_task(pixels: int) -> Task:
@@ -42,14 +41,14 @@ def random_task(pixels: int) -> Task:
     return Task("random", images[:256], images[256:])
 
 
-def started(task: Task, kind: str, tuning: Tuning, training: Training) -> Run:
-    setting, starts = prepare(task, Augmentation(kind), tuning, training)
-    return Run(setting, starts[0])
+def started(task: Task, tuning: Tuning, training: Training) -> Descent:
+    problem, starts = prepare(task, tuning, training, "cpu")
+    return Descent(problem, starts[0])
 
 
 def milliseconds(task: Task, kind: str, training: Training, rounds: int) -> dict[str, float]:
     """The median time of each sort of step, after one to warm up."""
-    first, second = (started(task, kind, Tuning(order=order), training) for order in (1, 2))
+    first, second = (started(task, Tuning(SearchSpace(kind), order=order), training) for order in (1, 2))
     sorts: dict[str, Callable[[], object]] = {
         "plain": lambda: second._training_step(second._training_batch()),
         "first": lambda: first._outer_step(first._training_batch()),
@@ -66,8 +65,8 @@ def milliseconds(task: Task, kind: str, training: Training, rounds: int) -> dict
 
 def memory(task: Task, training: Training, read_at: tuple[int, ...]) -> dict[int, float]:
     """Resident MiB after so many steps of the hyperparameters."""
-    tuning = Tuning(order=2, detector_steps=1, warm_start=0.0)
-    run = started(task, "cutdiff", tuning, replace(training, steps=read_at[-1]))
+    tuning = Tuning(SearchSpace("cutdiff"), order=2, detector_steps=1, warm_start=0.0)
+    run = started(task, tuning, replace(training, steps=read_at[-1]))
     resident = {}
     for done, _ in enumerate(run.train(until=read_at[-1]), 1):
         if done in read_at:
@@ -77,17 +76,12 @@ def memory(task: Task, training: Training, read_at: tuple[int, ...]) -> dict[int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("st_ssad_cost", __doc__)
     parser.add_argument("--rounds", type=int, default=40, help="of one step of each sort")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="a few tiny steps, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     torch.set_num_threads(1)
-    training, settings, read_at = (
-        replace(DEFAULT_TRAINING, evaluate_at=(1.0,), precision="float32"),
-        SETTINGS,
-        READ_AT,
-    )
+    training = replace(DEFAULT_TRAINING, evaluate_at=(1.0,), precision="float32")
+    settings, read_at = SETTINGS, READ_AT
     if options.smoke:
         training, settings = replace(training, batch_size=4, width=2), (("small", 16, "cutdiff"),)
         read_at, options.rounds = (2, 4), 2
@@ -107,10 +101,10 @@ def main() -> None:
     tuning = Tuning()
     text = f"""# What a step of ST-SSAD's hyperparameters costs
 
-{"**A smoke run: these numbers mean nothing.**" if options.smoke else ""}
-Made by `python studies/st_ssad_cost.py`. {provenance()} One thread, medians of {options.rounds} steps of each
-sort, taken in turns. A training step has {training.batch_size} + {training.batch_size} images. Steps of the
-hyperparameters include the training step that they come with; {tuning.virtual_images} +
+{made_by("st_ssad_cost", options)}
+One thread, medians of {options.rounds} steps of each sort, taken in turns. A training step has
+{training.batch_size} + {training.batch_size} images. Steps of the hyperparameters include the training step
+that they come with; {tuning.virtual_images} +
 {tuning.virtual_images} images in the virtual step, {tuning.validation_train} + {tuning.validation_train} +
 {tuning.validation_unlabeled} in the validation loss.
 
@@ -118,9 +112,7 @@ hyperparameters include the training step that they come with; {tuning.virtual_i
 Memory, small encoder at {settings[0][1]} pixels: {read}
 steps of the hyperparameters: {growth:+.1%} from the first to the last of these.
 """
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "st_ssad_cost.md").write_text(text)
-    print(f"wrote {options.out / 'st_ssad_cost.md'}")
+    write_results(options, "st_ssad_cost", text)
 
 
 if __name__ == "__main__":

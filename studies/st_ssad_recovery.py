@@ -1,9 +1,9 @@
 """Does ST-SSAD find f_gen? Controlled tasks whose anomalies are CutDiff spots of known area and aspect.
 
-    python studies/st_ssad_recovery.py --jobs 2             an hour on two cores
-    python studies/st_ssad_recovery.py --contamination 0.2 --orders 2 --jobs 2       half of it again
-    python studies/st_ssad_recovery.py --ablate --jobs 2    what the defaults of `Tuning` rest on
-    python studies/st_ssad_recovery.py --smoke              half a minute; also with --ablate
+    python -m studies.st_ssad_recovery --jobs 2             an hour on two cores
+    python -m studies.st_ssad_recovery --contamination 0.2 --orders 2 --jobs 2       half of it again
+    python -m studies.st_ssad_recovery --ablate --jobs 2    what the defaults of `Tuning` rest on
+    python -m studies.st_ssad_recovery --smoke              half a minute; also with --ablate
 
 Every loss with first and second order tunes CutDiff over its default ranges from two starting points on
 18 tasks: three textures, two true areas, three seeds, which decide images and training alike. Beside them
@@ -15,7 +15,7 @@ anomalous; true areas 0.02 and 0.1 (those of the trials that the method was buil
 aspects start at 1; the starting areas 0.045 and 0.22, neither within a factor of 2 of a true one (0.045 is
 a factor of 2.2 from both, 0.22 one of 11 and one of 2.2), so that what never moves finds nothing; 500 steps
 of 64 + 64 images and the other defaults of `Tuning`; what counts as found (a factor of 2, of the aspect
-1.5) and as collapsed (see `experiment.recovery_tables`); that the picture shows the defaults on seed 0, and
+1.5) and as collapsed (see `lab.recovery_tables`); that the picture shows the defaults on seed 0, and
 gravel, area 0.02, from 0.22 as images. The ablation changes one setting at a time on three of the tasks, on
 seeds that the table does not use: what is chosen by it is judged on other images. Its variants were fixed
 before as well, but for the loss: two-sided alignment was written after soft alignment ran away from 0.22 on
@@ -38,19 +38,21 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 
 from ssad_hpo.augment import apply
 from ssad_hpo.bilevel import DEFAULT_TRAINING, LOSSES, CollapseWarning, FailedStart, TunedStart, Tuning, tune
-from ssad_hpo.data import Source, load, read_labels
-from ssad_hpo.evaluate import auc, factor_off
-from ssad_hpo.experiment.cells import cell_path, provenance, run_missing, write_csv
-from ssad_hpo.experiment.recovery_tables import Row, tables
-from ssad_hpo.report.recovery import Trajectory, TrajectoryPanel, trajectories_figure
-from ssad_hpo.search import evaluations
-from ssad_hpo.task import Augmentation, DetectorError, Training
+from ssad_hpo.data import Source, load
+from ssad_hpo.evaluate import auc
+from ssad_hpo.task import Augmentation, DetectorError, SearchSpace, Training
+from studies.lab.cells import cell_path, run_missing
+from studies.lab.figures.recovery import Trajectory, TrajectoryPanel, trajectories_figure
+from studies.lab.options import parse, study_parser
+from studies.lab.recovery_tables import factor_off, tables
+from studies.lab.results import Row, made_by, write_results
+from studies.lab.searching import trained, truth_of
 
 KIND = "cutdiff"
 TEXTURES, AREAS, ASPECT = ("gravel", "brick", "grass"), (0.02, 0.1), 2.0
@@ -62,12 +64,13 @@ ALIGNED = "trained with f_gen"
 SHOWN = "two sided alignment, order 1"  # the defaults
 SHOWN_TASK, SHOWN_START, MOMENTS = ("gravel", 0.02), 0.22, 5
 
+ORDERS: tuple[Literal[1, 2], ...] = (1, 2)
 VARIANTS: dict[str, Tuning | None] = {
     **{
         f"{loss.replace('_', ' ').replace('mmd normalised', 'MMD2').replace('mmd', 'MMD1')}, order {order}": (
             replace(TUNING, loss=loss, order=order)
         )
-        for loss, order in itertools.product(LOSSES, (1, 2))
+        for loss, order in itertools.product(LOSSES, ORDERS)
     },
     ALIGNED: None,
 }
@@ -127,32 +130,29 @@ class Cell:
         return cell_path(self.folder, name, self.tuning, training, self.source, KIND)
 
 
-def run_cell(cell: Cell) -> dict[str, Any]:
+def run_cell(cell: Cell) -> Row:
     """Tune or train without labels, then judge every detector with them."""
     task, training = load(cell.source), replace(cell.training, seed=cell.seed)
-    labels = read_labels(cell.source)
-    assert labels is not None, "controlled tasks have ground truth"
+    truth = truth_of(cell.source)
     try:
         if cell.tuning is None:
-            (end,) = evaluations(task, cell.f_gen, replace(training, evaluate_at=(1.0,)))
-            end.detector.fit_density(end.embeddings.train)
-            scores = end.detector.density_score(end.embeddings.unlabeled)
-            return {"auc": auc(labels, scores), "criteria": end.criteria}
+            end, scores = trained(task, cell.f_gen, replace(training, evaluate_at=(1.0,)))
+            return {"auc": auc(truth, scores), "criteria": end.judged.criteria}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # kept with each starting point
-            result = tune(task, Augmentation(KIND), cell.tuning, training)
+            result = tune(task, replace(cell.tuning, space=SearchSpace(KIND)), training)
     except DetectorError as error:
         return {"failure": str(error)}
     starts = [
         {"failure": start.reason}
         if isinstance(start, FailedStart)
-        else {**kept_of(start), "auc": auc(labels, start.scores)}
+        else {**kept_of(start), "auc": auc(truth, start.scores)}
         for start in result.starts
     ]
     return {"starts": starts, "images": result.cost.images}
 
 
-def kept_of(start: TunedStart) -> dict[str, Any]:
+def kept_of(start: TunedStart) -> Row:
     """What is kept of a starting point, as JSON."""
     return {
         "learned": dict(start.augmentation.hyperparameters),
@@ -169,7 +169,7 @@ def kept_of(start: TunedStart) -> dict[str, Any]:
     }
 
 
-def rows_of(cells: Sequence[Cell], kept: Sequence[dict[str, Any]]) -> list[Row]:
+def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> list[Row]:
     """A row for each starting point, as `recovery_tables` takes them."""
     aligned = {
         (cell.texture, cell.true_area, cell.seed): content.get("auc", float("nan"))
@@ -205,7 +205,7 @@ def rows_of(cells: Sequence[Cell], kept: Sequence[dict[str, Any]]) -> list[Row]:
     return rows
 
 
-def draw(cells: Sequence[Cell], kept: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(cells: Sequence[Cell], kept: Sequence[Row], path: Path) -> None:
     """Trajectories of the shown variant on the first seed, and images along one of them."""
     shown = [
         (cell, content["starts"])
@@ -232,12 +232,12 @@ def draw(cells: Sequence[Cell], kept: Sequence[dict[str, Any]], path: Path) -> N
     trajectories_figure(panels, images, where, path)
 
 
-def images_along(cell: Cell, start: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def images_along(cell: Cell, start: Row) -> Iterator[tuple[str, torch.Tensor]]:
     """(caption, (H, W) uint8): a train image as it is, under f_aug at a few steps, and under f_gen."""
     image = load(cell.source).train[:1]
     yield "normal", image[0, 0]
 
-    def changed(values: dict[str, Any]) -> torch.Tensor:
+    def changed(values: Row) -> torch.Tensor:
         noise = torch.full((1, 8), 0.5)  # the spot in the middle
         return (apply(image / 255, KIND, values, noise) * 255).round().to(torch.uint8)[0, 0]
 
@@ -250,7 +250,7 @@ def images_along(cell: Cell, start: dict[str, Any]) -> Iterator[tuple[str, torch
 
 
 def page(
-    cells: Sequence[Cell], kept: Sequence[dict[str, Any]], rows: list[Row], options: Any, name: str
+    cells: Sequence[Cell], kept: Sequence[Row], rows: list[Row], options: argparse.Namespace, name: str
 ) -> str:
     training = cells[0].training
     failed = [
@@ -259,15 +259,14 @@ def page(
         for part in (content, *content.get("starts", []))
         if "failure" in part
     ]
-    command = "python studies/st_ssad_recovery.py" + (" --ablate" if options.ablate else "")
     share = options.contamination
+    command = "st_ssad_recovery" + (" --ablate" if options.ablate else "")
     command += "" if share == EVEN else f" --contamination {share:g}"
     title = "ST-SSAD: what the defaults rest on" if options.ablate else "ST-SSAD: is f_gen found?"
     picture = f"\n![Hyperparameters on their way to those of f_gen]({name}.png)\n"
     return f"""# {title}
 
-{"**A smoke run: these numbers mean nothing.**" if options.smoke else ""}
-Made by `{command}`. {provenance()}
+{made_by(command, options)}
 {len(cells)} cells, {sum(content["seconds"] for content in kept) / 60:.0f} minutes of one core.
 
 f_gen is CutDiff of known area and aspect {ASPECT:g}; CutDiff is tuned from the areas
@@ -280,19 +279,16 @@ found were fixed before any result was seen. Failed: {"; ".join(failed) or "none
 {tables(rows)}{"" if options.ablate else picture}"""
 
 
-def cells_of(options: Any) -> list[Cell]:
+def cells_of(options: argparse.Namespace) -> list[Cell]:
     tasks: Sequence[tuple[str, float]] = tuple(itertools.product(TEXTURES, AREAS))
-    variants, seeds, training, size = VARIANTS, range(options.seeds), TRAINING, 32
-    variants = {name: t for name, t in variants.items() if t is None or t.order in options.orders}
+    seeds: Sequence[int] = range(options.seeds)
+    training, size = TRAINING, 32
+    variants = {name: t for name, t in VARIANTS.items() if t is None or t.order in options.orders}
     if options.ablate:
         variants, tasks, seeds = ABLATION, ABLATION_TASKS, ABLATION_SEEDS[: options.seeds]
     if options.smoke:
-        training, size, tasks, seeds = (
-            replace(training, steps=24, width=4, batch_size=8),
-            16,
-            tasks[:1],
-            seeds[:2],
-        )
+        training, size = replace(training, steps=24, width=4, batch_size=8), 16
+        tasks, seeds = tasks[:1], seeds[:2]
         few = ("as it is", "no warm start", SHOWN, "MMD2, order 1", ALIGNED)
         variants = {name: tuning for name, tuning in variants.items() if name in few}
     return [
@@ -302,30 +298,20 @@ def cells_of(options: Any) -> list[Cell]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("st_ssad_recovery", __doc__, cells=True, seeds=3)
     parser.add_argument("--ablate", action="store_true", help="the settings one at a time, on other seeds")
-    parser.add_argument("--jobs", type=int, default=1, help="tunings side by side, one thread each")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--contamination", type=float, default=EVEN, help="share of anomalies, unlabeled")
-    parser.add_argument("--orders", type=int, nargs="+", choices=(1, 2), default=(1, 2), help="of the table")
-    parser.add_argument(
-        "--cells", type=Path, default=Path("runs/st_ssad_recovery"), help="where tunings are kept"
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="tiny tunings, only to see that it works")
-    options = parser.parse_args()
+    parser.add_argument("--orders", type=int, nargs="+", choices=ORDERS, default=ORDERS, help="of the table")
+    options = parse(parser)
     cells = cells_of(options)
     kept = run_missing(cells, lambda cell: cell.path, run_cell, options.jobs)
     rows = rows_of(cells, kept)
     name = "st_ssad_ablation" if options.ablate else "st_ssad_recovery"
     if options.contamination != EVEN:
         name += f"_contamination_{options.contamination:g}"
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, options.out / f"{name}.csv")
+    write_results(options, name, page(cells, kept, rows, options, name), rows)
     if not options.ablate:
         draw(cells, kept, options.out / f"{name}.png")
-    (options.out / f"{name}.md").write_text(page(cells, kept, rows, options, name))
-    print(f"wrote {options.out / f'{name}.md'}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The talk's second table: ST-SSAD against a search by DSV and the baselines, with what each costs.
 
-    python studies/st_ssad_table.py --jobs 2         some two hours on two cores (estimated)
-    python studies/st_ssad_table.py --smoke          a minute
-    python studies/st_ssad_table.py --mvtec DIR --device cuda     the talk's 23 pairs, in the papers' setting
+    python -m studies.st_ssad_table --jobs 2         some two hours on two cores (estimated)
+    python -m studies.st_ssad_table --smoke          a minute
+    python -m studies.st_ssad_table --mvtec DIR --device cuda     the talk's 23 pairs, in the papers' setting
 
 Chosen before any result of this table was seen. Tasks: gravel, brick and grass at 32 pixels, each with
 f_gen CutDiff and CutOut of area 0.05 and CutPaste of 0.1 (aspect 0.5 to 2); digits 4 and 7 against other
@@ -34,28 +34,27 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import optuna
 import torch
 
 from ssad_hpo.augment import KINDS
-from ssad_hpo.baselines import random_static, train_autoencoder, train_deep_svdd
+from ssad_hpo.baselines import Autoencoder, DeepSvdd, random_static, train_autoencoder, train_deep_svdd
 from ssad_hpo.bilevel import DEFAULT_TRAINING, CollapseWarning, Cost, Tuning, tune
-from ssad_hpo.data import Source, builtin, load, read_labels
-from ssad_hpo.detector import train
+from ssad_hpo.data import Source, builtin, load
+from ssad_hpo.detector import Detector, train
 from ssad_hpo.evaluate import auc
-from ssad_hpo.experiment.cells import cell_path, provenance, run_missing, write_csv
-from ssad_hpo.experiment.tuning_tables import BEST_TRIAL, RD_TUNED, RS_TUNED, SHORT_SEARCH, Row, markdown
-from ssad_hpo.search import Candidate, Objective, candidates, open_study, run_search
+from ssad_hpo.search import Candidate
 from ssad_hpo.task import Augmentation, DetectorError, SearchSpace, Task, Training
+from studies.lab.cells import cell_path, run_missing
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, made_by, write_results
+from studies.lab.searching import Scores, searched, truth_of
+from studies.lab.tuning_tables import BEST_TRIAL, RD_TUNED, RS_TUNED, SHORT_SEARCH, markdown
 
 TEXTURES, F_GENS = ("gravel", "brick", "grass"), ("cutdiff/0.05", "cutout/0.05", "cutpaste/0.1")
 DIGITS = (4, 7)
@@ -140,19 +139,18 @@ def pair_sets(root: Path, image_size: int) -> Iterator[TrainSet]:
             )
 
 
-def run_cell(cell: Cell) -> dict[str, Any]:
+def run_cell(cell: Cell) -> Row:
     """Do the cell's work without labels, then judge with them: {"tasks": {name: outcome or trials}}."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     tasks = [load(source) for source in cell.train_set.sources]
-    truths = [read_labels(source) for source in cell.train_set.sources]
+    truths = [truth_of(source) for source in cell.train_set.sources]
     assert all(torch.equal(task.train, tasks[0].train) for task in tasks), "of one train set"
     try:
         if cell.method == SEARCH:
-            outcomes = [searched(cell, task) for task in tasks]
+            outcomes = [searches(cell, task) for task in tasks]
         elif cell.method in TUNED:
-            outcomes = [tuned(cell, task) for task in tasks]
+            outcomes = [tunings(cell, task) for task in tasks]
         else:
-            outcomes = trained(cell, tasks)
+            outcomes = baselines(cell, tasks)
     except DetectorError as error:
         return {"tasks": {task.name: [{"method": cell.method, "failure": str(error)}] for task in tasks}}
     for of_task, truth in zip(outcomes, truths, strict=True):
@@ -161,24 +159,26 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     return {"tasks": {task.name: outcome for task, outcome in zip(tasks, outcomes, strict=True)}}
 
 
-def trained(cell: Cell, tasks: Sequence[Task]) -> list[list[dict[str, Any]]]:
+def baselines(cell: Cell, tasks: Sequence[Task]) -> list[list[Row]]:
     """A baseline, trained once and scored on each task; each is charged with the training."""
     images, training, device = tasks[0].train, cell.training, cell.device
     n, batch = len(images), training.batch_size
     stepped, whole = batch * training.steps, n - (n % batch == 1)  # batch norms see no batch of one image
     started = time.monotonic()
+    model: Autoencoder | DeepSvdd | Detector
     if cell.method == "AE":
         small = replace(
             training, encoder="small", width=64 if training.encoder != "small" else training.width
         )
-        model, once = train_autoencoder(images, small, device=device), Cost(stepped + whole, stepped)
+        model = train_autoencoder(images, small, device=device)
+        once = Cost(stepped + whole, stepped)
     elif cell.method == "D-SVDD":  # the centre, the batch norms' statistics and the check of the spread
         model = train_deep_svdd(images, training, device=device)
         once = Cost(stepped + 2 * whole + n, stepped)
     else:
         (checkpoint,) = train(images, augmentation_of(cell), training, device)
-        model = checkpoint.detector
-        model.fit_density(model.embed(images))
+        model = detector = checkpoint.detector
+        detector.fit_density(detector.embed(images))
         once = Cost(2 * stepped + n, 2 * stepped)
     seconds = time.monotonic() - started
     outcomes = []
@@ -197,39 +197,32 @@ def augmentation_of(cell: Cell) -> Augmentation:
     return random_static(kind, cell.training.seed * DRAWS + cell.draw) if how == "RS" else Augmentation(kind)
 
 
-def tuned(cell: Cell, task: Task) -> list[dict[str, Any]]:
+def tunings(cell: Cell, task: Task) -> list[Row]:
     """ST-SSAD or a variant of it, all starting points included."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # kept below
-        result = tune(
-            task, Augmentation(cell.train_set.kind), TUNED[cell.method], cell.training, device=cell.device
-        )
+        tuning = replace(TUNED[cell.method], space=SearchSpace(cell.train_set.kind))
+        result = tune(task, tuning, cell.training, device=cell.device)
     more = {"augmentation": str(result.augmentation), "warnings": "; ".join(result.warnings)}
     return [{"method": cell.method, "scores": result.kept.scores.numpy(), **vars(result.cost), **more}]
 
 
-def searched(cell: Cell, task: Task) -> list[dict[str, Any]]:
+def searches(cell: Cell, task: Task) -> list[Row]:
     """The search's choice, that of its first trials alone, and every trial; failed ones cost as much."""
     space = SearchSpace(cell.train_set.kind)
-    with tempfile.TemporaryDirectory() as artifacts:  # in memory only the best trials' scores are kept
-        objective = Objective(task, "dsv", space, cell.training, artifacts=artifacts, device=cell.device)
-        storage = optuna.storages.InMemoryStorage()
-        study = open_study(storage, "st_ssad_table", objective, seed=cell.training.seed)
-        started = time.monotonic()
-        run_search(study, objective, cell.trials)
-        seconds = time.monotonic() - started
-        found = [(candidate, candidate.scores()) for candidate in candidates(study)]
+    result = searched(task, space, cell.training, cell.trials, device=cell.device)
+    found = result.found
     if not found:
         raise DetectorError(f"none of {cell.trials} trials gave a detector")
     n, stepped = len(task.train), 2 * cell.training.batch_size * cell.training.steps
-    of_trial = Cost(stepped + 2 * n + len(task.unlabeled), stepped, 0, seconds / cell.trials)
+    of_trial = Cost(stepped + 2 * n + len(task.unlabeled), stepped, 0, result.seconds / cell.trials)
 
-    def outcome(method: str, choice: tuple[Candidate, np.ndarray], trials: int) -> dict[str, Any]:
+    def outcome(method: str, choice: tuple[Candidate, Scores], trials: int) -> Row:
         cost = sum([of_trial] * trials, Cost())
         more = {"augmentation": str(choice[0].augmentation), "dsv": choice[0].criteria["dsv"]}
         return {"method": method, "scores": choice[1], **vars(cost), **more}
 
-    def by_dsv(choice: tuple[Candidate, np.ndarray]) -> tuple[float, int]:
+    def by_dsv(choice: tuple[Candidate, Scores]) -> tuple[float, int]:
         return choice[0].criteria["dsv"], choice[0].number
 
     first = [choice for choice in found if choice[0].number < FEWER_TRIALS] or found[:1]
@@ -238,7 +231,7 @@ def searched(cell: Cell, task: Task) -> list[dict[str, Any]]:
     return [chosen, short, *(outcome("trial", choice, cell.trials) for choice in found)]
 
 
-def rows_of(cells: Sequence[Cell], kept: Sequence[dict[str, Any]]) -> list[Row]:
+def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> list[Row]:
     """Rows as `tuning_tables` takes them."""
     rows: list[Row] = []
     for cell, content in zip(cells, kept, strict=True):
@@ -295,9 +288,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="side by side, one thread each")
-    parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser = study_parser("st_ssad_table", __doc__, cells=True, seeds=2)
     parser.add_argument("--steps", type=int, default=TRAINING.steps, help="of every training")
     parser.add_argument("--augmentation", choices=list(KINDS), help="what is tuned, on all tasks")
     parser.add_argument("--mvtec", type=Path, help="MVTec AD's folder: the talk's pairs")
@@ -305,31 +296,22 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256, help="of MVTec AD")
     parser.add_argument("--encoder", default="resnet18", help="for MVTec AD")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cells", type=Path, default=Path("runs/st_ssad_table"), help="what is kept")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="tiny trainings, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     cells = cells_of(options)
     if not cells:
         parser.error(f"--mvtec: {options.mvtec} has none of the talk's pairs (cable, carpet, grid, tile)")
     kept = run_missing(cells, lambda cell: cell.path, run_cell, options.jobs)
-    rows = rows_of(cells, kept)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, options.out / "st_ssad_table.csv")
-    training = cells[0].training
-    seconds = sum(content["seconds"] for content in kept)
-    said = "**A smoke run: these numbers mean nothing.** " if options.smoke else ""
+    rows, training = rows_of(cells, kept), cells[0].training
     header = (
-        f"{said}Made by `python studies/st_ssad_table.py`. {provenance()}\n\n"
-        f"{len(np.unique([row['task'] for row in rows]))} tasks, seeds 0 to {cells[-1].training.seed}, "
+        f"{made_by('st_ssad_table', options)}\n\n"
+        f"{len({row['task'] for row in rows})} tasks, seeds 0 to {cells[-1].training.seed}, "
         f"{training.steps} steps of {training.batch_size} (+ {training.batch_size}) images, encoder "
-        f"{training.encoder}; {len(cells)} trainings, searches and tunings, {seconds / 60:.0f} minutes "
-        "of one core. Tasks, methods, starting points, seeds and sizes were fixed before any result "
-        "of this table was seen."
+        f"{training.encoder}; {len(cells)} trainings, searches and tunings, "
+        f"{sum(content['seconds'] for content in kept) / 60:.0f} minutes of one core. Tasks, methods, "
+        "starting points, seeds and sizes were fixed before any result of this table was seen."
     )
-    text = markdown(rows, header, ("ST-SSAD", TWO_SIDED), SEARCH)
-    (options.out / "st_ssad_table.md").write_text(text)
-    print(f"wrote {options.out / 'st_ssad_table.md'}")
+    page = markdown(rows, header, ("ST-SSAD", TWO_SIDED), SEARCH)
+    write_results(options, "st_ssad_table", page, rows)
 
 
 if __name__ == "__main__":

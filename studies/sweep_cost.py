@@ -1,19 +1,19 @@
 """What a sweep costs beside its trainings: workers that wait, and milliseconds per trial for the books.
 
-    python studies/sweep_cost.py             about 15 minutes on two idle cores
-    python studies/sweep_cost.py --smoke     under a minute
+    python -m studies.sweep_cost             about 15 minutes on two idle cores
+    python -m studies.sweep_cost --smoke     under a minute
 
 Throughput. The same trials of "gravel/cutavg" (random sampler, one seed, no scheduler, `Training`'s
-default budget) are swept by `run_sweep` with one worker and with two, of one thread each, in turns, so that
-whatever disturbs the machine disturbs both. A worker's rate is that of its trials after the first, in which
-it still imports; the rates of all workers are added. Beside it stands the rate from the first trial's start
-to the last one's end, with late and idle workers.
+default budget) are swept by `run_study` on Ray with one worker and with two, of one thread each, in turns,
+so that whatever disturbs the machine disturbs both. A worker's rate is that of its trials after the first, in
+which it still imports; the rates of all workers are added. Beside it stands the rate from the first trial's
+start to the last one's end, with late and idle workers.
 Three clocks tell where it goes: a recorder in the driver hears of starts, last reports and ends; the search
 space notes in the worker when it is asked for a trial's augmentation, which is when training begins; and
 the trial's own "seconds" say how long it trained.
 
 Overhead. 500 trials that train next to nothing: one step of two 8-pixel images in the narrowest encoder.
-All else is the product's own path (`run_study` and `run_sweep` with the sampler TPE, a journal, every
+All else is the product's own path (`run_study`, here and on Ray, with the sampler TPE, a journal, every
 trial's artifacts kept), so what a trial takes is what drawing, telling, keeping and tracking cost. What the
 tiny training itself takes is measured on the same candidates afterwards, and subtracted. A stand-in that
 did not train would skip the keeping as well, which is part of the cost.
@@ -22,7 +22,6 @@ Writes sweep_cost.md and .csv, a row for every measured value.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -40,14 +39,14 @@ from typing import Any
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from ssad_hpo.experiment.conducting import load_images
 
-from ssad_hpo.experiment import find_source, run_study, run_sweep
-from ssad_hpo.experiment.cells import provenance, write_csv
-from ssad_hpo.experiment.selector_tables import markdown_table
-from ssad_hpo.search import evaluations, final_scores
-from ssad_hpo.search.objective import HYPERPARAMETERS
-from ssad_hpo.task import Augmentation, SearchSpace, Task, Training
+from ssad_hpo.data import builtin, load
+from ssad_hpo.experiment import run_study
+from ssad_hpo.search.record import read_trial
+from ssad_hpo.task import Augmentation, Cluster, Search, SearchSpace, Task, Training
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, made_by, markdown_table, spread, write_results
+from studies.lab.searching import trained
 
 LIMIT = 50.0  # milliseconds a trial that a local search, tracked, may cost beside its training
 TRIVIAL = Training(steps=1, batch_size=2, width=2, evaluate_at=(1.0,), precision="float32")
@@ -63,7 +62,6 @@ PARTS = {
     "idle": "before a worker's first trial and after its last",
 }
 RATE = "trials per minute"
-Row = dict[str, Any]
 Trained = tuple[float, str, float]  # since when, its number, for how many seconds
 
 
@@ -90,6 +88,9 @@ class Clock:
 class NotedSpace(SearchSpace):
     """A space that notes each worker's process, and when it began to train which parameters."""
 
+    notes: Path
+    driver: int
+
     def __init__(self, kinds: str, notes: Path) -> None:
         super().__init__(kinds)
         object.__setattr__(self, "notes", notes)  # the class is frozen
@@ -114,14 +115,11 @@ def throughput(task: Task, training: Training, n_trials: int, workers: int, fold
     folder.mkdir()
     clock, notes = Clock(), folder / "notes.jsonl"
     began = time.time()
-    result = run_sweep(
+    result = run_study(
         task,
-        space=NotedSpace("cutavg", notes),
-        training=training,
-        n_trials=n_trials,
-        sampler="random",
-        scheduler="none",
-        max_concurrent=workers,
+        Search(NotedSpace("cutavg", notes), n_trials=n_trials, sampler="random"),
+        training,
+        cluster=Cluster(max_concurrent=workers),
         run=folder / "run",
         tracking_uri=None,
         listeners=[clock],
@@ -182,8 +180,8 @@ def overhead(runner: str, tracked: bool, n_trials: int, folder: Path) -> list[Ro
     task, clock = noise(), Clock()
     children = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     settings: dict[str, Any] = {
+        "search": Search(n_trials=n_trials),
         "training": TRIVIAL,
-        "n_trials": n_trials,
         "run": folder / "run",
         "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}" if tracked else None,
         "listeners": [clock],
@@ -191,7 +189,7 @@ def overhead(runner: str, tracked: bool, n_trials: int, folder: Path) -> list[Ro
     if runner == "local":
         result = run_study(task, threads=1, **settings)
     else:
-        result = run_sweep(task, scheduler="none", **settings)
+        result = run_study(task, cluster=Cluster(), **settings)
     returned, spent = time.time(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     begun, ends = min(clock.started.values()), sorted(clock.ended.values())
     values: dict[str, float] = {
@@ -229,18 +227,13 @@ def training_alone(task: Task, trials: Sequence[FrozenTrial]) -> float:
     """Mean milliseconds of the same trainings without any study around them."""
     began = time.perf_counter()
     for trial in trials:
-        augmentation = Augmentation(trial.params["augmentation"], trial.user_attrs[HYPERPARAMETERS])
-        *_, last = evaluations(task, augmentation, TRIVIAL)
-        final_scores(task, last)
+        augmentation = read_trial(trial).augmentation
+        assert augmentation is not None  # it is complete
+        trained(task, augmentation, TRIVIAL)
     return 1e3 * (time.perf_counter() - began) / len(trials)
 
 
 # ------------------------------------------------------------------------------------------- reporting
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    middle, *ends = (f"{v:.{digits}f}" for v in (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({ends[0]} to {ends[1]})"
 
 
 def throughput_page(rows: Sequence[Row], rounds: int) -> str:
@@ -296,17 +289,15 @@ what a sweep can do at best, not what one trial takes. Early is {early}, late {l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("sweep_cost", __doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of the throughput of one and of two workers")
     parser.add_argument("--trials", type=int, default=16, help="of a sweep for the throughput")
     parser.add_argument("--trivial", type=int, default=500, help="trials of a study for the overhead")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="a few tiny trials, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    task, training, ways = load_images(find_source("gravel/cutavg"))[0], Training(), WAYS
+    task, training, ways = load(builtin("gravel/cutavg")), Training(), WAYS
     if options.smoke:
         task, training = noise(), replace(TRIVIAL, steps=4, evaluate_at=(0.5, 1.0))
         options.rounds, options.trials, options.trivial, ways = 1, 4, 10, [WAYS[1], WAYS[3]]
@@ -322,11 +313,10 @@ def main() -> None:
             rows += overhead(runner, tracked, options.trivial, Path(name) / f"{runner}-{tracked}")
             print(*rows[-1].values(), flush=True)
 
-    smoke = "**A smoke run: these numbers mean nothing.**\n\n" if options.smoke else ""
     of = {part: [row for row in rows if row["part"] == part] for part in ("throughput", "overhead")}
     text = f"""# What a sweep costs beside its trainings
 
-{smoke}Made by `python studies/sweep_cost.py`. {provenance()}
+{made_by("sweep_cost", options)}
 
 ## Throughput
 
@@ -340,10 +330,7 @@ for each worker, {options.rounds} rounds in turns: medians and ranges.
 in SQLite.
 
 {overhead_page(of["overhead"], options.trivial)}"""
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "sweep_cost.md").write_text(text)
-    write_csv(rows, options.out / "sweep_cost.csv")
-    print(f"wrote {options.out / 'sweep_cost.md'}")
+    write_results(options, "sweep_cost", text, rows)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ssad_hpo.detector import train
-from ssad_hpo.report.alignment import alignment_figure, bias_figure
 from ssad_hpo.task import Augmentation
+from studies.lab.figures.alignment import alignment_figure, bias_figure
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,12 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def study():
-    """studies/alignment.py, which is a script and in no package."""
-    spec = importlib.util.spec_from_file_location("alignment_study", ROOT / "studies" / "alignment.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return importlib.import_module("studies.alignment")
 
 
 def seeded(seed):
@@ -165,18 +160,18 @@ def test_figures_reject_arrays_of_another_shape_and_an_unknown_class(tmp_path):
 @pytest.mark.slow
 def test_a_study_that_was_cut_short_goes_on_and_comes_out_the_same(tmp_path):
     def run():
-        command = [sys.executable, ROOT / "studies" / "alignment.py", "--smoke", "--jobs", "2"]
+        command = [sys.executable, "-m", "studies.alignment", "--smoke", "--jobs", "2"]
         command += ["--cells", tmp_path / "cells", "--out", tmp_path / "out"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout, (tmp_path / "out" / "alignment.csv").read_bytes()
 
     said, whole = run()
     cells = sorted((tmp_path / "cells").iterdir())
-    assert len(cells) == 6 and said.startswith("0 of 6 trainings are there")
+    assert len(cells) == 6 and said.startswith("0 of 6 cells are there")
     rows = list(csv.DictReader(whole.decode().splitlines()))
     assert [row["part"] for row in rows] == ["alignment"] * 9 + ["bias"] * 60
     page = " ".join((tmp_path / "out" / "alignment.md").read_text().split())
@@ -190,6 +185,6 @@ def test_a_study_that_was_cut_short_goes_on_and_comes_out_the_same(tmp_path):
     cells[1].rename(cells[1].with_suffix(".partial"))
     untouched = [cell.stat().st_mtime_ns for cell in cells[2:]]
     said, again = run()
-    assert said.startswith("4 of 6 trainings are there") and again == whole
+    assert said.startswith("4 of 6 cells are there") and again == whole
     assert [cell.stat().st_mtime_ns for cell in cells[2:]] == untouched
     assert sorted((tmp_path / "cells").iterdir()) == cells

@@ -35,15 +35,7 @@ every_patch = pytest.mark.parametrize("kind", PATCHES)
 every_form = pytest.mark.parametrize("form", [STATIC, DEFAULT_RANGES], ids=["static", "dynamic"])
 every_device = pytest.mark.parametrize("device", DEVICES)
 every_type = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors on shared cores are fastest so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seeded(seed, device="cpu"):

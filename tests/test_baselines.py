@@ -20,15 +20,7 @@ SOUND = Training(width=8, steps=80, batch_size=16)
 SHORT = Training(width=4, steps=4, batch_size=4, evaluate_at=(1.0,))
 TRAINERS = {"autoencoder": train_autoencoder, "Deep SVDD": train_deep_svdd}
 every_baseline = pytest.mark.parametrize("train", TRAINERS.values(), ids=TRAINERS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small networks on shared cores are fastest so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def task_of(name, seed, channels=1):

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 PROGRAM = [sys.executable, "-m", "ssad_hpo"]
 QUICK = "--steps 4 --batch-size 4 --width 2 --image-size 16 --threads 1 --no-tracking".split()
 QUICK += ["--evaluate-at", "0.5,0.75,1"]
-LEARNING = "--steps 30 --batch-size 8 --width 4 --image-size 32 --threads 1 --no-tracking".split()
+LEARNING = "--steps 30 --batch-size 8 --width 8 --threads 1 --no-tracking".split()
 COMMANDS = list(app.commands)
 
 
@@ -170,7 +170,8 @@ def test_a_plain_pair_of_folders_is_searched_without_being_judged(
     assert f"chosen without labels: trial {result.selected.number}, cutavg(" in said.out
     assert result.run.settings.source == data.Source(
         "folders",
-        {"train": "cloth/train", "unlabeled": "cloth/test", "image_size": 16} | {"skip_unreadable": False},
+        {"train": "cloth/train", "unlabeled": "cloth/test", "image_size": 16}
+        | {"keep_ratio": True, "skip_unreadable": False},
     )
 
 
@@ -221,7 +222,7 @@ def test_every_option_of_a_search_reaches_its_settings(
     assert (search.reduction_factor, settings.training.evaluate_at) == (3, (0.5, 1.0))
     assert (search.grid_points, search.seed, search.keep, search.n_trials) == (3, 5, 2, 2)
     assert (settings.device, settings.threads, settings.tracking_uri) == ("cpu", 1, None)
-    assert settings.storage == "sqlite:///studies.db" and Path("studies.db").exists()
+    assert settings.storage == f"sqlite:///{Path.cwd()}/studies.db" and Path("studies.db").exists()
     training = settings.training
     assert (training.encoder, training.steps, training.batch_size, training.width) == ("small", 6, 5, 3)
     assert (training.learning_rate, training.score, training.contamination) == (0.02, "classifier", 0.3)

@@ -33,15 +33,7 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 # Relative accuracy in the type that the values are computed in.
 ACCURACY = {torch.float32: 2e-5, torch.float64: 1e-10}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors on shared cores are fastest so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_sets(seed, sizes=(9, 7, 8), d=5, dtype=torch.float64, spread=1.0):

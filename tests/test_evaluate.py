@@ -8,17 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssad_hpo.evaluate import (
-    auc,
-    average_ranks,
-    compare,
-    evaluate_alignment,
-    evaluate_candidates,
-    factor_off,
-    mean_grid,
-    rank_agreement,
-    wilcoxon_greater,
-)
+from ssad_hpo.evaluate import auc, evaluate_candidates, rank_agreement
+from studies.lab.alignment import evaluate_alignment, mean_grid
+from studies.lab.comparing import average_ranks, compare, wilcoxon_greater
+from studies.lab.recovery_tables import factor_off
 
 
 def slow_auc(labels, scores):

@@ -199,7 +199,7 @@ def test_settings_written_and_opened_are_the_same(tracked: Tracked) -> None:
     assert settings.source == data.Source(
         "folder",
         {
-            **{"root": str(tracked.images), "image_size": 16, "skip_unreadable": False},
+            **{"root": str(tracked.images), "image_size": 16, "keep_ratio": True, "skip_unreadable": False},
             **{"category": None, "anomaly": None},
         },
     )
@@ -322,12 +322,23 @@ def test_a_run_without_a_name_gets_one_of_its_own(task: Task, workplace: Path) -
 
 
 def test_threads_are_those_that_were_asked_for(task: Task) -> None:
-    quick(task, threads=2, n_trials=1)
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
+    class Counts:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def trial_started(self, *_: Any) -> None:
+            self.seen.append(torch.get_num_threads())
+
+        def trial_progress(self, *_: Any) -> None: ...
+
+        def trial_ended(self, *_: Any) -> None: ...
+
+    counts = Counts()
+    quick(task, threads=2, n_trials=1, listeners=[counts])
+    assert torch.get_num_threads() == 1  # as it was
     assert open_run("study").settings.threads == 2
-    resume_study("study", task=task)
-    assert torch.get_num_threads() == 2
+    resume_study("study", task=task, n_trials=2, listeners=[counts])
+    assert counts.seen == [2, 2] and torch.get_num_threads() == 1
 
 
 def test_a_study_in_which_every_trial_fails_says_so(task: Task) -> None:

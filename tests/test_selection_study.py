@@ -11,15 +11,15 @@ import pytest
 
 from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import CRITERIA
-from ssad_hpo.experiment.selector_tables import (
+from studies.lab.selector_tables import (
     ANY_KIND,
     RANDOM_DYNAMIC,
     alignment_table,
     auc_and_rank_tables,
     choices,
-    comparison_table,
     learning_table,
     markdown,
+    regret_table,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +68,7 @@ def test_the_tables_average_seeds_then_tasks_and_rank_the_columns():
 
 def test_dsv_is_compared_with_each_column_and_regret_is_taken_from_the_oracle():
     rows = made_up_rows()
-    lines = cells_of(comparison_table(rows))
+    lines = cells_of(regret_table(rows))
     assert lines["Base"][:2] == ["0.300 ± 0.050", "+0.300"]  # seeds 0 and 1: 0.35 and 0.25
     assert lines["DSV"][0] == "0.000 ± 0.000"
     assert float(lines["Base"][3]) == 0.25 and float(lines["Base"][4]) == 1 / 16
@@ -93,8 +93,8 @@ def test_the_choice_among_any_kind_stands_beside_the_single_kinds_and_is_never_a
     among = [{**row, "f_aug": ANY_KIND, "auc": row["auc"] / 2} for row in rows]
     alone, both = (cells_of(auc_and_rank_tables(choices(r))[0]) for r in (rows, [*rows, *among]))
     assert both["all"] == alone["all"] and float(both[ANY_KIND][10]) == pytest.approx(0.85 / 2, abs=1e-3)
-    assert comparison_table([*rows, *among]) == comparison_table(rows)
-    assert comparison_table([*rows, *among], any_kind=True) == comparison_table(among, any_kind=True)
+    assert regret_table([*rows, *among]) == regret_table(rows)
+    assert regret_table([*rows, *among], any_kind=True) == regret_table(among, any_kind=True)
     assert learning_table([*rows, *among]) == learning_table(rows)
     page = markdown([*rows, *among], "")
     assert "candidates of any kind" in page and "of 4 runs" in page
@@ -106,10 +106,15 @@ def test_the_whole_page_holds_every_table():
 
 
 def run_study(*arguments):
-    command = [sys.executable, str(ROOT / "studies" / "selection_table.py"), "--smoke", "--jobs", "1"]
+    command = [sys.executable, "-m", "studies.selection_table", "--smoke", "--jobs", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -128,7 +133,7 @@ def test_a_killed_study_goes_on_and_writes_the_table_of_an_uninterrupted_one(tmp
     for cell in sorted(cells.glob("*.json"))[:2]:  # as if a kill had come before these
         cell.unlink()
     said = run_study("--cells", cells, "--out", tmp_path / "again")
-    assert "4 kept from before" in said
+    assert "4 of 6 cells are there" in said
     whole, again = read_rows(tmp_path / "whole"), read_rows(tmp_path / "again")
     assert whole == again and len(whole) == 12
 

@@ -152,7 +152,7 @@ def test_a_killed_table_goes_on_and_comes_out_the_same(tmp_path):
     whole, again = (read_rows(tmp_path / place / "st_ssad_table.csv") for place in ("whole", "again"))
     assert whole == again
     methods = {row["method"] for row in whole}
-    from ssad_hpo.experiment.tuning_tables import BEYOND, METHODS
+    from studies.lab.tuning_tables import BEYOND, METHODS
 
     assert methods == {*METHODS, *BEYOND} and not any(row["failure"] for row in whole)
     page = (tmp_path / "again" / "st_ssad_table.md").read_text()

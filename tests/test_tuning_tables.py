@@ -5,20 +5,21 @@ import json
 import numpy as np
 import pytest
 
-from ssad_hpo.experiment.cells import cell_path, provenance, run_missing, write_csv
-from ssad_hpo.experiment.recovery_tables import collapsed, competitors, found, keep, rules_table, starts_table
-from ssad_hpo.experiment.recovery_tables import tables as recovery_tables
-from ssad_hpo.experiment.tuning_tables import (
+from studies.lab.cells import cell_path, run_missing
+from studies.lab.figures.gradient_field import Field, gradient_field_figure
+from studies.lab.figures.recovery import Trajectory, TrajectoryPanel, trajectories_figure
+from studies.lab.recovery_tables import collapsed, competitors, found, keep, rules_table, starts_table
+from studies.lab.recovery_tables import tables as recovery_tables
+from studies.lab.results import provenance, write_csv
+from studies.lab.tuning_tables import (
     BEST_TRIAL,
     METHODS,
     columns,
-    comparison_table,
     cost_table,
+    hero_table,
     markdown,
     task_table,
 )
-from ssad_hpo.report.gradient_field import Field, gradient_field_figure
-from ssad_hpo.report.recovery import Trajectory, TrajectoryPanel, trajectories_figure
 
 
 def cells_of(table: str) -> dict[str, list[str]]:
@@ -160,7 +161,7 @@ def test_the_main_table_has_means_ranks_without_the_oracle_and_p_values_of_the_h
 
 
 def test_the_hero_is_compared_with_every_method_over_train_sets():
-    lines = cells_of(comparison_table(method_rows(), "ST-SSAD"))
+    lines = cells_of(hero_table(method_rows(), "ST-SSAD"))
     assert lines["DSV search"][1:] == ["+0.100", "+0.100 … +0.100", "0.2500", "0.0625"]
     assert lines["ST-SSAD"][1:] == ["", "", "", ""] and lines["AE"][0] == "0.650 ± 0.050"
 

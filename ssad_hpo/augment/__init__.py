@@ -12,11 +12,12 @@ Angles are degrees, counter-clockwise.
 from ssad_hpo.augment.augmentation import Augmentation, Hyperparameters
 from ssad_hpo.augment.color import jitter
 from ssad_hpo.augment.drawing import Value, apply, augment, check_fits, draw_noise
-from ssad_hpo.augment.kinds import KINDS, Coordinate, Hyperparameter, Kind, hyperparameter_of, kind_of
+from ssad_hpo.augment.kinds import KINDS, NONE, Coordinate, Hyperparameter, Kind, hyperparameter_of, kind_of
 from ssad_hpo.augment.ranges import Range
 
 __all__ = [
     "KINDS",
+    "NONE",
     "Augmentation",
     "Coordinate",
     "Hyperparameter",

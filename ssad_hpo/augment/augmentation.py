@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ssad_hpo.augment.kinds import hyperparameter_of, kind_of
 from ssad_hpo.augment.ranges import Range
 
+_LARGEST = 1e100  # in any unit: beyond it products overflow
 Hyperparameters = Mapping[str, float | Range]
 
 
@@ -41,10 +42,15 @@ class Augmentation:
         values = {}
         for name, known in kind_of(self.kind).hyperparameters.items():
             value = values[name] = self.hyperparameters.get(name, known.range)
+            if not isinstance(value, int | float | Range) or isinstance(value, bool):
+                raise ValueError(f"{self.kind}.{name}: expected a number or a Range, got {value!r}")
             low, positive = value.low if isinstance(value, Range) else value, known.coordinate == "log"
-            if not math.isfinite(low) or (positive and low <= 0):
+            high = value.high if isinstance(value, Range) else value
+            if not math.isfinite(low) or (positive and low <= 0) or max(abs(low), abs(high)) > _LARGEST:
                 expected = "a finite number above 0" if positive else "a finite number"
-                raise ValueError(f"{self.kind}.{name}: expected {expected}, got {low}")
+                raise ValueError(
+                    f"{self.kind}.{name}: expected {expected}, got {low if low == high else value}"
+                )
         object.__setattr__(self, "hyperparameters", values)
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssad_hpo.augment.augmentation import Augmentation
-from ssad_hpo.augment.kinds import KINDS, NOISE
+from ssad_hpo.augment.kinds import NOISE, kind_of
 from ssad_hpo.augment.ranges import Range
 
 Value = float | Range | Tensor
@@ -61,7 +61,7 @@ def apply(
     Returns:
         (N, C, H, W) in [0, 1].
     """
-    row = KINDS[kind]
+    row = kind_of(kind)
     drawn = {name: _value(hyperparameters[name], noise[:, column]) for name, column in row.columns.items()}
     changed = row.function(images, drawn, noise, temperature)
     return changed.clamp(0, 1)  # CutDiff goes below 0; means and interpolation go over by rounding
@@ -73,7 +73,7 @@ def check_fits(augmentation: Augmentation, *, height: int, width: int) -> None:
     A rotated patch must fit with its bounding box. Only kinds that say `must_fit` are held to it: CutDiff's
     spot may reach over the border, and Rotation has no patch.
     """
-    if not KINDS[augmentation.kind].must_fit:
+    if not kind_of(augmentation.kind).must_fit:
         return
     values = augmentation.hyperparameters
     area = _ends(values["patch_area"])[-1]

@@ -118,12 +118,19 @@ KINDS: dict[str, Kind] = {
 }
 
 
+# Of the encoder as it comes, which is trained with no augmentation: not among the kinds that are searched.
+NONE = "none"
+_NONE = Kind(functions.unchanged, {})
+
+
 def kind_of(name: str) -> Kind:
-    """The row of a kind.
+    """The row of a kind, or of "none".
 
     Raises:
         ValueError: for an unknown kind, naming the known ones.
     """
+    if name == NONE:
+        return _NONE
     if name not in KINDS:
         raise ValueError(f"augmentation: expected one of {', '.join(KINDS)}, got {name!r}")
     return KINDS[name]

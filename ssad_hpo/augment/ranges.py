@@ -23,6 +23,8 @@ class Range:
     log: bool = False
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.low, int | float) and isinstance(self.high, int | float)):
+            raise ValueError(f"Range: expected two numbers, got {self.low!r}..{self.high!r}")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"Range: expected finite low < high, got {self.low}..{self.high}")
         if self.log and self.low <= 0:

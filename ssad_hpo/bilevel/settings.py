@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from ssad_hpo.criteria import (
     two_sided_alignment,
 )
 from ssad_hpo.task import Augmentation, SearchSpace
+from ssad_hpo.task.settings import check_numbers, check_whole
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -117,14 +117,15 @@ class Tuning:
             if getattr(self, name) not in known_values:
                 known = ", ".join(map(str, known_values))
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        whole = {"detector_steps": 1, "virtual_images": 1, "validation_train": 2, "validation_unlabeled": 2}
-        whole["checkpoint_every"] = 1
-        for name, least in whole.items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(f"{name}: expected a whole number >= {least}, got {getattr(self, name)!r}")
-        for name in ("learning_rate", "virtual_rate", "temperature"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)!r}")
+        check_whole(
+            self,
+            detector_steps=(1, 10**9),
+            virtual_images=(1, 10**6),
+            validation_train=(2, 10**6),
+            validation_unlabeled=(2, 10**6),
+            checkpoint_every=(1, 10**9),
+        )
+        check_numbers(self, "learning_rate", "virtual_rate", "temperature", "warm_start")
         if self.order == 2 and self.virtual_rate == 0:
             raise ValueError("virtual_rate: order 2 needs one above 0, got 0; use order 1")
         if not 0 <= self.warm_start < 1:

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from ssad_hpo.bilevel import Tuning
-    from ssad_hpo.data import Source
-    from ssad_hpo.task import Cluster, Search, SearchSpace, Training
+    from ssad_hpo.task import Cluster, Search, Training
 
 Command = Callable[..., Any]
 
@@ -162,7 +160,13 @@ IMAGES = Group(
     option("--anomaly", help="Take test/good and test/ANOMALY only, a pair as in published benchmarks."),
     option("--train", type=Path, help="A folder of normal images; goes with --unlabeled."),
     option("--unlabeled", type=Path, help="A folder with the unlabelled mixture of normal and anomalous."),
-    option("--image-size", type=int, default=64, help="Side to which images of folders are resized, pixels."),
+    option("--image-size", type=int, default=64, help="Shorter side of images of folders, pixels."),
+    option(
+        "--keep-ratio/--squeeze",
+        "keep_ratio",
+        default=True,
+        help="Whether tall or wide images stay so, or become squares.",
+    ),
     SKIP_UNREADABLE,
 )
 
@@ -196,11 +200,20 @@ SEARCH = Group("Search", *_SEARCHED, defaults=_search)
 SWEEP = Group("Search", *_SEARCHED, defaults=_sweep)
 
 _TRAINED = (
-    option("--encoder", help="The network: small, or a torchvision classifier such as resnet18."),
+    option(
+        "--encoder", help="The network: small, a torchvision classifier such as resnet18, or one of timm's."
+    ),
+    option("--weights", help="What the encoder begins with: none, pretrained, or a file."),
+    option("--frozen-stages", type=int, help="First stages of the encoder that stay as they are."),
+    option(
+        "--encoder-batch-norm",
+        help="Batch norms of the encoder while it trains: train, or eval to hold them.",
+    ),
     option("--width", type=int, help="Channels of the small encoder's first stage."),
     option("--steps", type=int, help="Training steps of each detector."),
     option("--batch-size", type=int, help="Normal images in a step; as many augmented ones join them."),
     option("--learning-rate", type=float, help="Learning rate of SGD, which trains the detector."),
+    option("--encoder-learning-rate", type=float, help="That of the encoder, where it is another."),
     option("--score", help="How images are scored: density, or classifier."),
     option("--contamination", type=float, help="The share of anomalies that you believe in, if you do."),
 )
@@ -261,67 +274,3 @@ def tracked(given: dict[str, Any]) -> dict[str, Any]:
     """Options of a run as arguments of `run_study`."""
     off = given.pop("no_tracking")
     return {**given, "tracking_uri": None if off else given["tracking_uri"]}
-
-
-def alone_with_resume(context: click.Context, *others: str) -> None:
-    """Refuse whatever was given beside --resume, but for options with these names.
-
-    Raises:
-        click.UsageError: naming it.
-    """
-    given = [
-        p.opts[0] if isinstance(p, click.Option) else p.make_metavar(context).strip("[]")
-        for p in context.command.params
-        if p.name not in ("resume", *others)
-        and context.get_parameter_source(str(p.name)) == ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(
-            f"--resume takes its images from the run, and its settings; leave {', '.join(given)} out"
-        )
-
-
-def source_of(path: str | None, train: Path | None, unlabeled: Path | None, **of_folder: Any) -> Source:
-    """Where the images are: PATH, or the folders of --train and --unlabeled.
-
-    Raises:
-        click.UsageError: for none of these, or both. ValueError: for a PATH that is not there.
-    """
-    from ssad_hpo.data import Source, find_source
-
-    if (train is None) != (unlabeled is None):
-        raise click.UsageError("--train and --unlabeled go together")
-    if (path is None) == (train is None):
-        raise click.UsageError("give PATH, or --train and --unlabeled, or --resume")
-    if path is not None:
-        return find_source(path, **of_folder)
-    if refused := [f"--{name}" for name in ("category", "anomaly") if of_folder.pop(name) is not None]:
-        raise click.UsageError(
-            f"{refused[0]} is for a folder in the layout of MVTec AD; leave it out, or --train"
-        )
-    return Source("folders", {"train": str(train), "unlabeled": str(unlabeled), **of_folder})
-
-
-def space_of(kinds: tuple[str, ...], ranges: tuple[str, ...]) -> SearchSpace:
-    """The kinds of --augmentation with the ranges of --range.
-
-    Raises:
-        click.UsageError: for a range that cannot be read, or is of another kind.
-        ValueError: for an unknown kind or hyperparameter.
-    """
-    from ssad_hpo.augment import Range, hyperparameter_of
-    from ssad_hpo.task import Search, SearchSpace
-
-    space: dict[str, dict[str, float | Range]] = {kind: {} for kind in kinds or Search().space.kinds}
-    for given in ranges:
-        name, _, value = given.partition("=")
-        kind, _, hyperparameter = name.partition(".")
-        if kind not in space:
-            raise click.UsageError(f"--range {given}: {kind!r} is not searched; add -a {kind}")
-        log = hyperparameter_of(kind, hyperparameter).range.log
-        try:
-            low, _, high = value.partition(":")
-            space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
-        except ValueError as error:
-            raise click.UsageError(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from None
-    return SearchSpace(space)

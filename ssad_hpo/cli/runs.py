@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import rich_click as click
 from click.exceptions import Exit
+from rich.markup import escape
 
 from ssad_hpo.cli.display import say, show, show_ranking, warn
 from ssad_hpo.cli.options import DEVICE, SKIP_UNREADABLE
@@ -33,11 +37,9 @@ def report(run: str) -> None:
 
     RUN is a run folder, or its name below runs/.
     """
-    import os
-
     from ssad_hpo.experiment import report_run
 
-    say(f"report in {os.path.relpath(report_run(run))}")
+    say(escape(f"report in {os.path.relpath(report_run(run))}"))
 
 
 @click.command(epilog="Example: `ssad-hpo sync gravel-cutavg-20261123-101500-1f3a`")
@@ -87,14 +89,46 @@ def score(place: str, paths: tuple[Path, ...], out: Path | None, skip_unreadable
 
     from ssad_hpo.experiment import load_detector, score_images
 
-    rows = list(score_images(load_detector(place, device), list(paths), skip_unreadable=skip_unreadable))
-    with out.open("w", newline="") if out else _stdout() as file:
+    with _whole(out) as file:
+        detector, count = load_detector(place, device), 0
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "score"])
-        writer.writerows((str(path), repr(value)) for path, value in rows)
+        for path, value in score_images(detector, list(paths), skip_unreadable=skip_unreadable):
+            if not count:
+                writer.writerow(["path", "score"])
+            writer.writerow([_cell(path), repr(value)])
+            count += 1
     if out:
-        say(f"{len(rows)} scores in {out}")
+        say(escape(f"{count} scores in {out}"))
 
 
-def _stdout() -> Any:
-    return contextlib.nullcontext(sys.stdout)
+def _cell(path: Path) -> str:
+    """A path that no spreadsheet takes for a formula."""
+    return f"./{path}" if str(path)[0] in "=+-@\t\r" else str(path)
+
+
+@contextlib.contextmanager
+def _whole(out: Path | None) -> Iterator[TextIO]:
+    """A file that gets its name when it is whole, and is OUT.partial until then; standard output if None.
+
+    Raises:
+        OSError: before anything is done, if it cannot be written.
+    """
+    if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # names that are not UTF-8 stay as they are
+        yield sys.stdout
+        return
+    if out.is_dir():
+        raise IsADirectoryError(f"--out '{out}': is a folder, expected a file")
+    partial = out.with_name(out.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        try:
+            yield file
+        except BaseException:
+            file.flush()
+            if partial.read_bytes().count(b"\n") > 1:
+                warn(f"what was scored before that is in {partial}")
+            else:
+                partial.unlink()
+            raise
+    os.replace(partial, out)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from click.core import ParameterSource
@@ -29,11 +30,12 @@ from ssad_hpo.cli.options import (
     TUNING,
     TUNING_RUN,
     Group,
-    alone_with_resume,
-    source_of,
-    space_of,
     tracked,
 )
+
+if TYPE_CHECKING:
+    from ssad_hpo.data import Source
+    from ssad_hpo.task import SearchSpace
 
 _place = click.argument("path", required=False)
 _resume = click.option("--resume", metavar="RUN", help="Go on with this run, with the settings that it has.")
@@ -90,7 +92,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
     from ssad_hpo.task import Search, Training
 
     if (run := given.pop("resume")) is not None:
-        alone_with_resume(context, "n_trials", "address")
+        _alone_with_resume(context, "n_trials", "address")
         settings = open_run(run).settings
         if settings.tuning is not None:
             raise click.UsageError(f"--resume {run}: is a tuning, which `tune --resume` goes on with")
@@ -101,8 +103,8 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
                 run, n_trials=n_trials, address=address, listeners=[display], announce=display.announce
             )
     else:
-        images = source_of(given.pop("path"), **IMAGES.taken(given))
-        method = Search(space=space_of(**SPACE.taken(given)), **group.taken(given))
+        images = _images(context, given)
+        method = Search(space=_space_of(**SPACE.taken(given)), **group.taken(given))
         training = Training(seed=method.seed, **TRAINING.taken(given))
         with _kept_on_interrupt(context), SearchDisplay(method.total) as display:
             result = run_study(
@@ -143,12 +145,12 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
     with _kept_on_interrupt(context), TuningDisplay() as display, warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # `show` tells them, of every start
         if (run := given.pop("resume")) is not None:
-            alone_with_resume(context)
+            _alone_with_resume(context)
             if open_run(run).settings.tuning is None:
                 raise click.UsageError(f"--resume {run}: is a search, which `search --resume` goes on with")
             result = resume_study(run, listeners=[display], announce=display.announce)
         else:
-            images = source_of(given.pop("path"), **IMAGES.taken(given))
+            images = _images(context, given)
             space = ONE_KIND.taken(given)
             if len(space["kinds"]) != 1:
                 got = ", ".join(space["kinds"]) or "none"
@@ -158,7 +160,7 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
             training = Training(evaluate_at=(1.0,), **TUNED_TRAINING.taken(given))
             result = run_study(
                 images,
-                Tuning(space=space_of(**space), **told),
+                Tuning(space=_space_of(**space), **told),
                 training,
                 listeners=[display],
                 announce=display.announce,
@@ -190,6 +192,84 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     with _kept_on_interrupt(context), SearchDisplay(n_trials) as display:
         result = run_study(source, method, listeners=[display], announce=display.announce, **tracked(given))
     show(result)
+
+
+def _images(context: click.Context, given: dict[str, Any]) -> Source:
+    """Where the images are, taken out of all that the user gave."""
+    path = given.pop("path")
+    source = _source_of(path, **IMAGES.taken(given))
+    if source.loader not in ("folder", "folders"):
+        for name in IMAGES.names:
+            if _is_given(context, name):
+                option = f"--{name.replace('_', '-')}"
+                raise click.UsageError(
+                    f"{option} is for folders of images, and {path} is built in; leave it out"
+                )
+    return source
+
+
+def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **of_folder: Any) -> Source:
+    """Where the images are: PATH, or the folders of --train and --unlabeled.
+
+    Raises:
+        click.UsageError: for none of these, or both. ValueError: for a PATH that is not there.
+    """
+    from ssad_hpo.data import Source, find_source
+
+    if (train is None) != (unlabeled is None):
+        raise click.UsageError("--train and --unlabeled go together")
+    if (path is None) == (train is None):
+        raise click.UsageError("give PATH, or --train and --unlabeled, or --resume")
+    if path is not None:
+        return find_source(path, **of_folder)
+    if refused := [f"--{name}" for name in ("category", "anomaly") if of_folder.pop(name) is not None]:
+        raise click.UsageError(
+            f"{refused[0]} is for a folder in the layout of MVTec AD; leave it out, or --train"
+        )
+    return Source("folders", {"train": str(train), "unlabeled": str(unlabeled), **of_folder})
+
+
+def _space_of(kinds: tuple[str, ...], ranges: tuple[str, ...]) -> SearchSpace:
+    """The kinds of --augmentation with the ranges of --range.
+
+    Raises:
+        click.UsageError: for a range that cannot be read, or is of another kind.
+        ValueError: for an unknown kind or hyperparameter.
+    """
+    from ssad_hpo.augment import Range, hyperparameter_of
+    from ssad_hpo.task import Search, SearchSpace
+
+    space: dict[str, dict[str, float | Range]] = {kind: {} for kind in kinds or Search().space.kinds}
+    for given in ranges:
+        name, _, value = given.partition("=")
+        kind, _, hyperparameter = name.partition(".")
+        if kind not in space:
+            raise click.UsageError(f"--range {given}: {kind!r} is not searched; add -a {kind}")
+        log = hyperparameter_of(kind, hyperparameter).range.log
+        try:
+            low, _, high = value.partition(":")
+            space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
+        except ValueError as error:
+            raise click.UsageError(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from None
+    return SearchSpace(space)
+
+
+def _alone_with_resume(context: click.Context, *others: str) -> None:
+    """Refuse whatever was given beside --resume, but for options with these names.
+
+    Raises:
+        click.UsageError: naming it.
+    """
+    given = [
+        p.opts[0] if isinstance(p, click.Option) else p.make_metavar(context).strip("[]")
+        for p in context.command.params
+        if p.name not in ("resume", *others)
+        and context.get_parameter_source(str(p.name)) == ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"--resume takes its images from the run, and its settings; leave {', '.join(given)} out"
+        )
 
 
 def _is_given(context: click.Context, name: str) -> bool:

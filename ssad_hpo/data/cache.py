@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -83,6 +84,8 @@ def identify(folder: Path, paths: Sequence[Path]) -> list[FileContent]:
         key = os.path.abspath(path)
         try:
             stat = os.stat(path)
+            if not S_ISREG(stat.st_mode):
+                raise OSError("no regular file")
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             known = index.get(key)
             if isinstance(known, list) and known[:3] == stamp:
@@ -116,16 +119,16 @@ def _read_content(path: Path) -> FileContent:
 def decode_set(
     paths: Sequence[Path],
     contents: Sequence[FileContent],
-    image_size: int,
+    size: tuple[int, int],
     channels: int,
     skip_unreadable: bool,
 ) -> DecodedSet:
-    """The images of `paths` (with their `contents`), from the cache if it holds them.
+    """The images of `paths` (with their `contents`) at a height and width, from the cache if it holds them.
 
     Raises:
         DataError: naming a file that cannot be read, unless `skip_unreadable`.
     """
-    shape = (channels, image_size, image_size)
+    shape = (channels, *size)
     key = _digest(json.dumps([_DECODING, shape, sorted(content.digest for content in contents)]))
     array_path, table_path = _in_cache(f"images-{key}.npy"), _in_cache(f"images-{key}.json")
     decoded = _read_set(array_path, table_path, contents, shape)

@@ -16,9 +16,10 @@ import torch
 
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import DataError, check_image_size, find_images
+from ssad_hpo.data.decode import DataError, check_image_size, common_size, find_images, other_files
 from ssad_hpo.task import Task
 
+_DARK = 17  # of 255: as bright as 12-bit values in 16-bit files become
 _StrPath = str | os.PathLike[str]
 
 
@@ -43,12 +44,14 @@ def load_folder(
     anomaly: str | None = None,
     *,
     image_size: int = 256,
+    keep_ratio: bool = True,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
 
     `train` is CATEGORY/train/good (or the images that lie directly in train/). `unlabeled` is all of
-    CATEGORY/test. Images become squares, whatever their shape; 1 channel if all of them are grey, else
+    CATEGORY/test. Images become squares, or all of one
+    rectangle if they are tall or wide; 1 channel if all of them are grey, else
     3; 16-bit grey v becomes round(v / 257), transparent pixels black.
 
     Labels: images of test/good are normal, those of every other folder in test/ are anomalies. Identical
@@ -70,7 +73,9 @@ def load_folder(
         root: a folder of categories, or one category (it has train/ itself).
         category: which one; not needed if there is only one.
         anomaly: only test/good and test/ANOMALY, a benchmark pair. None for all of test/.
-        image_size: height and width, pixels.
+        image_size: height and width, pixels; of tall or wide images the shorter side.
+        keep_ratio: whether images that are tall or wide (by the median of train) stay so, up to 1 : 4, else
+            they are squeezed into squares.
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
 
     Returns:
@@ -82,7 +87,7 @@ def load_folder(
         ValueError: for an image_size that cannot be.
     """
     name, train, unlabeled = _find_halves(root, category, anomaly)
-    return _load(name, train, unlabeled, image_size, skip_unreadable)
+    return _load(name, train, unlabeled, image_size, keep_ratio, skip_unreadable)
 
 
 def load_folders(
@@ -90,6 +95,7 @@ def load_folders(
     unlabeled: _StrPath,
     *,
     image_size: int = 256,
+    keep_ratio: bool = True,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
@@ -104,7 +110,7 @@ def load_folders(
     for path in mixture.paths:
         if os.path.realpath(path) in shared:
             raise DataError(f"{path}: is in train and in unlabeled; give two folders that share no image")
-    return _load("images", normal, mixture, image_size, skip_unreadable)
+    return _load("images", normal, mixture, image_size, keep_ratio, skip_unreadable)
 
 
 def find_categories(root: _StrPath) -> list[str]:
@@ -173,9 +179,11 @@ def _find_halves(root: _StrPath, category: str | None, anomaly: str | None) -> t
     return f"{place.name}/{anomaly}", train, _Half(test, [path for path, _ in pair], labels)
 
 
-def _load(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_unreadable: bool) -> DataSet:
+def _load(
+    name: str, train: _Half, unlabeled: _Half, image_size: int, keep_ratio: bool, skip_unreadable: bool
+) -> DataSet:
     halves = (train, unlabeled)
-    decoded = _decode_halves(train, unlabeled, image_size, skip_unreadable)
+    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, skip_unreadable)
     skipped = [
         f"{path} {images.unreadable[content.digest]}"
         for half, (contents, images) in zip(halves, decoded, strict=True)
@@ -184,8 +192,19 @@ def _load(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_unrea
     ]
     if skipped:
         some = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
-        warnings.warn(f"{name}: skipped {len(skipped)} unreadable images: {some}", stacklevel=3)
+        _tell(f"{name}: skipped {len(skipped)} unreadable images: {some}")
     (_, train_images), (contents, unlabeled_images) = decoded
+    for half in halves:
+        if left := other_files(half.folder):
+            names = ", ".join(sorted({path.suffix or path.name for path in left})[:5])
+            _tell(f"{half.folder}: left out {len(left)} files that are no images by their names ({names})")
+    if both := set(train_images.digests.values()) & set(unlabeled_images.digests.values()):
+        _tell(f"{name}: {len(both)} of the unlabelled images are train images as well, and look normal")
+    if train_images.pixels.max() < _DARK:
+        _tell(
+            f"{name}: the brightest train pixel is {train_images.pixels.max()} of 255; where 10- or 12-bit "
+            "values lie in 16-bit files, stretch them to 16 bits first"
+        )
     task = Task(name, torch.from_numpy(train_images.pixels), torch.from_numpy(unlabeled_images.pixels))
     if unlabeled.labels is None:
         return DataSet(task)
@@ -197,8 +216,12 @@ def _load(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_unrea
     return DataSet(task, np.array([label for _, label in sorted(rows)], np.int8))
 
 
+def _tell(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
+
+
 def _decode_halves(
-    train: _Half, unlabeled: _Half, image_size: int, skip_unreadable: bool
+    train: _Half, unlabeled: _Half, image_size: int, keep_ratio: bool, skip_unreadable: bool
 ) -> list[tuple[list[FileContent], DecodedSet]]:
     """For each half the contents of its files and their images."""
     check_image_size(image_size)
@@ -207,9 +230,12 @@ def _decode_halves(
         _check_count(half.folder, len(half.paths))
     contents = [identify(half.folder, half.paths) for half in halves]
     channels = 1 if all(content.grey is not False for both in contents for content in both) else 3
+    size = image_size, image_size
+    if keep_ratio:
+        size = common_size(train.paths, image_size)
     decoded = []
     for half, files in zip(halves, contents, strict=True):
-        images = decode_set(half.paths, files, image_size, channels, skip_unreadable)
+        images = decode_set(half.paths, files, size, channels, skip_unreadable)
         _check_count(half.folder, len(images.pixels))
         decoded.append((files, images))
     return decoded

@@ -6,7 +6,7 @@ section 2.1).
 """
 
 from ssad_hpo.detector.model import Detector, Embeddings, Transform, pseudo_anomalies, untrained_network
-from ssad_hpo.detector.training import Checkpoint, train
+from ssad_hpo.detector.training import Checkpoint, train, untrained_detector
 from ssad_hpo.numerics import check_device, resolve_precision
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "pseudo_anomalies",
     "resolve_precision",
     "train",
+    "untrained_detector",
     "untrained_network",
 ]

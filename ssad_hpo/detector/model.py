@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,13 +71,19 @@ def untrained_network(
     """The network that a training begins with, on the CPU; weights follow the training's seed.
 
     Raises:
-        ValueError: for an encoder that is unknown, or cannot take such images.
+        ValueError: for an encoder that is unknown, or cannot take such images, or weights that cannot be had.
     """
     channels, height, width = image_shape
     with seeded(training.seed, device):
-        return build_network(
-            training.encoder, channels=channels, image_size=(height, width), width=training.width
+        network = build_network(
+            training.encoder,
+            channels=channels,
+            image_size=(height, width),
+            width=training.width,
+            weights=training.weights,
         )
+    network.hold(training.frozen_stages, batch_norm=training.encoder_batch_norm == "eval")
+    return network
 
 
 @dataclass
@@ -234,21 +241,38 @@ class Detector:
         check_device(device)
         if not (folder / _SETTINGS_FILE).is_file():
             raise FileNotFoundError(f"{folder}: holds no detector (no {_SETTINGS_FILE})")
-        settings = json.loads((folder / _SETTINGS_FILE).read_text())
-        if settings.get("format") != _FORMAT:
-            found = f"format {settings['format']!r}" if "format" in settings else "none"
-            raise ValueError(f"{folder}: expected a detector of format {_FORMAT}, found {found}")
+        try:
+            settings = json.loads((folder / _SETTINGS_FILE).read_text())
+            found = settings.get("format")
+            if found == _FORMAT:
+                return cls._from(settings, load_file(folder / _WEIGHTS_FILE), device)
+        except Exception as error:  # of JSON, safetensors, torch, our own settings: no two alike
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{folder}: the detector is damaged ({reason[:200]}); restore it from a copy"
+            ) from error
+        wrong = "none" if found is None else f"format {found!r}"
+        raise ValueError(f"{folder}: expected a detector of format {_FORMAT}, found {wrong}")
+
+    @classmethod
+    def _from(
+        cls, settings: dict[str, Any], tensors: dict[str, Tensor], device: str | torch.device
+    ) -> Detector:
         given = settings["augmentation"]
         augmentation = Augmentation(
             given["kind"],
             {n: Range(**v) if isinstance(v, dict) else v for n, v in given["hyperparameters"].items()},
         )
         training = Training(**settings["training"])
-        channels, height, width = settings["image_shape"]
-        network = untrained_network(training, (channels, height, width))
-        tensors = load_file(folder / _WEIGHTS_FILE)
+        channels, height, width = map(int, settings["image_shape"])
+        # All weights are in the file: none is fetched.
+        network = untrained_network(replace(training, weights="none"), (channels, height, width))
         mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
         network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
+        if mean.shape != (network.features,) or whitening.shape != (network.features, network.features):
+            raise ValueError("its density is not that of its embeddings")
+        if not all(t.isfinite().all() for t in (*network.state_dict().values(), mean, whitening)):
+            raise ValueError("it has numbers that are not finite")
         network.to(device).eval()
         return cls(network, augmentation, training, (channels, height, width), mean, whitening)
 

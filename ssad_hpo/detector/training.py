@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ssad_hpo.augment import check_fits, jitter
 from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
-from ssad_hpo.encoder import draws
+from ssad_hpo.encoder import NONE, Network, draws
 from ssad_hpo.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
+
+_PRETRAINED_SHARE = 0.1  # of the head's learning rate, for a pretrained encoder
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def train(
     network = untrained_network(training, (channels, height, width), device)
     network.to(device)
     optimizer = torch.optim.SGD(
-        network.parameters(),
+        parameter_groups(network, training),
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
@@ -122,6 +124,30 @@ def train(
             "generator": generator.get_state(),
         }
         yield Checkpoint(end, detector, mean_loss, state)
+
+
+def untrained_detector(
+    training: Training,
+    image_shape: tuple[int, int, int],
+    augmentation: Augmentation,
+    device: torch.device,
+) -> Detector:
+    """A detector of weights as they come, which scores by density: its classifier knows nothing yet."""
+    pixels = image_shape[1] * image_shape[2]
+    training = replace(training, precision=resolve_precision(training, device, pixels), score="density")
+    network = untrained_network(training, image_shape, device)
+    return Detector(network.to(device).eval(), augmentation, training, image_shape)
+
+
+def parameter_groups(network: Network, training: Training) -> list[dict[str, Any]]:
+    """What of a network moves, with the encoder's own learning rate if it has one; for an optimizer."""
+    rate = training.encoder_learning_rate
+    if rate is None and training.weights == NONE:
+        return [{"params": list(network.parameters())}]
+    rate = _PRETRAINED_SHARE * training.learning_rate if rate is None else rate
+    encoder = [p for p in network.encoder.parameters() if p.requires_grad]
+    moving = [{"params": encoder, "lr": rate}] if encoder else []
+    return [*moving, {"params": list(network.head.parameters())}]
 
 
 def draw_batches(n: int, training: Training, generator: torch.Generator) -> Tensor:

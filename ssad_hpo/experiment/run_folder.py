@@ -119,6 +119,8 @@ def choose_run_folder(name: str | Path | None, task_name: str) -> Path:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{task_name.replace('/', '-')}-{stamp}-{uuid.uuid4().hex[:4]}"
     folder = _place(name)
+    if folder.name.startswith("-") or not str(folder).isprintable():
+        raise RunError(f"run: expected a name that can be typed, without a leading dash, got {str(name)!r}")
     _check_free(folder)
     return folder
 
@@ -153,8 +155,10 @@ def open_run(name: str | Path) -> Run:
         if hides_password(values["storage"]):
             values["storage"] = _storage_from_environment(folder, values["storage"])
         return Run(folder, Settings.from_json(values))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read as a run's settings ({error})") from error
+    except RunError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read as a run's settings ({error}); restore the file") from error
 
 
 @contextmanager

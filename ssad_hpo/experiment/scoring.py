@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,13 +42,20 @@ def score_images(
     Raises:
         ValueError: if nothing is found or a file cannot be read.
     """
-    channels, height, _ = detector.image_shape
+    channels, *size = detector.image_shape
     paths: list[Path] = []
     for place in map(Path, places):
         paths.extend(data.find_images(place) if place.is_dir() else [place])
     for start in range(0, len(paths), _BLOCK):
-        images, read = data.read_images(
-            paths[start : start + _BLOCK], height, channels, skip_unreadable=skip_unreadable
-        )
+        block = paths[start : start + _BLOCK]
+        try:
+            images, read = data.read_images(
+                block, (size[0], size[1]), channels, skip_unreadable=skip_unreadable
+            )
+        except data.DataError as error:
+            if not skip_unreadable or len(paths) <= _BLOCK:
+                raise
+            warnings.warn(f"skipped {len(block)} unreadable images: {error}", stacklevel=2)
+            continue
         scores: np.ndarray = detector.score(images).numpy()
         yield from zip(read, scores.tolist(), strict=True)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import optuna
 
-from ssad_hpo import data, tracking
+from ssad_hpo import data, numerics, tracking
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
+from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
 from ssad_hpo.experiment.outcome import (
     StudyResult,
     compare_with_truth,
@@ -17,14 +18,14 @@ from ssad_hpo.experiment.outcome import (
     open_result,
     record_result,
 )
-from ssad_hpo.experiment.run_folder import Run, choose_run_folder, claimed, locked, open_run
-from ssad_hpo.experiment.searching import prepare_cluster, prepare_search, search_run
+from ssad_hpo.experiment.run_folder import Run, RunError, choose_run_folder, claimed, locked, open_run
 from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
-from ssad_hpo.search import select, was_interrupted
+from ssad_hpo.search import Objective, open_study, run_search, select, was_interrupted
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
 
+_MOST_THREADS = 1024
 DEFAULT_TRACKING = "default"
 
 
@@ -82,7 +83,8 @@ def run_study(
             `mlflow.set_experiment` has chosen, else "ssad_hpo".
         device: where to train, "cpu" or "cuda"; by default "cuda" where a cluster's trials have a GPU, else
             "cpu".
-        threads: of the processor for training; torch's own choice if None.
+        threads: of the processor for training, by default one: several wait for each other wherever
+            something else needs the cores.
         listeners: told of every trial as it happens, beside MLflow.
         announce: told of the run, with all its settings, before the first trial.
 
@@ -102,8 +104,8 @@ def run_study(
     method = search or Search()
     task, source = data.load_images(images)
     folder = choose_run_folder(run, task.name)
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise ValueError(f"threads: expected 1..{_MOST_THREADS}, got {threads}")
     if cluster is not None:
         device = device or ("cuda" if cluster.gpus_per_trial else "cpu")
         threads = threads or max(1, int(cluster.cpus_per_trial))
@@ -122,10 +124,11 @@ def run_study(
         training=training,
         cluster=cluster,
         device=device,
-        threads=threads or torch.get_num_threads(),
+        threads=threads or numerics.DEFAULT_THREADS,
         storage=storage and absolute_storage(storage),
         tracking_uri=_absolute_tracking_uri(tracking_uri),
         experiment=experiment or tracking.default_experiment(),
+        weights_digest=weights_digest(training, task),
         **creation_facts(),
     )
     if settings.storage is not None:
@@ -170,6 +173,11 @@ def resume_study(
     """
     opened = open_run(run)
     task, settings = load_task(opened, task), opened.settings
+    if settings.weights_digest != weights_digest(settings.training, task):
+        raise RunError(
+            f"{opened.folder}: the weights of {settings.training.encoder} are not those that the study began "
+            "with; restore them or start a new study"
+        )
     if n_trials is not None:
         if isinstance(settings.method, Tuning):
             raise ValueError(f"n_trials: {opened.folder} is a tuning, whose starting points are its trials")
@@ -190,15 +198,14 @@ def _conduct(
 ) -> StudyResult:
     """Do the work of a run whose folder is locked: train and choose without labels, and only then judge."""
     settings = run.settings
-    torch.set_num_threads(settings.threads)
-    with run.open_recorder() as recorder:
+    with numerics.threads(settings.threads), run.open_recorder() as recorder:
         if announce is not None:
             announce(run)
         recorder.study_started(settings.flat(), settings.tags)
         everyone = tracking.Joined([recorder, *listeners], settings.tags)
         try:
             if settings.tuning is None:
-                study = search_run(run, task, everyone)
+                study = _search(run, task, everyone)
             else:
                 study = tune_run(run, task, everyone, recorder)
             selected = select(study, settings.criterion, run.artifacts)
@@ -214,6 +221,26 @@ def _conduct(
         record_result(recorder, result)
         recorder.study_ended("complete")
     return replace(result, undelivered=run.undelivered(), lost=recorder.lost)
+
+
+def _search(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
+    """Bring the study of a run to its number of trials, taking up what an earlier process left."""
+    settings, search = run.settings, run.settings.method
+    assert isinstance(search, Search)
+    objective = Objective(
+        task, search, settings.training, artifacts=run.artifacts, device=settings.device, recorder=recorder
+    )
+    local = settings.cluster is None
+    # On a cluster Ray's scheduler stops the trials.
+    drawing = search if local else replace(search, pruner="none")
+    study = open_study(run.open_storage(create=True), settings.study_name, drawing, settings.training)
+    if settings.cluster is None:
+        run_search(study, objective)
+    else:
+        from ssad_hpo import raytune
+
+        raytune.sweep(objective, study, settings.cluster)
+    return study
 
 
 def evaluate_run(run: str | Path) -> StudyResult:

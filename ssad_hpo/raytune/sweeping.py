@@ -53,6 +53,7 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
     rungs = make_scheduler(search, objective.training)
     searcher = StudySearcher(objective, study)
     reconcile(study, objective)
+    objective.add_frozen(study)
     remaining = remaining_trials(study, n_trials)
     if not remaining or is_exhausted(study):
         return

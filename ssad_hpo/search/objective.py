@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,9 @@ import optuna
 import torch
 from optuna.study import StudyDirection
 
-from ssad_hpo.augment import check_fits
+from ssad_hpo.augment import NONE, check_fits
 from ssad_hpo.criteria import CRITERIA, measured
-from ssad_hpo.detector import Detector, train, untrained_network
+from ssad_hpo.detector import Detector, train, untrained_detector, untrained_network
 from ssad_hpo.judgement import Judged, judge
 from ssad_hpo.search import record
 from ssad_hpo.search.store import FolderStore, MemoryStore, Store, trial_name
@@ -78,6 +80,22 @@ def check_minimises(study: optuna.Study, criterion: str) -> None:
         raise ValueError(
             f"study: expected one that minimises {criterion}, as optuna.create_study() does, got {directions}"
         )
+
+
+_adding = threading.Lock()  # not an objective's own: objectives are pickled
+
+
+def frozen_evaluation(
+    task: Task, augmentation: Augmentation, training: Training, device: str | torch.device = "cpu"
+) -> Evaluation:
+    """A pretrained encoder as it comes, without a step of training, judged like a detector.
+
+    Args:
+        augmentation: of the augmented images that criteria compare with.
+    """
+    channels, height, width = task.train.shape[1:]
+    detector = untrained_detector(training, (channels, height, width), augmentation, torch.device(device))
+    return Evaluation(0, math.log(2), judge(detector, task), detector, {})
 
 
 class Objective:
@@ -151,6 +169,7 @@ class Objective:
             *_, last = evaluations(self.task, self.search.space.suggest(trial), self.training, self.device)
             return last.judged.criteria[self.criterion]
         check_minimises(trial.study, self.criterion)
+        self.add_frozen(trial.study)
         started = time.monotonic()
         augmentation = self.search.space.suggest(trial)
         self._check_new(trial, augmentation)
@@ -187,6 +206,35 @@ class Objective:
             record.write(trial.study, trial, record.interrupted(repr(error)))
             raise
         return judged.criteria[self.criterion]
+
+    def add_frozen(self, study: optuna.Study) -> None:
+        """Add a pretrained encoder as it comes to a study that does not have it yet, as a candidate.
+
+        It is judged like the others; criteria of augmented images take the first kind of the space.
+        """
+        with _adding:
+            if self.training.weights == "none" or any(t.frozen for t in record.records(study)):
+                return
+            started, number = time.monotonic(), len(study.get_trials(deepcopy=False))
+            kind, hyperparameters = next(iter(self.search.space.kinds.items()))
+            self.tell.start(number, Augmentation(NONE))
+            evaluation = frozen_evaluation(
+                self.task, Augmentation(kind, hyperparameters), self.training, self.device
+            )
+            judged = evaluation.judged
+            self.tell.progress(number, 0, evaluation.metrics)
+            address = self.store.put(f"frozen-{uuid.uuid4().hex[:8]}", judged, evaluation.detector)
+            kept = record.complete(
+                judged.criteria,
+                loss=evaluation.loss,
+                seconds=time.monotonic() - started,
+                budget=0,
+                address=address,
+            )
+            study.add_trial(
+                optuna.create_trial(value=judged.criteria[self.criterion], user_attrs=record.frozen() | kept)
+            )
+            self.tell.end(number, "complete", judged.criteria)
 
     def _check_new(self, trial: optuna.Trial, augmentation: Augmentation) -> None:
         """Raise TrialPruned if the space has no ranges and the study has trained this point of it."""

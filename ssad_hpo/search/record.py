@@ -9,6 +9,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ssad_hpo.augment import NONE
 from ssad_hpo.criteria import VALIDATION_LOSS, measured
 from ssad_hpo.task import Augmentation, Status
 
@@ -26,6 +27,7 @@ _CHECKPOINT = "checkpoint"
 _START = "start"
 _SIGNS = "collapse"
 _IMAGES = "images"
+_FROZEN = "frozen"
 
 Attributes = dict[str, Any]
 
@@ -49,6 +51,7 @@ class TrialRecord:
         signs: of collapse, of a starting point: sentences with their remedy.
         ray_trial: Ray's id of it in a sweep.
         checkpoint: where its last checkpoint is, for a trial that repeats it.
+        frozen: whether it is the pretrained encoder as it comes, beside which the others were drawn.
     """
 
     number: int
@@ -64,18 +67,18 @@ class TrialRecord:
     signs: tuple[str, ...] = ()
     ray_trial: str | None = None
     checkpoint: str | None = None
+    frozen: bool = False
 
 
 def read_trial(trial: FrozenTrial) -> TrialRecord:
     """What is kept of a trial."""
     kept, status = trial.user_attrs, _status(trial)
-    drawn = kept.get(_HYPERPARAMETERS)
     complete = status == "complete" and _BUDGET in kept
     names = (*measured(), VALIDATION_LOSS) if complete else ()
     return TrialRecord(
         number=trial.number,
         status=status,
-        augmentation=None if drawn is None else Augmentation(trial.params["augmentation"], drawn),
+        augmentation=_augmentation(trial),
         reason=kept.get(_FAILURE, kept.get(_INTERRUPTED)),
         criteria={name: kept[name] for name in names if name in kept},
         loss=kept.get(_LOSS),
@@ -86,7 +89,20 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         signs=tuple(kept.get(_SIGNS, ())),
         ray_trial=kept.get(_RAY_TRIAL),
         checkpoint=kept.get(_CHECKPOINT),
+        frozen=is_frozen(trial),
     )
+
+
+def _augmentation(trial: FrozenTrial) -> Augmentation | None:
+    if is_frozen(trial):
+        return Augmentation(NONE)
+    drawn = trial.user_attrs.get(_HYPERPARAMETERS)
+    return None if drawn is None else Augmentation(trial.params["augmentation"], drawn)
+
+
+def is_frozen(trial: FrozenTrial) -> bool:
+    """Whether it is the pretrained encoder as it comes, which no sampler drew and none may see."""
+    return bool(trial.user_attrs.get(_FROZEN, False))
 
 
 def records(study: optuna.Study) -> list[TrialRecord]:
@@ -133,6 +149,11 @@ def complete(
     """Attributes of a trial that ran its whole budget; see `TrialRecord`."""
     kept = {_LOSS: loss, _SECONDS: round(seconds, 3), _ADDRESS: address, _BUDGET: budget}
     return {**criteria, **kept}
+
+
+def frozen() -> Attributes:
+    """Attributes of the pretrained encoder as it comes."""
+    return {_FROZEN: True}
 
 
 def failed(reason: str) -> Attributes:

@@ -58,7 +58,8 @@ def reconcile(study: optuna.Study, objective: Objective, alive: Collection[int] 
         objective.tell.end(trial.number, status, reason=reason)
     trials = study.get_trials(deepcopy=False)
     going = (TrialState.WAITING, TrialState.RUNNING)
-    taken = {position(study, t) for t in trials if is_final(t) or t.state in going}
+    drawn = [t for t in trials if not record.is_frozen(t)]
+    taken = {position(study, t) for t in drawn if is_final(t) or t.state in going}
     for trial in trials:
         if trial.state != TrialState.FAIL or is_final(trial):
             continue
@@ -72,7 +73,8 @@ def reconcile(study: optuna.Study, objective: Objective, alive: Collection[int] 
 
 def remaining_trials(study: optuna.Study, n_trials: int) -> int:
     """How many of `n_trials` are still to be run; interrupted ones count as not run."""
-    return max(0, n_trials - sum(is_final(t) for t in study.get_trials(deepcopy=False)))
+    trials = study.get_trials(deepcopy=False)
+    return max(0, n_trials - sum(is_final(t) and not record.is_frozen(t) for t in trials))
 
 
 def run_search(study: optuna.Study, objective: Objective) -> None:
@@ -82,6 +84,7 @@ def run_search(study: optuna.Study, objective: Objective) -> None:
         KeyboardInterrupt: on Ctrl-C, after the running trial was marked; call again to go on.
     """
     reconcile(study, objective)
+    objective.add_frozen(study)
     remaining = remaining_trials(study, objective.search.total)
     if remaining:
         try:

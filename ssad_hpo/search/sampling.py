@@ -19,7 +19,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from ssad_hpo.search.record import first_attempt, is_final
+from ssad_hpo.search.record import first_attempt, is_final, is_frozen
 from ssad_hpo.task import Search, Training
 
 
@@ -44,12 +44,12 @@ class SeededSampler(optuna.samplers.BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self._sampler(study, trial).infer_relative_search_space(study, trial)
+        return self._sampler(study, trial).infer_relative_search_space(_drawn(study), trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        sampler = self._sampler(study, trial)
+        sampler, study = self._sampler(study, trial), _drawn(study)
         sampler.infer_relative_search_space(study, trial)  # TPE splits the space into its groups here
         return sampler.sample_relative(study, trial, search_space)
 
@@ -57,7 +57,7 @@ class SeededSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         sampler = self._sampler(study, trial, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        return sampler.sample_independent(_drawn(study), trial, param_name, param_distribution)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
@@ -113,14 +113,22 @@ class CountedOncePruner(optuna.pruners.SuccessiveHalvingPruner):
     """
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        return super().prune(cast(optuna.Study, _WithoutInterrupted(study)), trial)
+        def counts(other: FrozenTrial) -> bool:
+            return other.state != TrialState.FAIL or is_final(other)
+
+        return super().prune(cast(optuna.Study, _Part(study, counts)), trial)
 
 
-class _WithoutInterrupted:
-    """A study as its pruner may see it."""
+def _drawn(study: optuna.Study) -> optuna.Study:
+    """A study as its sampler may see it: without the pretrained encoder, which has no parameters."""
+    return cast(optuna.Study, _Part(study, lambda trial: not is_frozen(trial)))
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
+
+class _Part:
+    """A study of which some trials are not seen."""
+
+    def __init__(self, study: optuna.Study, seen: Callable[[FrozenTrial], bool]) -> None:
+        self._study, self._seen = study, seen
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
@@ -128,14 +136,19 @@ class _WithoutInterrupted:
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = self._study.get_trials(deepcopy, states)
-        return [trial for trial in trials if trial.state != TrialState.FAIL or is_final(trial)]
+        return [trial for trial in self._study.get_trials(deepcopy, states) if self._seen(trial)]
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = self._study._get_trials(deepcopy, states, use_cache)
+        return [trial for trial in trials if self._seen(trial)]
 
 
 def position(study: optuna.Study, trial: FrozenTrial) -> int:
     """A trial's place in the study when interrupted trials and their retries count as one."""
     earlier = study.get_trials(deepcopy=False)[: first_attempt(trial)]
-    return sum(first_attempt(t) == t.number for t in earlier)
+    return sum(first_attempt(t) == t.number and not is_frozen(t) for t in earlier)
 
 
 def is_exhausted(study: optuna.Study) -> bool:
@@ -143,7 +156,7 @@ def is_exhausted(study: optuna.Study) -> bool:
     if not isinstance(study.sampler, EnumeratedSampler):
         return False
     trials = study.get_trials(deepcopy=False)
-    drawn = sum(first_attempt(t) == t.number for t in trials)
+    drawn = sum(first_attempt(t) == t.number and not is_frozen(t) for t in trials)
     return drawn >= len(study.sampler.candidates) and all(t.state != TrialState.WAITING for t in trials)
 
 

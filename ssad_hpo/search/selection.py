@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import torch
 
+from ssad_hpo.augment import NONE
 from ssad_hpo.criteria import CRITERIA, VALIDATION_LOSS
 from ssad_hpo.detector import Detector
 from ssad_hpo.search.record import TrialRecord, records
@@ -32,7 +33,7 @@ class Candidate:
         criteria: every criterion (lower is better) and the unclamped "separability"; of a tuned one also
             its "validation_loss" (lower is better).
         loss: mean cross-entropy of its last stretch of training; that of a coin is log 2 = 0.693.
-        budget: its training steps.
+        budget: its training steps; 0 of the pretrained encoder as it comes, whose augmentation is "none".
         address: where its scores, embeddings and detector are.
     """
 
@@ -46,7 +47,7 @@ class Candidate:
     @property
     def learned(self) -> bool:
         """Whether its training told augmented images from normal ones, clearly better than a coin does."""
-        return self.loss < _CHANCE * math.log(2)
+        return self.augmentation.kind == NONE or self.loss < _CHANCE * math.log(2)
 
     def scores(self) -> np.ndarray:
         """(N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous."""
@@ -80,9 +81,9 @@ def candidates(study: optuna.Study, artifacts: Path | None = None) -> list[Candi
         study: run with an `Objective`.
         artifacts: where the artifacts folder is now, if it was moved since.
     """
-    finished = [trial for trial in records(study) if trial.status == "complete" and trial.budget]
+    finished = [t for t in records(study) if t.status == "complete" and (t.budget or t.frozen)]
     whole = max((trial.budget or 0 for trial in finished), default=0)
-    return [_candidate(trial, artifacts) for trial in finished if trial.budget == whole]
+    return [_candidate(trial, artifacts) for trial in finished if trial.budget == whole or trial.frozen]
 
 
 def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None = None) -> Candidate:
@@ -110,6 +111,8 @@ def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None =
 
 
 def _candidate(trial: TrialRecord, artifacts: Path | None) -> Candidate:
-    assert trial.augmentation and trial.loss is not None and trial.budget and trial.address  # it is complete
+    assert (
+        trial.augmentation and trial.loss is not None and trial.budget is not None and trial.address
+    )  # it is complete
     address = trial.address if artifacts is None else str(artifacts / Path(trial.address).name)
     return Candidate(trial.number, trial.augmentation, trial.criteria, trial.loss, trial.budget, address)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssad_hpo.task.space import SearchSpace
 
 Precision = Literal["auto", "float32", "bfloat16"]
+BatchNorm = Literal["train", "eval"]
 Score = Literal["density", "classifier"]
 Sampler = Literal["tpe", "random", "grid", "gp"]
 Pruner = Literal["none", "asha", "median"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 LARGEST_GRID = 100_000
+LARGEST_SEED = 2**63 - 1  # of torch's generators
 PRUNERS: tuple[str, ...] = get_args(Pruner)
 
 
@@ -29,11 +32,17 @@ class Training:
     (100, 400)
 
     Attributes:
-        encoder: "small" (the residual encoder of `ssad_hpo.encoder`) or a torchvision classifier.
+        encoder: "small" (the residual encoder of `ssad_hpo.encoder`), a torchvision classifier, a timm model.
+        weights: that the encoder begins with: "none" (drawn by the seed), "pretrained" (see
+            `ssad_hpo.encoder.weights`) or a file.
+        frozen_stages: the encoder's first stages that stay as they are, which saves their backward pass.
+        encoder_batch_norm: of a pretrained encoder's batch norms while it trains: "train" (statistics of the batch,
+            running ones move) or "eval" (they stay as pretrained).
         width: channels of the small encoder's first stage; no use for torchvision encoders.
         steps: training steps.
         batch_size: normal images a step; as many augmented ones go with them.
         learning_rate, momentum, weight_decay: of SGD; the rate is annealed along a cosine to 0.
+        encoder_learning_rate: of the encoder; by default that of the head, a tenth of it if it is pretrained.
         jitter: strength of the color jitter (brightness, contrast, saturation, hue).
         evaluate_at: fractions of `steps` at which criteria are computed and reported, rising; the
             last must be 1. The earlier the first, the more ASHA saves and the more often it misjudges.
@@ -63,19 +72,37 @@ class Training:
     contamination: float | None = None
     precision: Precision = "auto"
     seed: int = 0
+    weights: str = "none"
+    frozen_stages: int = 0
+    encoder_batch_norm: BatchNorm = "train"
+    encoder_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "evaluate_at", tuple(self.evaluate_at))
-        _check_whole(self, {"width": 1, "steps": 1, "batch_size": 2, "seed": 0})
-        for name in ("learning_rate", "momentum", "weight_decay", "jitter"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)!r}")
+        if self.weights not in ("none", "pretrained"):  # a file, which other directories find as well
+            object.__setattr__(self, "weights", str(Path(self.weights).absolute()))
+        check_whole(
+            self,
+            width=(1, 1024),
+            steps=(1, 10**9),
+            batch_size=(2, 10**5),
+            seed=(0, LARGEST_SEED),
+            frozen_stages=(0, 1000),
+        )
+        check_numbers(self, "learning_rate", "momentum", "weight_decay", "jitter")
+        if self.encoder_learning_rate is not None:
+            check_numbers(self, "encoder_learning_rate")
         if self.jitter > 0.5:
             raise ValueError(f"jitter: expected 0..0.5, got {self.jitter}")
-        if self.contamination is not None and not 0 < self.contamination < 1:
-            raise ValueError(f"contamination: expected a share between 0 and 1, got {self.contamination}")
-        _check_choices(self, {"score": get_args(Score), "precision": get_args(Precision)})
-        ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(math.isfinite, self.evaluate_at))
+        if self.contamination is not None:
+            check_numbers(self, "contamination")
+            if not 0 < self.contamination < 1:
+                raise ValueError(f"contamination: expected a share between 0 and 1, got {self.contamination}")
+            if self.contamination > 0.99:  # a hundred augmented images for each train one
+                raise ValueError(f"contamination: expected at most 0.99, got {self.contamination}")
+        choices = {"score": get_args(Score), "precision": get_args(Precision)}
+        _check_choices(self, {**choices, "encoder_batch_norm": get_args(BatchNorm)})
+        ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(_is_number, self.evaluate_at))
         steps = self.evaluation_steps if ends_well else ()
         if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
             raise ValueError(
@@ -128,7 +155,14 @@ class Search:
         space: Any = self.space
         if not isinstance(space, SearchSpace):
             object.__setattr__(self, "space", SearchSpace(space))
-        _check_whole(self, {"n_trials": 1, "grid_points": 2, "reduction_factor": 2, "seed": 0, "keep": 1})
+        check_whole(
+            self,
+            n_trials=(1, 10**6),
+            grid_points=(2, 10**9),
+            reduction_factor=(2, 10**6),
+            seed=(0, LARGEST_SEED),
+            keep=(1, 10**6),
+        )
         _check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
         if self.sampler == "gp" and len(self.space.kinds) > 1:
             kinds = ", ".join(self.space.kinds)
@@ -181,18 +215,37 @@ class Cluster:
     def __post_init__(self) -> None:
         for name, low in (("cpus_per_trial", "above 0"), ("gpus_per_trial", "of at least 0")):
             value = getattr(self, name)
-            if not math.isfinite(value) or value < 0 or (value == 0 and low == "above 0"):
-                raise ValueError(f"{name}: expected a number {low}, got {value}")
-        if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise ValueError(f"max_concurrent: expected at least 1, got {self.max_concurrent}")
+            if not _is_number(value) or value < 0 or (value == 0 and low == "above 0"):
+                raise ValueError(f"{name}: expected a number {low}, got {value!r}")
+        if self.max_concurrent is not None and not (
+            _is_whole(self.max_concurrent) and self.max_concurrent > 0
+        ):
+            raise ValueError(f"max_concurrent: expected at least 1, got {self.max_concurrent!r}")
 
 
-def _check_whole(settings: object, least: Mapping[str, int]) -> None:
-    """Raise ValueError, naming the setting, for one that is no whole number or less than its least."""
-    for name, bound in least.items():
+def check_whole(settings: object, **bounds: tuple[int, int]) -> None:
+    """Raise ValueError, naming the setting, for one that is no whole number or out of its bounds."""
+    for name, (least, most) in bounds.items():
         value = getattr(settings, name)
-        if not isinstance(value, int) or value < bound:
-            raise ValueError(f"{name}: expected a whole number >= {bound}, got {value!r}")
+        if not _is_whole(value) or value < least:
+            raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+        if value > most:
+            raise ValueError(f"{name}: expected at most {most}, got {value}")
+
+
+def check_numbers(settings: object, *names: str) -> None:
+    """Raise ValueError, naming the setting, for one that is no finite number or below 0."""
+    for name in names:
+        if not _is_number(getattr(settings, name)) or getattr(settings, name) < 0:
+            raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(settings, name)!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_choices(settings: object, choices: Mapping[str, Sequence[Any]]) -> None:

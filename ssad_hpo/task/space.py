@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssad_hpo.augment import Augmentation, Hyperparameters, Range
+from ssad_hpo.augment import NONE, Augmentation, Hyperparameters, Range
 
 if TYPE_CHECKING:
     import optuna
@@ -46,6 +46,8 @@ class SearchSpace:
             kinds = {kind: {} for kind in kinds}
         if not kinds:
             raise ValueError("SearchSpace: expected at least one augmentation, got none")
+        if NONE in kinds:
+            raise ValueError(f"SearchSpace: expected kinds that change images, got {NONE!r}")
         whole = {kind: Augmentation(kind, given).hyperparameters for kind, given in kinds.items()}
         object.__setattr__(self, "kinds", whole)
 

@@ -17,22 +17,13 @@ taken repeat by repeat. Writes stacked.md and .csv (one row for each run).
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import platform
 import statistics
-import subprocess
 from dataclasses import asdict
-from pathlib import Path
 
-import torch
-
+from studies.lab.options import parse, study_parser
+from studies.lab.results import made_by, markdown_table, spread, write_results
 from studies.stacked.measuring import Groups, Speeds, cells, measured
 from studies.stacked.ways import Cell
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def against(cell: Cell, other: Cell, speeds: Speeds) -> str:
@@ -40,7 +31,8 @@ def against(cell: Cell, other: Cell, speeds: Speeds) -> str:
 
 
 def page(groups: Groups, speeds: Speeds, options: argparse.Namespace) -> str:
-    rows, best = [], []
+    rows: list[list[object]] = []
+    best: list[list[object]] = []
     for group in groups:
         ordinary, pair = group[0], next(cell for cell in group if cell.processes == 2)
         for cell in group:
@@ -53,13 +45,10 @@ def page(groups: Groups, speeds: Speeds, options: argparse.Namespace) -> str:
             name = f"{fastest.way}, {fastest.detectors} detectors, {threads} threads"
             other = ordinary if threads == 1 else pair
             best.append([size, precision, name, other.processes, against(fastest, other, speeds)])
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    smoke = "**A smoke run: these numbers mean nothing.**\n\n" if options.smoke else ""
+    ways = ["px", "precision", "way", "detectors", "threads", "processes", "steps/s", "to one", "to two"]
     return f"""# Several detectors in one process
 
-{smoke}{hardware(options.device)}, PyTorch {torch.__version__}. {datetime.date.today()},
-commit {commit.strip() or "none"}.
-Made by `python -m studies.stacked`.
+{made_by("stacked", options)}
 
 The small encoder of width 16 on grey images, {options.batch} + {options.batch} a step: jitter, CutPaste with
 a patch area of its own for each detector, forward, backward, SGD. *Ordinary* is one detector after the
@@ -72,39 +61,22 @@ an error, so that only the grouped form is there.
 The fastest stacked form (by its median: its ratio is somewhat flattered) against ordinary training in as
 many processes of one thread as it has threads. Above 1 stacking pays.
 
-{table("px | precision | fastest stacked | processes | ratio", best)}
-
+{markdown_table(["px", "precision", "fastest stacked", "processes", "ratio"], best)}
 ## All ways
 
 Detectors of a process; detector-steps a second over all processes. Medians (minimum–maximum) of
 {options.repeats} runs of {options.seconds} s, in turns; ratios repeat by repeat, to one ordinary process
 with one thread and to two of them.
 
-{table("px | precision | way | detectors | threads | processes | steps/s | to one | to two", rows)}
-"""
-
-
-def table(header: str, rows: list[list[object]]) -> str:
-    lines = [header, " | ".join("---" for _ in header.split(" | ")), *(" | ".join(map(str, r)) for r in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def hardware(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {max(len(names), 1)} cores"
+{markdown_table(ways, rows)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("stacked", __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.8, help="of a run; whole steps are taken")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="tiny runs, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     options.sizes, options.detectors, options.batch = (32, 64), (1, 2, 4, 8), 32
     options.threads = (1,) if options.device == "cuda" else (1, 2)
     if options.smoke:
@@ -114,14 +86,12 @@ def main() -> None:
 
     groups = cells(options)
     speeds = measured(groups, options.repeats, options.seconds)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with open(options.out / "stacked.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*asdict(groups[0][0]), "repeat", "detector_steps_per_second"])
-        for cell, runs in speeds.items():
-            writer.writerows([*asdict(cell).values(), i, f"{speed:.4g}"] for i, speed in enumerate(runs))
-    (options.out / "stacked.md").write_text(page(groups, speeds, options))
-    print(f"wrote {options.out / 'stacked.md'}")
+    rows = [
+        {**asdict(cell), "repeat": repeat, "detector_steps_per_second": f"{speed:.4g}"}
+        for cell, runs in speeds.items()
+        for repeat, speed in enumerate(runs)
+    ]
+    write_results(options, "stacked", page(groups, speeds, options), rows)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Trainer:
         else:
             assert cell.way == "grouped" or len(networks) == 1
             self.network = grouped(networks) if cell.way == "grouped" else networks[0]
-            self.network.to(self.device, dtype, memory_format=torch.channels_last)
+            self.network.to(self.device, dtype).to(memory_format=torch.channels_last)
             self.parameters = dict(self.network.named_parameters())
             self.buffers = dict(self.network.named_buffers())
         rule = {name: getattr(self.settings[0], name) for name in ("momentum", "weight_decay")}
@@ -124,14 +124,20 @@ class _Linears(nn.Module):
         return x.flatten(1) if self.bias is None else x.flatten(1) + self.bias
 
 
+def _wide(one: nn.Conv2d, k: int) -> nn.Conv2d:
+    """A convolution without a bias for each detector, as one with groups."""
+    wide = copy.deepcopy(one)
+    wide.in_channels, wide.out_channels, wide.groups = k * one.in_channels, k * one.out_channels, k
+    wide.weight = nn.Parameter(one.weight.detach().repeat(k, 1, 1, 1))
+    return wide
+
+
 def grouped(networks: list[Network]) -> Network:
     """One network whose channels are those of all `networks`, side by side."""
     k, together = len(networks), copy.deepcopy(networks[0])
     for path, module in list(together.named_modules()):
         if isinstance(module, nn.Conv2d):
-            widths = (k * module.in_channels, k * module.out_channels)
-            shape = (module.kernel_size, module.stride, module.padding)
-            wide: nn.Module = nn.Conv2d(*widths, *shape, groups=k, bias=False)
+            wide: nn.Module = _wide(module, k)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             wide = type(module)(k * module.num_features)
         elif isinstance(module, nn.Linear):

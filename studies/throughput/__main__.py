@@ -12,22 +12,19 @@ tagged with its coordinates) and .png.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import itertools
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ssad_hpo.report import throughput_figure
 from ssad_hpo.task import Training
+from studies.lab.figures.throughput import throughput_figure
+from studies.lab.options import parse, study_parser
+from studies.lab.results import Row, cores, made_by, markdown_table, spread, write_results
 from studies.throughput.cell import BATCH, Cell, Run, peak_mib
 from studies.throughput.measuring import PIPELINES, Peaks, Result, matrix_product, measure
 from studies.throughput.ours import TRIAL_TASK, run_trial
@@ -57,19 +54,15 @@ def main() -> None:
     # Once more at the end: on a shared machine the first might have been disturbed.
     peaks = {at: max(peak, peaks[at]) for at, peak in products().items()}
 
-    options.out.mkdir(parents=True, exist_ok=True)
     rows = list(csv_rows(results, trials, peaks, options.trial_steps))
-    with open(options.out / "throughput.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**row, "value": f"{row['value']:.6g}"} for row in rows)
-    (options.out / "throughput.md").write_text(page(results, trials, peaks, options))
+    written = [{**row, "value": f"{row['value']:.6g}"} for row in rows]
+    write_results(options, "throughput", page(results, trials, peaks, options), written)
     throughput_figure([row for row in rows if row["measure"] == SPEED], options.out / "throughput.png")
-    print(f"wrote {options.out / 'throughput.md'} after {time.monotonic() - began:.0f} s")
+    print(f"{time.monotonic() - began:.0f} s")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("throughput", __doc__)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--devices", nargs="+", choices=devices, default=devices)
     parser.add_argument("--encoders", nargs="+", default=["small", "resnet18"])
@@ -80,28 +73,27 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a run of the slower pipeline, about")
     parser.add_argument("--workers", type=int, default=min(cores(), 8), help="of the plain DataLoader")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results")
-    parser.add_argument("--smoke", action="store_true", help="one tiny cell, only to see that it works")
-    options = parser.parse_args()
+    options = parse(parser)
     options.trial_steps, options.product_size = Training().steps, 4096
     if options.smoke:
         options.devices, options.encoders, options.sizes = options.devices[:1], ["small"], [32]
         options.augmentations, options.repeats, options.seconds = ["cutpaste"], 1, 0.1
         options.trial_steps, options.product_size = 8, 512
+    options.device = options.devices[-1]  # the GPU, if there is one
     return options
 
 
 def page(
     results: list[Result], trials: dict[str, list[Run]], peaks: Peaks, options: argparse.Namespace
 ) -> str:
-    where = "device | encoder | px | f_aug"
+    where = ["device", "encoder", "px", "f_aug"]
     speeds, shares, ours, plain = [], [], [], []
     for result in results:
         at = [str(value) for value in astuple(result.cell)]
         a, b = result.speeds("ours"), result.speeds("plain")
         ratios = [x / y for x, y in zip(a, b, strict=True)]
         memory = [f"{max(run.peak_mib for run in result.runs[p]):.0f}" for p in PIPELINES]
-        speeds.append([*at, str(result.steps), spread(a), spread(b), spread(ratios, 2), *memory])
+        speeds.append([*at, str(result.steps), spread(a, 0), spread(b, 0), spread(ratios), *memory])
         share = [f"{result.share_of_peak(p, peaks):.0%}" for p in PIPELINES]
         shares.append([*at, result.cell.precision("ours"), f"{result.flops / 1e9:.2f}", *share])
         split, waits = median_parts([result.split]), median_parts(result.runs["plain"])
@@ -114,10 +106,11 @@ def page(
         trial_rows += [[device, p, f"{s:.3f}", f"{s / parts['training']:.1%}"] for p, s in parts.items()]
     products = ", ".join(f"{d} {p} {peak / 1e9:.0f} GFLOP/s" for (d, p), peak in peaks.items())
     alone, steps = f"{options.imports_mib:.0f}", options.trial_steps
-    smoke = "**A smoke run: these numbers mean nothing.**\n\n" if options.smoke else ""
+    speed = ["steps", "ours, images/s", "plain, images/s", "ratio", "ours, MiB", "plain, MiB"]
+    of_peak = ["ours computes in", "GFLOP an image", "ours", "plain (float32)"]
     return f"""# Throughput: our training path against a plain per-image pipeline
 
-{smoke}{hardware(options)}. {datetime.date.today()}. Made by `python -m studies.throughput`.
+{made_by("throughput", options)} {torch.get_num_threads()} threads.
 
 *Plain* is written the way such code is usually written: decoded PIL images in memory, torchvision's
 ColorJitter and a PIL augmentation per image in {options.workers} `DataLoader` workers, float32, contiguous
@@ -132,8 +125,7 @@ turns; ratios run by run. Peak memory in MiB, each pipeline in its own process: 
 its libraries (which alone take {alone}), for plain with the private pages of its workers; on a GPU the
 device's memory.
 
-{table(f"{where} | steps | ours, images/s | plain, images/s | ratio | ours, MiB | plain, MiB", speeds)}
-
+{markdown_table([*where, *speed], speeds)}
 ![Images a second by image size](throughput.png)
 
 ## Share of peak
@@ -145,63 +137,34 @@ A share above 100 % says that this yardstick is short: on AMD
 processors the float32 product (MKL) stays far below what convolutions (oneDNN) can do; written as a 1 × 1
 convolution the same product was twice as fast on the machine of the published results.
 
-{table(f"{where} | ours computes in | GFLOP an image | ours | plain (float32)", shares)}
-
+{markdown_table([*where, *of_peak], shares)}
 ## Where the time goes
 
 Ours, milliseconds a step, from one more run with a stopwatch around the parts of the loop:
 
-{table(" | ".join([where, *split]), ours)}
-
+{markdown_table([*where, *split], ours)}
 Plain, milliseconds a step. Its workers need the same cores as the training, so that on a CPU their work
 shows in both columns:
 
-{table(" | ".join([where, *waits]), plain)}
-
+{markdown_table([*where, *waits], plain)}
 ## Evaluation of one trial
 
 `{TRIAL_TASK}`, {steps} steps, otherwise `Training()`'s defaults: three evaluations of 256 train, 256
 augmented and 128 unlabeled images, one density and its scores. Medians of {options.repeats} trials.
 
-{table("device | part | seconds | share of training", trial_rows)}
-"""
-
-
-def spread(values: list[float], digits: int = 0) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+{markdown_table(["device", "part", "seconds", "share of training"], trial_rows)}"""
 
 
 def median_parts(runs: list[Run]) -> dict[str, float]:
     return {part: statistics.median(run.parts[part] for run in runs) for part in runs[0].parts}
 
 
-def table(header: str, rows: list[list[str]]) -> str:
-    lines = [header, " | ".join("---" for _ in header.split(" | ")), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def hardware(options: argparse.Namespace) -> str:
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    bf16 = " with bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else ""
-    text = f"{name}, {cores()} cores, {torch.backends.cpu.get_cpu_capability()}{bf16}"
-    if "cuda" in options.devices:
-        text += f"; {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    return f"{text}; PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def csv_rows(
     results: list[Result], trials: dict[str, list[Run]], peaks: Peaks, trial_steps: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """One row per measured value, tagged with its coordinates."""
 
-    def rows_of(run: Run, steps: int, **at: Any) -> Iterator[dict[str, Any]]:
+    def rows_of(run: Run, steps: int, **at: Any) -> Iterator[Row]:
         measured = {"seconds": run.seconds, "peak_mib": run.peak_mib}
         measured |= {f"seconds: {part}": seconds for part, seconds in run.parts.items()}
         for name, value in measured.items():

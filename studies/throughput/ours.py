@@ -13,12 +13,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ssad_hpo import augment
+from ssad_hpo import judgement
+from ssad_hpo.augment import drawing
 from ssad_hpo.data import builtin, load
 from ssad_hpo.detector import Checkpoint, Detector, train, training
 from ssad_hpo.encoder import Network
-from ssad_hpo.search import objective
 from ssad_hpo.task import Augmentation, Training
+from studies.lab.searching import trained
 from studies.throughput.cell import PATCH, Cell, Run, peak_mib
 
 TRIAL_TASK = "gravel/cutavg"
@@ -48,7 +49,7 @@ def split_ours(cell: Cell, images: Tensor, steps: int) -> Run:
     watched = [
         ("data: uint8 to float", training, "to_float"),
         ("jitter", training, "jitter"),
-        ("augmentation", augment, "apply"),
+        ("augmentation", drawing, "apply"),
         ("forward", Network, "forward"),
         ("backward", Tensor, "backward"),
         ("optimiser", torch.optim.SGD, "step"),
@@ -72,23 +73,25 @@ def run_trial(device: str, steps: int) -> Run:
     parts: dict[str, float] = defaultdict(float)
     watched = [
         ("embeddings", Detector, "embed_task"),
-        ("criteria", objective, "evaluate_all"),
+        ("criteria", judgement, "evaluate_all"),
         ("density fit", Detector, "fit_density"),
         ("scores", Detector, "density_score"),
     ]
     with stopwatch(parts, device, watched):
         started = time.perf_counter()
         augmentation, settings = Augmentation("cutavg", PATCH), Training(steps=steps)
-        *_, last = objective.evaluations(task, augmentation, settings, device)
-        last.detector.fit_density(last.embeddings.train)
-        last.detector.density_score(last.embeddings.unlabeled)
+        trained(task, augmentation, settings, device)
         seconds = time.perf_counter() - started
     return Run(seconds, {"training": seconds - sum(parts.values()), **parts}, peak_mib(device))
 
 
 @contextlib.contextmanager
 def stopwatch(parts: dict[str, float], device: str, watched: list[tuple[str, Any, str]]) -> Iterator[None]:
-    """Add the seconds spent in functions of the library, given as (part, owner, name), to `parts`."""
+    """Add the seconds spent in functions of the library, given as (part, owner, name), to `parts`.
+
+    Raises:
+        RuntimeError: if one of them was never called: the library does that part elsewhere by now.
+    """
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -106,6 +109,8 @@ def stopwatch(parts: dict[str, float], device: str, watched: list[tuple[str, Any
         for part, owner, name in watched:
             stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
         yield
+    if missed := [part for part, _, _ in watched if part not in parts]:
+        raise RuntimeError(f"stopwatch: expected calls of {', '.join(missed)}, got none")
 
 
 def wait_for(device: str) -> None:

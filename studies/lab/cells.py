@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import datetime
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -80,29 +75,3 @@ def _keep(work: Callable[[CellT], dict[str, Any]], cell: CellT, path: Path) -> N
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({**content, "seconds": round(time.monotonic() - started, 2)}))
     os.replace(partial, path)
-
-
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The rows as a CSV file with every name that occurs in one, in order of first occurrence."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(itertools.chain(*rows))), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def provenance() -> str:
-    """A sentence of date, commit, PyTorch and hardware, for a page of results."""
-    command = ["git", "-C", str(Path.cwd()), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return (
-        f"{datetime.date.today()}, commit {found or 'unknown'}, PyTorch {torch.__version__}, "
-        f"{os.cpu_count()} cores ({_processor()})."
-    )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # no Linux
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

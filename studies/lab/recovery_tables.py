@@ -2,26 +2,40 @@
 
 A row is a dictionary of one starting point: "variant" (how it was tuned), "texture", "true_area", "seed",
 "start" (its area), "failure" (why there is nothing else, or None), "area_factor" and "aspect_factor" (see
-`evaluate.factor_off`), "auc", "auc_aligned" (of a detector that was trained with f_gen itself), "dsv",
+`factor_off`), "auc", "auc_aligned" (of a detector that was trained with f_gen itself), "dsv",
 "validation_loss" and "warned". The starting points of one (variant, texture, true_area, seed) compete.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ssad_hpo.experiment.selector_tables import markdown_table
-
-Row = dict[str, Any]
+from studies.lab.results import Row, markdown_table
 
 AREA_FACTOR, ASPECT_FACTOR = 2.0, 1.5
 # A detector has collapsed, whatever a warning says, where its AUC is so much below the aligned one's.
 COLLAPSE = 0.2
 RULES = {"validation_loss": "L_val", "dsv": "DSV"}
+
+
+def factor_off(found: float, true: float) -> float:
+    """By which factor a hyperparameter was missed, max(found / true, true / found); 1 is exact.
+
+    Args:
+        found, true: positive and finite, such as areas or aspects.
+
+    Raises:
+        ValueError: naming the value that is not.
+    """
+    for name, value in (("found", found), ("true", true)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return max(found / true, true / found)
 
 
 def found(row: Row) -> bool:

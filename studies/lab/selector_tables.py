@@ -10,14 +10,14 @@ them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import CRITERIA
-from ssad_hpo.evaluate import average_ranks, compare, rank_agreement
+from ssad_hpo.evaluate import rank_agreement
+from studies.lab.comparing import average_ranks, comparison_table
+from studies.lab.results import Row, markdown_table
 
 RANDOM_DYNAMIC = "random dynamic"
 ANY_KIND = "any kind"  # as f_aug: chosen among the candidates of all kinds together
@@ -26,7 +26,6 @@ BEYOND = ("dsv_unclamped", "discordance", "smooth_alignment", "soft_alignment", 
 _NAMES = {name: name.upper() for name in ("mmd", "std", "mc", "sel", "hits", "dsv")}
 _NAMES |= {"base": "Base", "dsv_unclamped": "DSV unclamped"}
 
-Row = dict[str, Any]
 Run = tuple[tuple[str, str], int]  # ((f_aug, task), seed)
 
 
@@ -72,12 +71,6 @@ def task_means(column: dict[Run, float], f_aug: str | None = None) -> dict[tuple
     return {task: float(np.mean(value)) for task, value in values.items()}
 
 
-def markdown_table(titles: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
-    rows = [list(titles), *([str(cell) for cell in line] for line in lines)]
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
-
-
 def auc_and_rank_tables(table: dict[str, dict[Run, float]]) -> tuple[str, str]:
     columns = (*COLUMNS, *BEYOND)
     competing = [c for c in columns if c not in ("oracle", "worst")]
@@ -97,28 +90,14 @@ def auc_and_rank_tables(table: dict[str, dict[Run, float]]) -> tuple[str, str]:
     )
 
 
-def comparison_table(rows: list[Row], *, any_kind: bool = False) -> str:
+def regret_table(rows: list[Row], *, any_kind: bool = False) -> str:
     """Regret of every column, and DSV against it: within each kind, or among the candidates of any kind."""
     rows = [row for row in rows if (row["f_aug"] == ANY_KIND) == any_kind]
     table = choices(rows)
+    oracle, aucs = table["oracle"], {column: table[column] for column in (*COLUMNS, *BEYOND[:-2])}
+    regrets = {name: {run: oracle[run] - auc for run, auc in column.items()} for name, column in aucs.items()}
     train_sets = {(row["f_aug"], row["task"]): row["train_set"] for row in rows}
-    seeds = sorted({row["seed"] for row in rows})
-    lines = []
-    for column in (*COLUMNS, *BEYOND[:-2]):
-        regrets = [
-            np.mean([table["oracle"][run] - auc for run, auc in table[column].items() if run[1] == seed])
-            for seed in seeds
-        ]
-        line = [title(column), f"{np.mean(regrets):.3f} ± {np.std(regrets):.3f}"]
-        if column == "dsv":
-            lines.append([*line, "", "", "", ""])
-            continue
-        against = compare(table["dsv"], table[column], train_sets)
-        interval = f"{against.low:+.3f} … {against.high:+.3f}"
-        figures = [f"{against.difference:+.3f}", interval, f"{against.p_task:.4f}", f"{against.p_run:.4f}"]
-        lines.append([*line, *figures])
-    titles = ["column", "regret ± over seeds", "DSV − column", "95 % over train sets", "p, unit task"]
-    return markdown_table([*titles, "p, unit task × seed"], lines)
+    return comparison_table(aucs, "dsv", train_sets, regrets, ("column", "regret"), title)
 
 
 def alignment_table(rows: list[Row]) -> str:
@@ -182,7 +161,7 @@ def markdown(rows: list[Row], header: str) -> str:
     aucs, ranks = auc_and_rank_tables(table)
     of_any_kind = ""
     if any(row["f_aug"] == ANY_KIND for row in rows):
-        among = comparison_table(rows, any_kind=True)
+        among = regret_table(rows, any_kind=True)
         of_any_kind = f"## The same among the candidates of any kind\n\n{among}\n"
     chosen = len(choices([row for row in rows if row["f_aug"] != ANY_KIND])["dsv"])
     tasks, seeds = len({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
@@ -190,7 +169,7 @@ def markdown(rows: list[Row], header: str) -> str:
         f"# Selection table\n\n{header}\n\n{tasks} tasks, seeds {', '.join(map(str, seeds))}.\n\n"
         f"## AUC of the chosen detector, mean over tasks\n\n{aucs}\n"
         f"## Rank among the columns, mean over tasks (1 is best)\n\n{ranks}\n"
-        f"## Regret, and DSV against each column\n\n{comparison_table(rows)}\n"
+        f"## Regret, and DSV against each column\n\n{regret_table(rows)}\n"
         "Regret is oracle − chosen. p: one-sided paired Wilcoxon, DSV greater. Tasks that share trainings "
         "are not independent, which makes the p-values optimistic; the interval resamples train sets.\n\n"
         f"{of_any_kind}"

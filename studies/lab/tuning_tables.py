@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ssad_hpo.bilevel import Cost
-from ssad_hpo.evaluate import average_ranks, compare
-from ssad_hpo.experiment.selector_tables import markdown_table
+from studies.lab.comparing import average_ranks, compare, comparison_table
+from studies.lab.results import Row, markdown_table
 
 # The talk's columns, the search beside them, and our losses; then what stands beside the comparison.
 METHODS = (
@@ -29,7 +28,6 @@ BEYOND = (SHORT_SEARCH, RS_TUNED, RD_TUNED, BEST_TRIAL)
 # What a method that failed on a task is worth there: a coin.
 FAILED = 0.5
 
-Row = dict[str, Any]
 Run = tuple[str, int]  # (task, seed)
 
 
@@ -61,23 +59,10 @@ def task_table(rows: Sequence[Row], hero: str) -> str:
     return markdown_table(["task", *table], lines)
 
 
-def comparison_table(rows: Sequence[Row], hero: str) -> str:
+def hero_table(rows: Sequence[Row], hero: str) -> str:
     """One method against every other: difference, bootstrap interval over train sets, p-values."""
-    table, clusters = columns(rows), _clusters(rows)
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    lines: list[list[object]] = []
-    for method, column in table.items():
-        by_seed = [np.mean([auc for run, auc in column.items() if run[1] == seed]) for seed in seeds]
-        line: list[object] = [method, f"{np.mean(by_seed):.3f} ± {np.std(by_seed):.3f}"]
-        if method == hero:
-            lines.append([*line, "", "", "", ""])
-            continue
-        found = compare(table[hero], column, clusters)
-        interval = f"{found.low:+.3f} … {found.high:+.3f}"
-        lines.append([*line, f"{found.difference:+.3f}", interval])
-        lines[-1] += [f"{p:.4f}" for p in (found.p_task, found.p_run)]
-    titles = ["method", "AUC ± over seeds", f"{hero} − method", "95 % over train sets", "p, unit task"]
-    return markdown_table([*titles, "p, unit task × seed"], lines)
+    table = columns(rows)
+    return comparison_table(table, hero, _clusters(rows), table, ("method", "AUC"))
 
 
 def cost_table(rows: Sequence[Row], reference: str) -> str:
@@ -106,7 +91,7 @@ def markdown(rows: Sequence[Row], header: str, heroes: Sequence[str], reference:
     """
     failures = [row for row in rows if row["failure"] is not None]
     said = "; ".join(f"{r['method']} on {r['task']}, seed {r['seed']}: {r['failure']}" for r in failures)
-    against = "\n".join(f"## {hero} against each method\n\n{comparison_table(rows, hero)}" for hero in heroes)
+    against = "\n".join(f"## {hero} against each method\n\n{hero_table(rows, hero)}" for hero in heroes)
     return (
         f"# ST-SSAD against search and baselines\n\n{header}\n\n"
         f"Failed, and counted as an AUC of {FAILED:g}: {said or 'none'}.\n\n"

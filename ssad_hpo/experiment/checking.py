@@ -1,19 +1,18 @@
-"""The work of a search: train candidates here or on a cluster, until all of its trials are there."""
+"""What of a search can be wrong is found before anything is written or trained."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import torch
 
 from ssad_hpo.address import without_password
 from ssad_hpo.bilevel import Tuning
-from ssad_hpo.detector import check_device, resolve_precision
-from ssad_hpo.experiment.run_folder import Run
-from ssad_hpo.search import Objective, open_study, run_search
-from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
+from ssad_hpo.detector import check_device, resolve_precision, untrained_network
+from ssad_hpo.encoder import NONE, digest_of
+from ssad_hpo.search import Objective
+from ssad_hpo.task import Cluster, Search, Task, Training
 
 
 def prepare_search(
@@ -57,21 +56,9 @@ def prepare_cluster(
     return replace(cluster, checkpoint_path=place)
 
 
-def search_run(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
-    """Bring the study of a run to its number of trials, taking up what an earlier process left."""
-    settings, search = run.settings, run.settings.method
-    assert isinstance(search, Search)
-    objective = Objective(
-        task, search, settings.training, artifacts=run.artifacts, device=settings.device, recorder=recorder
-    )
-    local = settings.cluster is None
-    # On a cluster Ray's scheduler stops the trials.
-    drawing = search if local else replace(search, pruner="none")
-    study = open_study(run.open_storage(create=True), settings.study_name, drawing, settings.training)
-    if settings.cluster is None:
-        run_search(study, objective)
-    else:
-        from ssad_hpo import raytune
-
-        raytune.sweep(objective, study, settings.cluster)
-    return study
+def weights_digest(training: Training, task: Task) -> str | None:
+    """SHA-256 of the pretrained encoder that a training begins with; None of one that is drawn by a seed."""
+    if training.weights == NONE:
+        return None
+    channels, height, width = task.train.shape[1:]
+    return digest_of(untrained_network(training, (channels, height, width)).encoder)

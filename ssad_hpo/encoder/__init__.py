@@ -1,0 +1,22 @@
+"""The networks: a small residual encoder, torchvision's and timm's by name, and the head for training.
+
+An encoder maps normalised images (N, C, H, W) to features (N, D) and tells D as `features`; a network
+takes images in [0, 1] and normalises them itself.
+"""
+
+from ssad_hpo.encoder.named import NamedEncoder
+from ssad_hpo.encoder.network import Network, build_network, draws, memory_format_of
+from ssad_hpo.encoder.small import SmallEncoder
+from ssad_hpo.encoder.weights import NONE, PRETRAINED, digest_of
+
+__all__ = [
+    "NONE",
+    "PRETRAINED",
+    "NamedEncoder",
+    "Network",
+    "SmallEncoder",
+    "build_network",
+    "digest_of",
+    "draws",
+    "memory_format_of",
+]

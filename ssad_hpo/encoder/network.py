@@ -1,0 +1,152 @@
+"""A network: an encoder of any family, its head for training, and what of it moves."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ssad_hpo.encoder.named import NamedEncoder, named_encoder
+from ssad_hpo.encoder.small import SmallEncoder
+from ssad_hpo.encoder.weights import NONE, load_weights
+from ssad_hpo.numerics import seeded
+
+_HEAD_FEATURES = 128
+_LEAST_CHANNELS = 8  # of a strided 1x1 convolution with channels last; see `memory_format_of`
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Network(nn.Module):
+    """Encoder and head: features -> features -> 128, each with batch norm and ReLU, then 2 logits.
+
+    Takes images (N, C, H, W) in [0, 1] and normalises them with the encoder's mean and standard deviation,
+    else ImageNet's (grey ones with those averaged over the channels). The logits are those of the pretext
+    classes, 0 (normal) and 1 (augmented); the head serves training and the classifier's own score.
+
+    Args:
+        encoder: with its number of features as `features`.
+        channels: of the images, 1 or 3.
+
+    Attributes:
+        held: modules that stay in evaluation mode while the rest trains.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: nn.Module, channels: int) -> None:
+        super().__init__()
+        features: int = encoder.features  # type: ignore[assignment]
+        self.encoder = encoder
+        self.features = features
+        self.head = nn.Sequential(
+            nn.Linear(features, features, bias=False),
+            nn.BatchNorm1d(features),
+            nn.ReLU(),
+            nn.Linear(features, _HEAD_FEATURES, bias=False),
+            nn.BatchNorm1d(_HEAD_FEATURES),
+            nn.ReLU(),
+            nn.Linear(_HEAD_FEATURES, 2),
+        )
+        self.held: Sequence[nn.Module] = ()
+        mean = torch.tensor(getattr(encoder, "mean", _IMAGENET_MEAN))
+        std = torch.tensor(getattr(encoder, "std", _IMAGENET_STD))
+        if channels == 1:
+            mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std[:, None, None])
+        self.memory_format = memory_format_of(self)
+        self.to(memory_format=self.memory_format)
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """(N, D) features of images in [0, 1]: what embeddings are made of."""
+        normalised = torch.addcmul(-self.mean / self.std, images, 1 / self.std)  # one pass, not two
+        return self.encoder(normalised.contiguous(memory_format=self.memory_format))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features_of(images))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.held:
+            module.eval()
+        return self
+
+    def hold(self, stages: int, *, batch_norm: bool) -> None:
+        """Keep the encoder's first stages as they are, and, if asked for, the statistics of its batch norms.
+
+        Raises:
+            ValueError: for more stages than it has.
+        """
+        encoder = self.encoder
+        if not isinstance(encoder, NamedEncoder):
+            if stages:
+                raise ValueError("frozen_stages: the small encoder has no stages that could stay, expected 0")
+            return
+        if stages > len(encoder.stages):
+            raise ValueError(
+                f"frozen_stages: expected at most the encoder's {len(encoder.stages)}, got {stages}"
+            )
+        frozen = [module for _, module in encoder.upto(stages)] if stages else []
+        for module in frozen:
+            module.requires_grad_(False)
+        norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.held = [*frozen, *(norms if batch_norm else ())]
+
+
+def memory_format_of(network: nn.Module) -> torch.memory_format:
+    """The layout of weights and images in which a network's convolutions are fast, and right everywhere.
+
+    That is channels last, but on CPUs with AVX2 and without AVX-512 oneDNN 3.12 writes beyond its buffers
+    in a 1x1 convolution with a stride that has 2 to 7 input channels in this layout. Valgrind finds no such
+    fault in others of few channels (3x3, or without a stride), nor in any with channels first. One layout
+    on every machine, so that a detector's numbers follow from its settings.
+    """
+    for module in network.modules():
+        narrow = isinstance(module, nn.Conv2d) and module.in_channels // module.groups < _LEAST_CHANNELS
+        if narrow and module.kernel_size == (1, 1) and module.stride != (1, 1):
+            return torch.contiguous_format
+    return torch.channels_last
+
+
+def draws(network: nn.Module) -> bool:
+    """Whether a network may draw random numbers while it trains, as dropout does: the small one does not."""
+    return any(isinstance(module, NamedEncoder) for module in network.modules())
+
+
+def build_network(
+    encoder: str, *, channels: int, image_size: tuple[int, int], width: int, weights: str = NONE
+) -> Network:
+    """A network; weights that are not pretrained are drawn from torch's global generator.
+
+    Args:
+        encoder: "small", the name of a torchvision classifier such as "resnet18", or of a timm model.
+        channels: of the images, 1 or 3.
+        image_size: height and width of the images in pixels.
+        width: of the small encoder.
+        weights: of a named encoder: "none", "pretrained" or a file; see `load_weights`.
+
+    Raises:
+        ValueError: for an unknown name, an encoder that cannot take such images, or weights that cannot be
+            had or do not fit.
+    """
+    if encoder == "small":
+        if weights != NONE:
+            raise ValueError(f"weights: the small encoder has none, expected 'none', got {weights!r}")
+        return Network(SmallEncoder(channels, width), channels)
+    if weights == NONE:
+        return Network(named_encoder(encoder, image_size), channels)
+    return Network(copy.deepcopy(_pretrained(encoder, image_size, weights)), channels)
+
+
+@functools.lru_cache(maxsize=2)  # every trial begins with the same one
+def _pretrained(name: str, image_size: tuple[int, int], weights: str) -> NamedEncoder:
+    with seeded(0):  # what is drawn here is replaced, and may not move the draws of the head
+        encoder = named_encoder(name, image_size)
+        load_weights(encoder, name, weights)
+    return encoder

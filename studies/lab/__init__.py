@@ -1,0 +1,1 @@
+"""What studies share: kept cells, one command line, tables, statistics and figures that no user needs."""
