@@ -22,6 +22,10 @@ from ssad_hpo.task import Precision, Training
 _LARGE_PIXELS = 128 * 128
 # On CPUs with bf16 arithmetic autocast pays from this image size on (its casts cost more below).
 _BFLOAT16_PIXELS = 64 * 64
+# Values of ONEDNN_MAX_CPU_ISA without that arithmetic.
+_WITHOUT_BFLOAT16 = {
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+}  # fmt: skip
 # PLACEHOLDER
 DEFAULT_THREADS = 1
 
@@ -29,7 +33,9 @@ DEFAULT_THREADS = 1
 def resolve_precision(training: Training, device: torch.device, pixels: int) -> Precision:
     """The precision that "auto" stands for, from the machine's capability and the image size alone.
 
-    Never from a timing: the same seed must give the same result on every run.
+    Never from a timing: the same seed must give the same result on every run. On a CPU the capability is
+    what oneDNN may use, so that ONEDNN_MAX_CPU_ISA stands for another machine here as well: without bf16
+    instructions its bfloat16 takes four times as long as its float32.
 
     Args:
         training: whose `precision` is returned as it is unless it is "auto".
@@ -41,6 +47,7 @@ def resolve_precision(training: Training, device: torch.device, pixels: int) -> 
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     capable = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    capable = capable and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in _WITHOUT_BFLOAT16
     return "bfloat16" if capable and pixels >= _BFLOAT16_PIXELS else "float32"
 
 
@@ -205,8 +212,10 @@ def threads(count: int = DEFAULT_THREADS) -> Iterator[None]:
     with _lock:
         if not _threads.users:
             _threads.before = torch.get_num_threads()
-        # A thread that started while others were inside began with what they had set.
-        before = torch.get_num_threads() if depth else _threads.before
+        # torch gives a thread its number when it is first asked for, and a later one of other threads'
+        # would replace what is set here. One that starts while others are inside begins with theirs.
+        before = torch.get_num_threads()
+        before = before if depth else _threads.before
         _threads.users += 1
         torch.set_num_threads(count)
     _of_this_thread.depth = depth + 1
