@@ -21,7 +21,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import yaml
-from composed import DOCKER, copied, interpolated, read
+from compose_files import DOCKER, copied, interpolated, read
 from servers import ROOT, free_port, wait_until
 
 IMAGE = "ssad-hpo:local"

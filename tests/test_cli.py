@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Ended
 
 from ssad_hpo import data
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
@@ -35,31 +36,6 @@ QUICK = "--steps 4 --batch-size 4 --width 2 --image-size 16 --threads 1 --no-tra
 QUICK += ["--evaluate-at", "0.5,0.75,1"]
 LEARNING = "--steps 30 --batch-size 8 --width 8 --threads 1 --no-tracking".split()
 COMMANDS = list(app.commands)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Call the program in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["ssad-hpo", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), said.out, said.err)
-
-    return run
 
 
 def process(*words: str | Path) -> Ended:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from composed import (
+from compose_files import (
     DOCKER,
     DOCKERFILE,
     GIVEN,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from composed import services, status_of
+from compose_files import services, status_of
 from engine import (
     IMAGE,
     Composed,

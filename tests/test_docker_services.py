@@ -11,7 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from composed import DOCKER, SECRETS, Here, status_of
+from compose_files import DOCKER, SECRETS, Here, status_of
 from servers import Postgres, find_postgres, free_port, wait_until
 
 pytestmark = pytest.mark.services
