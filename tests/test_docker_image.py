@@ -40,7 +40,7 @@ CONFINED = [
 UP = ("postgres", "mlflow", "head", "worker")
 # Long enough to be killed in the middle, on any machine.
 SWEEP = ["sweep", "/data", "--category", "cloth", "-a", "cutdiff", "--pruner", "none", "-n", "4"]
-SWEEP += ["--steps", "800", "--evaluate-at", "0.1,0.2,0.4,0.6,0.8,1", "--width", "8", "--batch-size", "8"]
+SWEEP += ["--steps", "400", "--evaluate-at", "0.1,0.2,0.4,0.6,0.8,1", "--width", "8", "--batch-size", "8"]
 SWEEP += ["--precision", "float32", "--run", "cloth"]
 
 
