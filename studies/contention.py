@@ -7,7 +7,9 @@ on each core; where idle threads spin before they sleep, as OpenMP has it, and w
 (OMP_WAIT_POLICY=passive). Every round has all of these in turns. Printed are medians of
 
     slowdown: the time over that of the same training alone with one thread, in the same round;
-    over fair: the time over what a fair scheduler would give: the time alone, times runnable threads a core.
+    over fair: the time over what a fair scheduler would give: the time alone, times runnable threads a core;
+    work: the processor's seconds over those of a training alone with one thread. What is above 1 is waiting
+        that computes nothing; this figure hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -56,14 +58,14 @@ def work(size: int, steps: int, count: int) -> None:
             pass
         print("ready", flush=True)
         sys.stdin.readline()
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         for _ in train(images.to(torch.uint8), Augmentation("cutout"), training):
             pass
-        print(time.perf_counter() - began, flush=True)
+        print(time.perf_counter() - began, time.process_time() - spent, flush=True)
 
 
-def seconds(way: Way, load: str, options: argparse.Namespace) -> float:
-    """Of one training under a load; of two at once their mean."""
+def seconds(way: Way, load: str, options: argparse.Namespace) -> tuple[float, float]:
+    """(of the clock, of the processor) of one training under a load; of two at once their means."""
     command = [sys.executable, __file__, "--work", str(way.threads)]
     command += ["--size", str(options.size), "--steps", str(options.steps)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -77,7 +79,9 @@ def seconds(way: Way, load: str, options: argparse.Namespace) -> float:
         for worker in workers:
             worker.stdin.write("\n")
             worker.stdin.flush()
-        return statistics.mean(float(worker.communicate()[0]) for worker in workers)
+        told = [tuple(map(float, worker.communicate()[0].split())) for worker in workers]
+    clock, processor = map(statistics.mean, zip(*told, strict=True))
+    return clock, processor
 
 
 @contextmanager
@@ -109,19 +113,26 @@ def main() -> None:
         return
     options.cores = os.cpu_count() or 1
     ways = [Way(1, "spin"), Way(options.cores, "spin"), Way(options.cores, "passive")]
-    took: dict[tuple[Way, str], list[float]] = {key: [] for key in itertools.product(ways, LOADS)}
+    took: dict[tuple[Way, str], list[tuple[float, float]]] = {
+        key: [] for key in itertools.product(ways, LOADS)
+    }
     for number in range(options.rounds):
         for way, load in took:
             took[way, load].append(seconds(way, load, options))
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
 
     print(f"{options.size} px, {options.steps} steps, {options.cores} cores, medians of {options.rounds}\n")
-    print("| threads | wait | load | slowdown | over fair |\n| --- | --- | --- | --- | --- |")
-    for (way, load), times in took.items():
-        slowdown = statistics.median(t / b for t, b in zip(times, took[ways[0], "alone"], strict=True))
+    print("| threads | wait | load | slowdown | over fair | work |\n| --- | --- | --- | --- | --- | --- |")
+    for way, load in took:
+        slowdown, work = (ratio(took[way, load], took[ways[0], "alone"], which) for which in (0, 1))
         share = max(1.0, runnable(way, load, options.cores) / options.cores)
-        fair = statistics.median(t / b / share for t, b in zip(times, took[way, "alone"], strict=True))
-        print(f"| {way.threads} | {way.wait} | {load} | {slowdown:.2f} | {fair:.2f} |")
+        fair = ratio(took[way, load], took[way, "alone"], 0) / share
+        print(f"| {way.threads} | {way.wait} | {load} | {slowdown:.2f} | {fair:.2f} | {work:.2f} |")
+
+
+def ratio(times: list[tuple[float, float]], base: list[tuple[float, float]], which: int) -> float:
+    """The median over rounds."""
+    return statistics.median(t[which] / b[which] for t, b in zip(times, base, strict=True))
 
 
 if __name__ == "__main__":
