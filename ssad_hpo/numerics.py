@@ -26,8 +26,7 @@ _BFLOAT16_PIXELS = 64 * 64
 _WITHOUT_BFLOAT16 = {
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 }  # fmt: skip
-# PLACEHOLDER
-DEFAULT_THREADS = 1
+DEFAULT_THREADS = 1  # several wait for each other wherever anything else computes: studies/contention.py
 
 
 def resolve_precision(training: Training, device: torch.device, pixels: int) -> Precision:
@@ -115,6 +114,14 @@ def seeded(seed: int, device: torch.device | None = None, *, draws: bool = True)
         yield
 
 
+# Overloads of torch's operations -> those of the same operations that take a generator.
+_WITH_GENERATOR = {
+    "default": "generator",
+    "low": "low_generator",
+    "low_dtype": "low_generator_dtype",
+}
+
+
 class _OwnDraws(TorchDispatchMode):
     """Hands every operation of this thread that draws and has no generator the one of a seed."""
 
@@ -140,11 +147,17 @@ class _OwnDraws(TorchDispatchMode):
         if arguments.get("dropout_p") == 0:  # attention
             return func(*args, **kwargs)
         if "generator" not in arguments:
-            raise RuntimeError(f"{func}: draws from torch's global generator; use one that takes a generator")
-        device = args[0].device if isinstance(args[0], Tensor) else arguments["device"]
-        return func(*args, **kwargs, generator=self._generator(device))
+            name = _WITH_GENERATOR.get(func._overloadname)
+            if name not in func.overloadpacket.overloads():
+                raise RuntimeError(
+                    f"{func}: draws from torch's global generator; use one that takes a generator"
+                )
+            func = getattr(func.overloadpacket, name)
+        device = arguments.get("device") or getattr(args[0], "device", None)
+        return func(*args, **{**kwargs, "generator": self._generator(device)})
 
-    def _generator(self, device: torch.device) -> torch.Generator:
+    def _generator(self, device: torch.device | None) -> torch.Generator:
+        device = device or torch.get_default_device()
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]

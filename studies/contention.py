@@ -1,27 +1,25 @@
 """What other load on a machine does to a training, by its threads and by how these wait for each other.
 
-    python studies/contention.py            # some 10 minutes
+    python -m studies.contention             ten minutes
+    python -m studies.contention --smoke     half a minute
 
 A training is timed alone, as two at once, and beside a busy loop on each core; with one thread and with one
-on each core; where idle threads spin before they sleep, as OpenMP has it, and where they sleep at once
-(OMP_WAIT_POLICY=passive). Every round has all of these in turns. Printed are medians of
-
-    slowdown: the time over that of the same training alone with one thread, in the same round;
-    over fair: the time over what a fair scheduler would give: the time alone, times runnable threads a core.
+on each core; where threads that wait spin before they sleep, as OpenMP has it, and where they sleep at once
+(OMP_WAIT_POLICY=passive). Every round has all of these in turns. Writes contention.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from unittest.mock import patch
 
 import torch
 
@@ -29,99 +27,119 @@ from ssad_hpo.augment import Augmentation
 from ssad_hpo.detector import train
 from ssad_hpo.numerics import threads
 from ssad_hpo.task import Training
+from studies.lab.options import parse, study_parser
+from studies.lab.results import cores, made_by, markdown_table, write_results
 
 LOADS = ("alone", "two at once", "busy loops")
+SPIN: dict[str, str] = {}  # what OpenMP does where nothing is set
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+Way = tuple[int, str]  # threads, and how they wait
+Times = list[tuple[float, float]]  # seconds of the clock and of the processor, a round each
+_spawn = multiprocessing.get_context("spawn")
 
 
-@dataclass(frozen=True)
-class Way:
-    """How a training computes: with how many threads, and how they wait."""
-
-    threads: int
-    wait: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Spinning is what OpenMP does where nothing is set."""
-        others = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-        return {**others, **({"OMP_WAIT_POLICY": "passive"} if self.wait == "passive" else {})}
-
-
-def work(size: int, steps: int, count: int) -> None:
-    """In a process of its own: one training for warm-up, then one on demand, as soon as a line comes."""
-    images = torch.randint(256, (64, 1, size, size), generator=torch.Generator().manual_seed(0))
-    training = Training(steps=steps, evaluate_at=(1.0,))
+def work(pipe: Connection, size: int, steps: int, count: int) -> None:
+    """In a process of its own: a short training for warm-up, then one as soon as it is told to."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (64, 1, size, size), generator=generator).to(torch.uint8)
     with threads(count):
-        for _ in train(images.to(torch.uint8), Augmentation("cutout"), Training(steps=2, evaluate_at=(1.0,))):
-            pass
-        print("ready", flush=True)
-        sys.stdin.readline()
-        began = time.perf_counter()
-        for _ in train(images.to(torch.uint8), Augmentation("cutout"), training):
-            pass
-        print(time.perf_counter() - began, flush=True)
+        for length in (2, steps):
+            if length == steps:
+                pipe.send("ready")
+                pipe.recv()
+            began, spent = time.perf_counter(), time.process_time()
+            for _ in train(images, Augmentation("cutout"), Training(steps=length, evaluate_at=(1.0,))):
+                pass
+    pipe.send((time.perf_counter() - began, time.process_time() - spent))
 
 
-def seconds(way: Way, load: str, options: argparse.Namespace) -> float:
-    """Of one training under a load; of two at once their mean."""
-    command = [sys.executable, __file__, "--work", str(way.threads)]
-    command += ["--size", str(options.size), "--steps", str(options.steps)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = [
-        subprocess.Popen(command, env=way.environment, **pipes)
-        for _ in range(2 if load == "two at once" else 1)
-    ]
+def loop() -> None:
+    while True:
+        pass
+
+
+def seconds(way: Way, load: str, options: argparse.Namespace) -> tuple[float, float]:
+    """(of the clock, of the processor) of one training under a load; of two at once their means."""
+    count, wait = way
+    pipes, workers = [], []
+    others = {name: v for name, v in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    with patch.dict(os.environ, others | (PASSIVE if wait == "passive" else SPIN), clear=True):
+        for _ in range(2 if load == "two at once" else 1):
+            pipe, theirs = _spawn.Pipe()
+            arguments = (theirs, options.size, options.steps, count)
+            workers.append(_spawn.Process(target=work, args=arguments, daemon=True))
+            workers[-1].start()
+            pipes.append(pipe)
+    for pipe in pipes:
+        pipe.recv()
+    with busy(cores() if load == "busy loops" else 0):
+        for pipe in pipes:
+            pipe.send("go")
+        told = [pipe.recv() for pipe in pipes]
     for worker in workers:
-        worker.stdout.readline()
-    with busy(options.cores if load == "busy loops" else 0):
-        for worker in workers:
-            worker.stdin.write("\n")
-            worker.stdin.flush()
-        return statistics.mean(float(worker.communicate()[0]) for worker in workers)
+        worker.join()
+    clock, processor = map(statistics.mean, zip(*told, strict=True))
+    return clock, processor
 
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """So many processes that only count."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    loops = [_spawn.Process(target=loop, daemon=True) for _ in range(count)]
+    for process in loops:
+        process.start()
     try:
         yield
     finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
+        for process in loops:
+            process.kill()
+            process.join()
 
 
-def runnable(way: Way, load: str, cores: int) -> int:
+def runnable(way: Way, load: str) -> int:
     """Threads that want to compute at the same time."""
-    return {"alone": way.threads, "two at once": 2 * way.threads, "busy loops": way.threads + cores}[load]
+    return {"alone": way[0], "two at once": 2 * way[0], "busy loops": way[0] + cores()}[load]
+
+
+def ratio(times: Times, base: Times, which: int) -> float:
+    """The median over rounds."""
+    return statistics.median(t[which] / b[which] for t, b in zip(times, base, strict=True))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser("contention", __doc__)
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
-    parser.add_argument("--steps", type=int, default=150, help="of a training")
+    parser.add_argument("--steps", type=int, default=60, help="of a training")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=int, help=argparse.SUPPRESS)  # threads: this is a worker
-    options = parser.parse_args()
-    if options.work:
-        work(options.size, options.steps, options.work)
-        return
-    options.cores = os.cpu_count() or 1
-    ways = [Way(1, "spin"), Way(options.cores, "spin"), Way(options.cores, "passive")]
-    took: dict[tuple[Way, str], list[float]] = {key: [] for key in itertools.product(ways, LOADS)}
+    options = parse(parser)
+    if options.smoke:
+        options.size, options.steps, options.rounds = 16, 3, 1
+    one = (1, "spin")
+    ways: list[Way] = [one, (max(2, cores()), "spin"), (max(2, cores()), "passive")]
+    took: dict[tuple[Way, str], Times] = {key: [] for key in itertools.product(ways, LOADS)}
     for number in range(options.rounds):
         for way, load in took:
             took[way, load].append(seconds(way, load, options))
-        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
+        print(f"round {number + 1} of {options.rounds} done, load {os.getloadavg()[0]:.1f}", flush=True)
 
-    print(f"{options.size} px, {options.steps} steps, {options.cores} cores, medians of {options.rounds}\n")
-    print("| threads | wait | load | slowdown | over fair |\n| --- | --- | --- | --- | --- |")
-    for (way, load), times in took.items():
-        slowdown = statistics.median(t / b for t, b in zip(times, took[ways[0], "alone"], strict=True))
-        share = max(1.0, runnable(way, load, options.cores) / options.cores)
-        fair = statistics.median(t / b / share for t, b in zip(times, took[way, "alone"], strict=True))
-        print(f"| {way.threads} | {way.wait} | {load} | {slowdown:.2f} | {fair:.2f} |")
+    lines = []
+    for way, load in took:
+        slowdown, spent = (ratio(took[way, load], took[one, "alone"], which) for which in (0, 1))
+        fair = ratio(took[way, load], took[way, "alone"], 0) / max(1.0, runnable(way, load) / cores())
+        lines.append([*way, load, *(f"{figure:.2f}" for figure in (slowdown, fair, spent))])
+    text = f"""# What other load does to a training
+
+{made_by("contention", options)}
+{options.steps} steps at {options.size} pixels, medians of {options.rounds} rounds.
+
+- time: over that of the same training alone with one thread, in the same round.
+- over fair: the time over what a fair scheduler gives, the time alone with as many threads times the threads
+  for a core that want to compute.
+- work: the processor's seconds over those of the training alone with one thread. What is above 1 is waiting
+  that computes nothing; of all figures this one depends least on what else the machine does.
+
+{markdown_table(["threads", "wait", "load", "time", "over fair", "work"], lines)}"""
+    write_results(options, "contention", text)
 
 
 if __name__ == "__main__":

@@ -189,8 +189,8 @@ RESULTS = {
 
 @contextmanager
 def another_thread(repeats):
-    """That calls a function again and again."""
-    over = threading.Event()
+    """That calls a function again and again; threads take turns more often than they usually do."""
+    over, interval = threading.Event(), sys.getswitchinterval()
 
     def repeat():
         while not over.wait(0.0005):
@@ -198,9 +198,11 @@ def another_thread(repeats):
 
     thread = threading.Thread(target=repeat)
     thread.start()
+    sys.setswitchinterval(1e-5)
     try:
         yield
     finally:
+        sys.setswitchinterval(interval)
         over.set()
         thread.join()
 
@@ -257,7 +259,9 @@ def every_draw():
         nn.Conv2d(3, 4, 3), nn.Dropout2d(0.3), nn.Flatten(), nn.Linear(16, 8), nn.Dropout()
     )
     nn.init.trunc_normal_(layers[0].weight)
-    layers(torch.ones(5, 3, 4, 4)).sum().backward()
+    layers[3].bias = nn.Parameter(torch.randn(8) * torch.rand(8) + torch.randint(9, (8,)) + torch.randperm(8))
+    images = torch.ones(5, 3, 4, 4)
+    layers(torch.rand_like(images) + torch.randint_like(images, 2, 7)).sum().backward()
     return bits(itertools.chain(layers.parameters(), (p.grad for p in layers.parameters())))
 
 
@@ -288,9 +292,9 @@ def test_the_dropout_of_gpus_is_drawn_from_the_seed_as_well():
 def test_a_draw_that_no_seed_could_fix_is_an_error_and_not_a_result_that_differs_each_time():
     with (
         seeded(0),
-        pytest.raises(RuntimeError, match=r"^aten.randn.default: draws from torch's global generator; use"),
+        pytest.raises(RuntimeError, match=r"^aten.randint_like.Tensor: draws from torch's global generator"),
     ):
-        torch.randn(3)
+        torch.randint_like(torch.ones(3), torch.tensor(5))
 
 
 # Threads

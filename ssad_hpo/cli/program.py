@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import traceback
@@ -34,6 +35,9 @@ for _command in (demo, search, sweep, tune, evaluate, report, score, select, syn
 
 def main() -> None:
     """The entry point: wrong usage and bad input end with one sentence and exit code 2."""
+    # Threads that wait sleep instead of spinning, which on a machine that does anything else costs many
+    # times the work (studies/contention.py). OpenMP reads it once, when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):  # a terminal of ASCII gets "?" for what it cannot show
         if hasattr(stream, "reconfigure"):
