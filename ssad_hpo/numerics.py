@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.task import Precision, Training
 
 # From this image size on a batch's activations are so large that glibc asks the kernel for each anew.
@@ -70,6 +71,8 @@ def _keep_freed_memory() -> None:
 def check_device(device: str | torch.device) -> None:
     """Raise ValueError, naming the device, if it is none that torch knows or none that is there."""
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("only these have been made to work")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # what torch raises for names and missing hardware
         reason = str(error).partition("\n")[0]
@@ -195,10 +198,9 @@ def threads(count: int = DEFAULT_THREADS) -> Iterator[None]:
     several threads of a process do not disturb each other.
 
     Raises:
-        ValueError: for a count below 1.
+        ValueError: for a count below 1, or one that no machine has.
     """
-    if count < 1:
-        raise ValueError(f"threads: expected at least 1, got {count}")
+    whole("threads", count, 1, MOST_THREADS)
     depth = getattr(_of_this_thread, "depth", 0)
     with _lock:
         if not _threads.users:
