@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,19 @@ import torch
 
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import DataError, check_image_size, common_size, find_images, other_files
+from ssad_hpo.data.decode import (
+    WHOLE_DEPTH,
+    DataError,
+    check_bit_depth,
+    check_image_size,
+    common_size,
+    find_images,
+    skipped,
+)
 from ssad_hpo.task import Task
 
-_DARK = 17  # of 255: as bright as 12-bit values in 16-bit files become
+# What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.
+_DARK = 16
 _StrPath = str | os.PathLike[str]
 
 
@@ -45,6 +55,7 @@ def load_folder(
     *,
     image_size: int = 256,
     keep_ratio: bool = True,
+    bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
@@ -64,7 +75,7 @@ def load_folder(
     >>> for i, name in enumerate(["train/good/0", "train/good/1", "test/good/0", "test/crack/0"]):
     ...     path = Path("cloth", f"{name}.png")
     ...     path.parent.mkdir(parents=True, exist_ok=True)
-    ...     Image.new("L", (34, 30), i).save(path)
+    ...     Image.new("L", (40, 30), i).save(path)
     >>> cloth = load_folder("cloth", image_size=16)
     >>> cloth.task.train.shape, sorted(cloth.labels.tolist())
     (torch.Size([2, 1, 16, 16]), [0, 1])
@@ -76,6 +87,7 @@ def load_folder(
         image_size: height and width, pixels; of tall or wide images the shorter side.
         keep_ratio: whether images that are tall or wide (by the median of train) stay so, up to 1 : 4, else
             they are squeezed into squares.
+        bit_depth: of grey values in files of 16 bits; a camera's may be 10 or 12.
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
 
     Returns:
@@ -87,7 +99,7 @@ def load_folder(
         ValueError: for an image_size that cannot be.
     """
     name, train, unlabeled = _find_halves(root, category, anomaly)
-    return _load(name, train, unlabeled, image_size, keep_ratio, skip_unreadable)
+    return _load(name, train, unlabeled, image_size, keep_ratio, bit_depth, skip_unreadable)
 
 
 def load_folders(
@@ -96,6 +108,7 @@ def load_folders(
     *,
     image_size: int = 256,
     keep_ratio: bool = True,
+    bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
@@ -110,7 +123,7 @@ def load_folders(
     for path in mixture.paths:
         if os.path.realpath(path) in shared:
             raise DataError(f"{path}: is in train and in unlabeled; give two folders that share no image")
-    return _load("images", normal, mixture, image_size, keep_ratio, skip_unreadable)
+    return _load("images", normal, mixture, image_size, keep_ratio, bit_depth, skip_unreadable)
 
 
 def find_categories(root: _StrPath) -> list[str]:
@@ -170,41 +183,42 @@ def _find_halves(root: _StrPath, category: str | None, anomaly: str | None) -> t
     known = "good" in kinds and "" not in kinds
     if anomaly is None:
         labels = [int(kind != "good") for kind in kinds] if known else None
-        return place.name, train, _Half(test, paths, labels)
+        return _shown(place.name), train, _Half(test, paths, labels)
     if not known or anomaly == "good" or anomaly not in kinds:
         found = ", ".join(sorted({kind for kind in kinds if kind not in ("", "good")})) or "none"
         raise DataError(f"anomaly: expected a folder beside {test}/good (found: {found}), got {anomaly!r}")
     pair = [(path, kind) for path, kind in zip(paths, kinds, strict=True) if kind in ("good", anomaly)]
     labels = [int(kind == anomaly) for _, kind in pair]
-    return f"{place.name}/{anomaly}", train, _Half(test, [path for path, _ in pair], labels)
+    return f"{_shown(place.name)}/{_shown(anomaly)}", train, _Half(test, [path for path, _ in pair], labels)
+
+
+def _shown(name: str) -> str:
+    """A folder's name for people and databases: what cannot be printed or is no UTF-8 by its number."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _load(
-    name: str, train: _Half, unlabeled: _Half, image_size: int, keep_ratio: bool, skip_unreadable: bool
+    name: str,
+    train: _Half,
+    unlabeled: _Half,
+    image_size: int,
+    keep_ratio: bool,
+    bit_depth: int,
+    skip_unreadable: bool,
 ) -> DataSet:
     halves = (train, unlabeled)
-    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, skip_unreadable)
-    skipped = [
+    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, bit_depth, skip_unreadable)
+    lost = [
         f"{path} {images.unreadable[content.digest]}"
         for half, (contents, images) in zip(halves, decoded, strict=True)
         for path, content in zip(half.paths, contents, strict=True)
         if content.digest in images.unreadable
     ]
-    if skipped:
-        some = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
-        _tell(f"{name}: skipped {len(skipped)} unreadable images: {some}")
+    if lost:
+        warnings.warn(f"{name}: {skipped(lost)}", stacklevel=3)
     (_, train_images), (contents, unlabeled_images) = decoded
-    for half in halves:
-        if left := other_files(half.folder):
-            names = ", ".join(sorted({path.suffix or path.name for path in left})[:5])
-            _tell(f"{half.folder}: left out {len(left)} files that are no images by their names ({names})")
-    if both := set(train_images.digests.values()) & set(unlabeled_images.digests.values()):
-        _tell(f"{name}: {len(both)} of the unlabelled images are train images as well, and look normal")
-    if train_images.pixels.max() < _DARK:
-        _tell(
-            f"{name}: the brightest train pixel is {train_images.pixels.max()} of 255; where 10- or 12-bit "
-            "values lie in 16-bit files, stretch them to 16 bits first"
-        )
+    for doubt in _doubts(train_images, unlabeled_images):
+        warnings.warn(f"{name}: {doubt}", stacklevel=3)
     task = Task(name, torch.from_numpy(train_images.pixels), torch.from_numpy(unlabeled_images.pixels))
     if unlabeled.labels is None:
         return DataSet(task)
@@ -216,15 +230,35 @@ def _load(
     return DataSet(task, np.array([label for _, label in sorted(rows)], np.int8))
 
 
-def _tell(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=4)
+def _doubts(train: DecodedSet, unlabeled: DecodedSet) -> Iterator[str]:
+    """What is likely to be a mistake with images that can be read."""
+    known = set(train.digests.values())
+    shared = sum(digest in known for digest in unlabeled.digests.values())
+    if shared:
+        yield (
+            f"{shared} of {len(unlabeled.digests)} unlabeled images have the same content as one in train; "
+            "what is to be judged should not have been trained on"
+        )
+    for half, images in (("train", train.pixels), ("unlabeled", unlabeled.pixels)):
+        dark = sum(int(image.max()) <= _DARK for image in images)
+        if 2 * dark >= len(images):
+            yield (
+                f"{dark} of {len(images)} {half} images are nearly black; where 16 bits hold only "
+                "10 or 12, give bit_depth (--bit-depth 12)"
+            )
 
 
 def _decode_halves(
-    train: _Half, unlabeled: _Half, image_size: int, keep_ratio: bool, skip_unreadable: bool
+    train: _Half,
+    unlabeled: _Half,
+    image_size: int,
+    keep_ratio: bool,
+    bit_depth: int,
+    skip_unreadable: bool,
 ) -> list[tuple[list[FileContent], DecodedSet]]:
     """For each half the contents of its files and their images."""
     check_image_size(image_size)
+    check_bit_depth(bit_depth)
     halves = (train, unlabeled)
     for half in halves:
         _check_count(half.folder, len(half.paths))
@@ -235,7 +269,7 @@ def _decode_halves(
         size = common_size(train.paths, image_size)
     decoded = []
     for half, files in zip(halves, contents, strict=True):
-        images = decode_set(half.paths, files, size, channels, skip_unreadable)
+        images = decode_set(half.paths, files, size, channels, skip_unreadable, bit_depth)
         _check_count(half.folder, len(images.pixels))
         decoded.append((files, images))
     return decoded

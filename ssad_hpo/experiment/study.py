@@ -10,6 +10,7 @@ import optuna
 
 from ssad_hpo import data, numerics, tracking
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
+from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
 from ssad_hpo.experiment.outcome import (
     StudyResult,
@@ -25,7 +26,6 @@ from ssad_hpo.search import Objective, open_study, run_search, select, was_inter
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
 
-_MOST_THREADS = 1024
 DEFAULT_TRACKING = "default"
 
 
@@ -104,8 +104,8 @@ def run_study(
     method = search or Search()
     task, source = data.load_images(images)
     folder = choose_run_folder(run, task.name)
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise ValueError(f"threads: expected 1..{_MOST_THREADS}, got {threads}")
+    if threads is not None:
+        whole("threads", threads, 1, MOST_THREADS)
     if cluster is not None:
         device = device or ("cuda" if cluster.gpus_per_trial else "cpu")
         threads = threads or max(1, int(cluster.cpus_per_trial))
@@ -172,6 +172,8 @@ def resume_study(
         ValueError: for a wrong argument.
     """
     opened = open_run(run)
+    if opened.settings.cluster is None:
+        numerics.check_device(opened.settings.device)
     task, settings = load_task(opened, task), opened.settings
     if settings.weights_digest != weights_digest(settings.training, task):
         raise RunError(

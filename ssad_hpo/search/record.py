@@ -10,7 +10,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo.augment import NONE
+from ssad_hpo.bounds import is_number
 from ssad_hpo.criteria import VALIDATION_LOSS, measured
+from ssad_hpo.files import reading
 from ssad_hpo.task import Augmentation, Status
 
 # User attributes of a trial; criteria stand beside them under their own names.
@@ -110,7 +112,21 @@ def is_frozen(trial: FrozenTrial) -> bool:
 
 def records(study: optuna.Study) -> list[TrialRecord]:
     """What is kept of every trial of a study, in order."""
-    return [read_trial(trial) for trial in study.get_trials(deepcopy=False)]
+    return [_read_whole(trial, study) for trial in study.get_trials(deepcopy=False)]
+
+
+def _read_whole(trial: FrozenTrial, study: optuna.Study) -> TrialRecord:
+    """What is kept of a trial of a study; a complete one has all that a candidate needs."""
+    where = f"study {study.study_name!r}"
+    with reading(where, f"cannot be read at trial {trial.number}", "restore it from a copy, or search again"):
+        read = read_trial(trial)
+        if read.criteria:
+            numbers = {**read.criteria, "loss": read.loss}
+            wrong = [name for name, value in numbers.items() if not is_number(value)]
+            if wrong or not isinstance(read.budget, int) or not isinstance(read.address, str):
+                wrong = wrong or ["budget or address"]
+                raise ValueError(f"expected finite numbers, got something else as {', '.join(wrong)}")
+        return read
 
 
 def _status(trial: FrozenTrial) -> Status | Literal["running", "waiting"]:

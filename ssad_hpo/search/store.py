@@ -24,10 +24,11 @@ from optuna.trial import FrozenTrial
 
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.judgement import Judged
+from ssad_hpo.search.arrays import SCORES, SETS, read_arrays
 
 _ARRAYS_FILE, _DETECTOR_FOLDER = "arrays.npz", "detector"
 _MEMORY_SCHEME = "memory:"
-_SETS = ("train", "augmented", "unlabeled")
+_REMEDY = "restore it from a copy, or search again"
 
 
 @dataclass(frozen=True)
@@ -173,40 +174,22 @@ def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
             )
         return store.trials[name]
     folder = Path(address)
-    if not (folder / _ARRAYS_FILE).is_file():
-        raise FileNotFoundError(f"{folder}: the trial's artifacts are gone; was the folder moved?")
-    arrays = _read_arrays(folder / _ARRAYS_FILE)
-    sets, scores = [torch.from_numpy(arrays[name]) for name in _SETS], arrays["scores"]
+    arrays = read_arrays(_arrays_of(address), _REMEDY)
+    sets = [torch.from_numpy(arrays[name]) for name in SETS]
     detector_folder = folder / _DETECTOR_FOLDER
     detector = Detector.load(detector_folder, device) if detector_folder.is_dir() else None
-    return Kept(scores, Embeddings(*sets), detector)
+    return Kept(arrays[SCORES], Embeddings(*sets), detector)
+
+
+def _arrays_of(address: str) -> Path:
+    path = Path(address) / _ARRAYS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{address}: the trial's artifacts are gone; was the folder moved?")
+    return path
 
 
 def load_scores(address: str) -> np.ndarray:
     """The (N_test,) anomaly scores alone; see `open_kept`."""
     if address.startswith(_MEMORY_SCHEME):
         return open_kept(address).scores
-    return _read_arrays(Path(address) / _ARRAYS_FILE)["scores"]
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `write_trial` wrote, as it must be: finite, rows of one length, a score for each unlabelled image.
-
-    Raises:
-        FileNotFoundError: if it is not there. ValueError: if it is damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*_SETS, "scores")}
-        widths = {arrays[name].shape[1] for name in _SETS}
-        whole = len(widths) == 1 and arrays["scores"].shape == (len(arrays["unlabeled"]),)
-        whole = whole and all(np.isfinite(array).all() for array in arrays.values())
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # of zip, numpy, a header: no two alike
-        raise ValueError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); restore it from a copy"
-        ) from error
-    if not whole:
-        raise ValueError(f"{path}: is damaged (its arrays do not belong together); restore it from a copy")
-    return arrays
+    return read_arrays(_arrays_of(address), _REMEDY, names=(SCORES,))[SCORES]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ssad_hpo.bounds import (
+    MOST_RATE,
+    MOST_SEED,
+    MOST_THREADS,
+    check_choices,
+    check_real,
+    check_text,
+    check_whole,
+    is_number,
+    real,
+    whole,
+)
 from ssad_hpo.task.space import SearchSpace
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -17,7 +27,7 @@ Sampler = Literal["tpe", "random", "grid", "gp"]
 Pruner = Literal["none", "asha", "median"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 LARGEST_GRID = 100_000
-LARGEST_SEED = 2**63 - 1  # of torch's generators
+_MOST_DRAWS = 200_000_000  # images of a training, whose order is drawn at its start
 PRUNERS: tuple[str, ...] = get_args(Pruner)
 
 
@@ -78,31 +88,27 @@ class Training:
     encoder_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        check_text(self, "encoder", "weights")
         object.__setattr__(self, "evaluate_at", tuple(self.evaluate_at))
         if self.weights not in ("none", "pretrained"):  # a file, which other directories find as well
             object.__setattr__(self, "weights", str(Path(self.weights).absolute()))
-        check_whole(
-            self,
-            width=(1, 1024),
-            steps=(1, 10**9),
-            batch_size=(2, 10**5),
-            seed=(0, LARGEST_SEED),
-            frozen_stages=(0, 1000),
-        )
-        check_numbers(self, "learning_rate", "momentum", "weight_decay", "jitter")
+        whole_numbers = {"width": (1, 512), "steps": (1, 10_000_000), "batch_size": (2, 65_536)}
+        check_whole(self, {**whole_numbers, "seed": (0, MOST_SEED), "frozen_stages": (0, 1000)})
+        if self.steps * self.batch_size > _MOST_DRAWS:
+            raise ValueError(
+                f"batch_size: expected at most {_MOST_DRAWS:,} images in all steps, got "
+                f"{self.steps} * {self.batch_size}"
+            )
+        rates = dict.fromkeys(("learning_rate", "weight_decay"), (0, MOST_RATE))
+        check_real(self, {**rates, "momentum": (0, 1), "jitter": (0, 0.5)})
         if self.encoder_learning_rate is not None:
-            check_numbers(self, "encoder_learning_rate")
-        if self.jitter > 0.5:
-            raise ValueError(f"jitter: expected 0..0.5, got {self.jitter}")
-        if self.contamination is not None:
-            check_numbers(self, "contamination")
-            if not 0 < self.contamination < 1:
-                raise ValueError(f"contamination: expected a share between 0 and 1, got {self.contamination}")
-            if self.contamination > 0.99:  # a hundred augmented images for each train one
-                raise ValueError(f"contamination: expected at most 0.99, got {self.contamination}")
+            check_real(self, {"encoder_learning_rate": rates["learning_rate"]})
+        c = self.contamination  # of 0.99, a hundred augmented images stand for each train image
+        if c is not None and not (is_number(c) and 0 < c <= 0.99):
+            raise ValueError(f"contamination: expected a share between 0 and 1, at most 0.99, got {c!r:.80}")
         choices = {"score": get_args(Score), "precision": get_args(Precision)}
-        _check_choices(self, {**choices, "encoder_batch_norm": get_args(BatchNorm)})
-        ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(_is_number, self.evaluate_at))
+        check_choices(self, {**choices, "encoder_batch_norm": get_args(BatchNorm)})
+        ends_well = self.evaluate_at[-1:] == (1.0,) and all(is_number(share) for share in self.evaluate_at)
         steps = self.evaluation_steps if ends_well else ()
         if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
             raise ValueError(
@@ -155,15 +161,10 @@ class Search:
         space: Any = self.space
         if not isinstance(space, SearchSpace):
             object.__setattr__(self, "space", SearchSpace(space))
-        check_whole(
-            self,
-            n_trials=(1, 10**6),
-            grid_points=(2, 10**9),
-            reduction_factor=(2, 10**6),
-            seed=(0, LARGEST_SEED),
-            keep=(1, 10**6),
-        )
-        _check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
+        check_text(self, "criterion")
+        whole_numbers = {"n_trials": (1, 1_000_000), "grid_points": (2, 1000), "reduction_factor": (2, 1000)}
+        check_whole(self, {**whole_numbers, "seed": (0, MOST_SEED), "keep": (1, 1_000_000)})
+        check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
         if self.sampler == "gp" and len(self.space.kinds) > 1:
             kinds = ", ".join(self.space.kinds)
             raise ValueError(
@@ -213,44 +214,10 @@ class Cluster:
     max_concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("cpus_per_trial", "above 0"), ("gpus_per_trial", "of at least 0")):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0 or (value == 0 and low == "above 0"):
-                raise ValueError(f"{name}: expected a number {low}, got {value!r}")
-        if self.max_concurrent is not None and not (
-            _is_whole(self.max_concurrent) and self.max_concurrent > 0
-        ):
-            raise ValueError(f"max_concurrent: expected at least 1, got {self.max_concurrent!r}")
-
-
-def check_whole(settings: object, **bounds: tuple[int, int]) -> None:
-    """Raise ValueError, naming the setting, for one that is no whole number or out of its bounds."""
-    for name, (least, most) in bounds.items():
-        value = getattr(settings, name)
-        if not _is_whole(value) or value < least:
-            raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
-        if value > most:
-            raise ValueError(f"{name}: expected at most {most}, got {value}")
-
-
-def check_numbers(settings: object, *names: str) -> None:
-    """Raise ValueError, naming the setting, for one that is no finite number or below 0."""
-    for name in names:
-        if not _is_number(getattr(settings, name)) or getattr(settings, name) < 0:
-            raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(settings, name)!r}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_choices(settings: object, choices: Mapping[str, Sequence[Any]]) -> None:
-    """Raise ValueError, naming the setting, for one that is not among its choices."""
-    for name, known in choices.items():
-        if getattr(settings, name) not in known:
-            expected = ", ".join(map(str, known))
-            raise ValueError(f"{name}: expected one of {expected}, got {getattr(settings, name)!r}")
+        check_text(self, *(n for n in ("address", "checkpoint_path") if getattr(self, n) is not None))
+        real("cpus_per_trial", self.cpus_per_trial, 0, MOST_THREADS)
+        if self.cpus_per_trial == 0:
+            raise ValueError("cpus_per_trial: expected a number above 0, got 0")
+        real("gpus_per_trial", self.gpus_per_trial, 0, 1024)
+        if self.max_concurrent is not None:
+            whole("max_concurrent", self.max_concurrent, 1, 100_000)
