@@ -147,7 +147,7 @@ class _OwnDraws(TorchDispatchMode):
         if arguments.get("dropout_p") == 0:  # attention
             return func(*args, **kwargs)
         if "generator" not in arguments:
-            name = _WITH_GENERATOR.get(func._overloadname)
+            name = _WITH_GENERATOR.get(func._overloadname, "")
             if name not in func.overloadpacket.overloads():
                 raise RuntimeError(
                     f"{func}: draws from torch's global generator; use one that takes a generator"
