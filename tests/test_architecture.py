@@ -17,6 +17,7 @@ ALLOWED = {
     "augment": set(),
     "task": {"augment"},
     "address": set(),
+    "private": set(),
     "storage": {"address"},
     "criteria": {"task"},
     "consensus": {"task"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "judgement": {"task", "criteria", "detector"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
-    "raytune": {"task", "search"},
+    "raytune": {"task", "search", "address", "private"},
 }
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
