@@ -16,6 +16,7 @@ from ray import tune
 from ray.exceptions import AuthenticationError
 from ray.tune.experiment import Trial
 
+from ssad_hpo.address import without_password
 from ssad_hpo.raytune.checkpoints import absolute_checkpoint_path
 from ssad_hpo.raytune.schedulers import make_scheduler, replay
 from ssad_hpo.raytune.searcher import StudySearcher
@@ -98,10 +99,11 @@ def check_cluster(cluster: Cluster, device: str) -> None:
     address, cpus, gpus = cluster.address, cluster.cpus_per_trial, cluster.gpus_per_trial
     if (gpus > 0) != device.startswith("cuda"):
         raise ValueError(f"gpus_per_trial: expected above 0 for 'cuda' alone, got {gpus} for {device!r}")
-    if address is not None and "://" in address:
+    if address is not None and ("://" in address or "@" in address):
         raise ValueError(
             f"address: expected 'auto' or HOST:PORT of a cluster that this machine is a node of, got "
-            f"{address!r}: through a Ray Client the driver would run elsewhere, without this run's folder"
+            f"{without_password(address)!r}: through a Ray Client the driver would run elsewhere, without "
+            "this run's folder"
         )
     here = os.cpu_count() or 1
     if address is None and not ray.is_initialized() and cpus > here:
