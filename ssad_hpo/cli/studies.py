@@ -204,19 +204,24 @@ def _tell_unused(context: click.Context, given: dict[str, Any]) -> None:
     path = given.get("path")
     builtin = path is not None and not Path(path).is_dir()
     evaluations = given.get("evaluate_at", ())
-    unused = {
-        f"{path} is built in, and has its own": builtin
-        and ("image_size", "keep_ratio", "bit_depth", "skip_unreadable"),
-        "it is of the small encoder": given.get("encoder") != "small" and ("width",),
-        "it is of the sampler grid": given.get("sampler") != "grid" and ("grid_points",),
-        "it is of the pruner asha": given.get("pruner") != "asha" and ("reduction_factor",),
-        "with one evaluation, at the end, nothing can be stopped early": len(evaluations) == 1
-        and given.get("pruner") != "none"
-        and ("pruner",),
-        "nothing is written to MLflow": given.get("no_tracking") and ("experiment", "tracking_uri"),
-    }
-    for reason, names in unused.items():
-        for option in context.command.params if names else ():
+    unused = [
+        (
+            builtin,
+            ("image_size", "keep_ratio", "bit_depth", "skip_unreadable"),
+            f"{path} is built in, and has its own",
+        ),
+        (given.get("encoder") != "small", ("width",), "it is of the small encoder"),
+        (given.get("sampler") != "grid", ("grid_points",), "it is of the sampler grid"),
+        (given.get("pruner") != "asha", ("reduction_factor",), "it is of the pruner asha"),
+        (
+            len(evaluations) == 1 and given.get("pruner") != "none",
+            ("pruner",),
+            "with one evaluation, at the end, nothing can be stopped early",
+        ),
+        (given.get("no_tracking"), ("experiment", "tracking_uri"), "nothing is written to MLflow"),
+    ]
+    for holds, names, reason in unused:
+        for option in context.command.params if holds else ():
             if option.name in names and _is_given(context, str(option.name)):
                 warn(f"{option.opts[0]} has no effect: {reason}")
     for kind in sorted({kind for kind in given.get("kinds", ()) if given["kinds"].count(kind) > 1}):
