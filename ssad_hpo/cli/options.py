@@ -210,7 +210,10 @@ _TRAINED = (
     ),
     option("--weights", help="What the encoder begins with: none, pretrained, or a file."),
     option("--frozen-stages", type=int, help="First stages of the encoder that stay as they are."),
-    option("--batch-norm", help="Batch norms of the encoder while it trains: train, or eval to hold them."),
+    option(
+        "--encoder-batch-norm",
+        help="Batch norms of the encoder while it trains: train, or eval to hold them.",
+    ),
     option("--width", type=int, help="Channels of the small encoder's first stage."),
     option("--steps", type=int, help="Training steps of each detector."),
     option("--batch-size", type=int, help="Normal images in a step; as many augmented ones join them."),

@@ -13,6 +13,7 @@ from typing import Any
 
 import rich_click as click
 
+from ssad_hpo import __version__
 from ssad_hpo.cli.display import warn, write_anything
 from ssad_hpo.cli.runs import evaluate, report, score, select, sync
 from ssad_hpo.cli.studies import demo, search, sweep, tune
@@ -20,6 +21,7 @@ from ssad_hpo.cli.studies import demo, search, sweep, tune
 
 @click.group(invoke_without_command=True, context_settings={"show_default": True})
 @click.rich_config({"text_markup": "markdown", "commands_before_options": True})
+@click.version_option(__version__, prog_name="ssad-hpo")
 @click.pass_context
 def app(context: click.Context) -> None:
     """Tune self-supervised anomaly detection without labels."""
@@ -42,6 +44,9 @@ def main() -> None:
 
     Exit codes: 2 for wrong usage and bad input, 130 for Ctrl-C, 1 for the rest.
     """
+    # Threads that wait sleep instead of spinning, which on a machine that does anything else costs many
+    # times the work (studies/contention.py). OpenMP reads it once, when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = _show_warning
     write_anything()
     try:

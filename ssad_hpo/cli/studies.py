@@ -104,7 +104,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
             )
     else:
         _tell_unused(context, given)
-        images = _source_of(given.pop("path"), **IMAGES.taken(given))
+        images = _images(context, given)
         method = Search(space=_space_of(**SPACE.taken(given)), **group.taken(given))
         if method.total < method.n_trials and _is_given(context, "n_trials"):
             warn(f"--trials {method.n_trials}: there are only {method.total} candidates to train")
@@ -154,7 +154,7 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
             result = resume_study(run, listeners=[display], announce=display.announce)
         else:
             _tell_unused(context, given)
-            images = _source_of(given.pop("path"), **IMAGES.taken(given))
+            images = _images(context, given)
             space = ONE_KIND.taken(given)
             if len(space["kinds"]) != 1:
                 got = ", ".join(space["kinds"]) or "none"
@@ -201,15 +201,8 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
 
 def _tell_unused(context: click.Context, given: dict[str, Any]) -> None:
     """Say which of the options that were given have no effect beside the others, and why."""
-    path = given.get("path")
-    builtin = path is not None and not Path(path).is_dir()
     evaluations = given.get("evaluate_at", ())
     unused = [
-        (
-            builtin,
-            ("image_size", "keep_ratio", "bit_depth", "skip_unreadable"),
-            f"{path} is built in, and has its own",
-        ),
         (given.get("encoder") != "small", ("width",), "it is of the small encoder"),
         (given.get("sampler") != "grid", ("grid_points",), "it is of the sampler grid"),
         (given.get("pruner") != "asha", ("reduction_factor",), "it is of the pruner asha"),
@@ -226,6 +219,20 @@ def _tell_unused(context: click.Context, given: dict[str, Any]) -> None:
                 warn(f"{option.opts[0]} has no effect: {reason}")
     for kind in sorted({kind for kind in given.get("kinds", ()) if given["kinds"].count(kind) > 1}):
         warn(f"--augmentation {kind}: was given more than once, and counts once")
+
+
+def _images(context: click.Context, given: dict[str, Any]) -> Source:
+    """Where the images are, taken out of all that the user gave."""
+    path = given.pop("path")
+    source = _source_of(path, **IMAGES.taken(given))
+    if source.loader not in ("folder", "folders"):
+        for name in IMAGES.names:
+            if _is_given(context, name):
+                option = f"--{name.replace('_', '-')}"
+                raise click.UsageError(
+                    f"{option} is for folders of images, and {path} is built in; leave it out"
+                )
+    return source
 
 
 def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **of_folder: Any) -> Source:

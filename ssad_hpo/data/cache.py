@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -91,6 +92,8 @@ def identify(folder: Path, paths: Sequence[Path]) -> list[FileContent]:
         key = os.path.abspath(path)
         try:
             stat = os.stat(path)
+            if not S_ISREG(stat.st_mode):
+                raise OSError("no regular file")
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             known = index.get(key)
             if isinstance(known, list) and len(known) == 5 and known[:3] == stamp:

@@ -83,7 +83,7 @@ def untrained_network(
             width=training.width,
             weights=training.weights,
         )
-    network.hold(training.frozen_stages, batch_norm=training.batch_norm == "eval")
+    network.hold(training.frozen_stages, batch_norm=training.encoder_batch_norm == "eval")
     return network
 
 

@@ -53,6 +53,7 @@ class TrialRecord:
         signs: of collapse, of a starting point: sentences with their remedy.
         ray_trial: Ray's id of it in a sweep.
         checkpoint: where its last checkpoint is, for a trial that repeats it.
+        seconds: of wall-clock time that it took.
         frozen: whether it is the pretrained encoder as it comes, beside which the others were drawn.
     """
 
@@ -69,6 +70,7 @@ class TrialRecord:
     signs: tuple[str, ...] = ()
     ray_trial: str | None = None
     checkpoint: str | None = None
+    seconds: float | None = None
     frozen: bool = False
 
 
@@ -91,6 +93,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         signs=tuple(kept.get(_SIGNS, ())),
         ray_trial=kept.get(_RAY_TRIAL),
         checkpoint=kept.get(_CHECKPOINT),
+        seconds=kept.get(_SECONDS),
         frozen=is_frozen(trial),
     )
 

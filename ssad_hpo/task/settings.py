@@ -45,8 +45,8 @@ class Training:
         weights: that the encoder begins with: "none" (drawn by the seed), "pretrained" (see
             `ssad_hpo.encoder.weights`) or a file.
         frozen_stages: the encoder's first stages that stay as they are, which saves their backward pass.
-        batch_norm: of a pretrained encoder's batch norms while it trains: "train" (statistics of the batch,
-            running ones move) or "eval" (they stay as pretrained).
+        encoder_batch_norm: of a pretrained encoder's batch norms while it trains: "train" (statistics of the
+            batch, running ones move) or "eval" (they stay as pretrained).
         width: channels of the small encoder's first stage; no use for torchvision encoders.
         steps: training steps.
         batch_size: normal images a step; as many augmented ones go with them.
@@ -83,7 +83,7 @@ class Training:
     seed: int = 0
     weights: str = "none"
     frozen_stages: int = 0
-    batch_norm: BatchNorm = "train"
+    encoder_batch_norm: BatchNorm = "train"
     encoder_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Training:
         if c is not None and not (is_number(c) and 0 < c <= 0.99):
             raise ValueError(f"contamination: expected a share between 0 and 1, at most 0.99, got {c!r:.80}")
         choices = {"score": get_args(Score), "precision": get_args(Precision)}
-        check_choices(self, {**choices, "batch_norm": get_args(BatchNorm)})
+        check_choices(self, {**choices, "encoder_batch_norm": get_args(BatchNorm)})
         ends_well = self.evaluate_at[-1:] == (1.0,) and all(is_number(share) for share in self.evaluate_at)
         steps = self.evaluation_steps if ends_well else ()
         if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
