@@ -91,7 +91,7 @@ class Training:
         object.__setattr__(self, "evaluate_at", tuple(self.evaluate_at))
         if self.weights not in ("none", "pretrained"):  # a file, which other directories find as well
             object.__setattr__(self, "weights", str(Path(self.weights).absolute()))
-        whole_numbers = {"width": (1, 512), "steps": (1, 10_000_000), "batch_size": (2, 65_536)}
+        whole_numbers = {"width": (1, 512), "steps": (1, 10_000_000), "batch_size": (2, 4096)}
         check_whole(self, {**whole_numbers, "seed": (0, MOST_SEED), "frozen_stages": (0, 1000)})
         if self.steps * self.batch_size > _MOST_DRAWS:
             raise ValueError(
