@@ -37,7 +37,7 @@ from ssad_hpo.raytune import (
 from ssad_hpo.raytune.checkpoints import below
 from ssad_hpo.raytune.ledger import CHECKPOINT, Ledger, patiently
 from ssad_hpo.raytune.schedulers import replay
-from ssad_hpo.search import METRICS, evaluations, is_final, make_sampler, open_kept, records
+from ssad_hpo.search import evaluations, is_final, make_sampler, metric_names, open_kept, records
 from ssad_hpo.search.record import read_trial
 from ssad_hpo.search.store import FolderStore
 from ssad_hpo.storage import open_journal
@@ -138,7 +138,7 @@ def test_a_trial_told_by_a_ledger_is_the_trial_of_a_local_search(
     same = local.trials[0]
     assert (trial.state, trial.params, trial.value) == (TrialState.COMPLETE, same.params, same.value)
     assert trial.intermediate_values == same.intermediate_values
-    for name in (*METRICS, "budget", "hyperparameters"):
+    for name in (*metric_names(), "budget", "hyperparameters"):
         assert trial.user_attrs[name] == same.user_attrs[name], name
     mine, theirs = (open_kept(str(read_trial(t).address)) for t in (trial, same))
     assert np.array_equal(mine.scores, theirs.scores)
@@ -157,7 +157,7 @@ def test_a_trial_that_a_scheduler_stops_is_pruned_and_never_selected_though_it_i
     tell_whole(ledger, "whole", tmp_path)
     ledger.ask("stopped")
     ledger.started("stopped")
-    last = {**dict.fromkeys(METRICS, -1e9), "step": 3, "seconds": 1.0}
+    last = {**dict.fromkeys(metric_names(), -1e9), "step": 3, "seconds": 1.0}
     ledger.ended("stopped", last, None)  # Ray tells its searcher nothing of the report that stops a trial
     study = open_again()
     assert states(study) == ["COMPLETE", "PRUNED"]
@@ -174,7 +174,7 @@ def test_a_trial_whose_criterion_is_not_finite_fails_with_its_hyperparameters(
     ledger = Ledger(objective, open_again())
     ledger.ask("a")
     ledger.started("a")
-    result = {**dict.fromkeys(METRICS, 0.5), "dsv": value, "step": TRAINING.steps, "seconds": 1.0}
+    result = {**dict.fromkeys(metric_names(), 0.5), "dsv": value, "step": TRAINING.steps, "seconds": 1.0}
     ledger.progress("a", result)
     ledger.ended("a", result, tmp_path)
     trial = open_again().trials[0]
@@ -223,7 +223,7 @@ def test_a_report_that_is_repeated_by_a_new_worker_is_not_told_again(
 ) -> None:
     ledger = Ledger(objective, study)
     ledger.ask("a")
-    report = {**dict.fromkeys(METRICS, 0.5), "step": 3, "seconds": 1.0}
+    report = {**dict.fromkeys(metric_names(), 0.5), "step": 3, "seconds": 1.0}
     for _ in range(2):
         ledger.started("a")
         ledger.progress("a", report)
@@ -244,7 +244,7 @@ def test_what_a_dead_driver_left_open_is_closed_and_repeated_from_its_checkpoint
     again = ledger.ask("again")
     assert again == {**(lost or {}), CHECKPOINT: "/shared/checkpoint_000000"}
     assert read_trial(open_again().trials[3]).repeats == 2
-    ledger.progress("going", {**dict.fromkeys(METRICS, 0.5), "step": 3, "seconds": 1.0})
+    ledger.progress("going", {**dict.fromkeys(metric_names(), 0.5), "step": 3, "seconds": 1.0})
     assert open_again().trials[1].intermediate_values == {3: 0.5} and going
     fresh = ledger.ask("new")
     assert fresh and CHECKPOINT not in fresh
@@ -256,7 +256,7 @@ def test_a_trial_whose_artifacts_do_not_arrive_is_interrupted_and_may_be_repeate
     objective: Objective, study: optuna.Study, tmp_path: Path
 ) -> None:
     ledger = Ledger(objective, study)
-    whole = {**dict.fromkeys(METRICS, 0.5), "step": TRAINING.steps, "seconds": 1.0}
+    whole = {**dict.fromkeys(metric_names(), 0.5), "step": TRAINING.steps, "seconds": 1.0}
     for ray_trial, kept in (("a", None), ("b", tmp_path / "gone")):
         ledger.ask(ray_trial)
         ledger.ended(ray_trial, whole, kept)
