@@ -170,7 +170,8 @@ def test_a_plain_pair_of_folders_is_searched_without_being_judged(
     assert f"chosen without labels: trial {result.selected.number}, cutavg(" in said.out
     assert result.run.settings.source == data.Source(
         "folders",
-        {"train": "cloth/train", "unlabeled": "cloth/test", "image_size": 16} | {"skip_unreadable": False},
+        {"train": "cloth/train", "unlabeled": "cloth/test", "image_size": 16}
+        | {"keep_ratio": True, "skip_unreadable": False},
     )
 
 

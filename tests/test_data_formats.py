@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from image_folders import SIZE, colours, digest, palette_image, pixels_of, read_one, save
-from PIL import Image
+from PIL import ExifTags, Image, ImageDraw
 
 from ssad_hpo import data
+from ssad_hpo.data import load_folders, read_images
 
 pytestmark = pytest.mark.usefixtures("cache_folder")
 
@@ -134,3 +138,57 @@ def test_new_images_come_in_the_order_given(tmp_path):
     images, read = data.read_images([str(path) for path in paths], SIZE, 3)
     assert read == paths
     assert np.array_equal(images.numpy(), np.stack([pixels_of(path) for path in paths]))
+
+
+# Tall and wide images
+
+
+def draw(path: Path, size: tuple[int, int], dot: tuple[float, float] = (0.5, 0.5), **save: Any) -> None:
+    """Dark, with a bright dot at a place given as shares of width and height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("L", size, 20)
+    x, y = dot[0] * size[0], dot[1] * size[1]
+    ImageDraw.Draw(image).ellipse((x - 6, y - 6, x + 6, y + 6), 250)
+    image.save(path, **save)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(100, 100)], (32, 32)),
+        ([(100, 124)], (32, 32)),  # nearly square
+        ([(100, 200)], (64, 32)),
+        ([(300, 100)], (32, 96)),
+        ([(40, 1000)], (128, 32)),  # no longer than four times its width
+        ([(100, 200), (100, 210), (500, 100)], (64, 32)),  # the median
+    ],
+)
+def test_tall_and_wide_images_stay_so(
+    sizes: list[tuple[int, int]], expected: tuple[int, int], tmp_path: Path
+) -> None:
+    for i in range(6):
+        draw(tmp_path / "train" / f"{i}.png", sizes[i % len(sizes)], (0.3, 0.1 * i))
+        draw(tmp_path / "test" / f"{i}.png", (77, 90), (0.6, 0.1 * i))
+    task = load_folders(tmp_path / "train", tmp_path / "test", image_size=32).task
+    assert tuple(task.train.shape[2:]) == tuple(task.unlabeled.shape[2:]) == expected
+    squeezed = load_folders(tmp_path / "train", tmp_path / "test", image_size=32, keep_ratio=False).task
+    assert tuple(squeezed.train.shape[2:]) == (32, 32)
+
+
+def test_a_tall_image_is_not_turned_and_a_turned_one_is_as_it_is_shown(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter
+    for i in range(2):
+        draw(tmp_path / "train" / f"{i}.jpg", (200, 100), (0.1, 0.5), exif=exif, quality=95 - i)
+        draw(tmp_path / "test" / f"{i}.png", (100, 200), (0.5, 0.1 + i / 10))
+    task = load_folders(tmp_path / "train", tmp_path / "test", image_size=32).task
+    assert task.train.shape == (2, 1, 64, 32)
+    brightest = task.train.flatten(1).argmax(1)
+    assert ((brightest // 32) < 16).all()  # the dot was at the left, and is shown above
+
+
+def test_new_images_are_scored_at_the_shape_that_the_detector_has(tmp_path: Path) -> None:
+    for i in range(3):
+        draw(tmp_path / f"{i}.png", (50, 90), (0.5, 0.2 * i))
+    images, _ = read_images([tmp_path / f"{i}.png" for i in range(3)], (64, 24), 1)
+    assert images.shape == (3, 1, 64, 24)

@@ -199,7 +199,7 @@ def test_settings_written_and_opened_are_the_same(tracked: Tracked) -> None:
     assert settings.source == data.Source(
         "folder",
         {
-            **{"root": str(tracked.images), "image_size": 16, "skip_unreadable": False},
+            **{"root": str(tracked.images), "image_size": 16, "keep_ratio": True, "skip_unreadable": False},
             **{"category": None, "anomaly": None},
         },
     )

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ssad_hpo.bilevel.descent import Problem
+from ssad_hpo.bilevel.settings import Tuning
+from ssad_hpo.task import Training
 
 _FORMAT = 1
 
@@ -57,6 +59,7 @@ class CheckpointFile:
         if found != _FORMAT:
             raise ValueError(f"checkpoint: {path} was written by another version of ssad_hpo, format {found}")
         expected = self._settings
+        settings = _BEFORE | settings  # a setting that came later was at its default before
         if differing := sorted(name for name in expected if settings.get(name) != expected[name]):
             raise ValueError(
                 f"checkpoint: {path} belongs to another tuning (differs in {', '.join(differing)}); "
@@ -73,6 +76,13 @@ class CheckpointFile:
         partial = self.path.with_name(self.path.name + ".partial")
         torch.save(content, partial)
         os.replace(partial, self.path)
+
+
+_BEFORE = {
+    f"{name}.{f.name}": repr(f.default)
+    for name, settings in (("training", Training), ("tuning", Tuning))
+    for f in fields(settings)
+}
 
 
 def _describe(problem: Problem, starts: list[Tensor]) -> dict[str, str]:

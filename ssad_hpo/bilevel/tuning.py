@@ -50,6 +50,11 @@ def prepare(
     """
     check_device(device)
     tuning.warm_start_steps(training.steps)
+    if training.frozen_stages or training.encoder_learning_rate is not None:
+        raise ValueError(
+            "training: a tuning moves the whole encoder at one rate, expected frozen_stages 0 and no "
+            "encoder_learning_rate; leave them out, or search"
+        )
     coordinates = Coordinates.of(tuning.augmentation)
     channels, height, width = task.train.shape[1:]
     # All pairs within the bounds fit, so every point of a trajectory does.

@@ -160,7 +160,13 @@ IMAGES = Group(
     option("--anomaly", help="Take test/good and test/ANOMALY only, a pair as in published benchmarks."),
     option("--train", type=Path, help="A folder of normal images; goes with --unlabeled."),
     option("--unlabeled", type=Path, help="A folder with the unlabelled mixture of normal and anomalous."),
-    option("--image-size", type=int, default=64, help="Side to which images of folders are resized, pixels."),
+    option("--image-size", type=int, default=64, help="Shorter side of images of folders, pixels."),
+    option(
+        "--keep-ratio/--squeeze",
+        "keep_ratio",
+        default=True,
+        help="Whether tall or wide images stay so, or become squares.",
+    ),
     SKIP_UNREADABLE,
 )
 

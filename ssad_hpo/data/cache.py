@@ -116,16 +116,16 @@ def _read_content(path: Path) -> FileContent:
 def decode_set(
     paths: Sequence[Path],
     contents: Sequence[FileContent],
-    image_size: int,
+    size: tuple[int, int],
     channels: int,
     skip_unreadable: bool,
 ) -> DecodedSet:
-    """The images of `paths` (with their `contents`), from the cache if it holds them.
+    """The images of `paths` (with their `contents`) at a height and width, from the cache if it holds them.
 
     Raises:
         DataError: naming a file that cannot be read, unless `skip_unreadable`.
     """
-    shape = (channels, image_size, image_size)
+    shape = (channels, *size)
     key = _digest(json.dumps([_DECODING, shape, sorted(content.digest for content in contents)]))
     array_path, table_path = _in_cache(f"images-{key}.npy"), _in_cache(f"images-{key}.json")
     decoded = _read_set(array_path, table_path, contents, shape)

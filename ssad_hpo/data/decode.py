@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,14 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 # Named, so that a file under an image's suffix cannot reach PIL's other readers (EPS runs a program).
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 
+_NEARLY_SQUARE = 1.25  # ratio of sides up to which images become squares
+_LONGEST = 4  # times the shorter side
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -81,7 +84,7 @@ def _image_files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
 
 def read_images(
     paths: Sequence[str | os.PathLike[str]],
-    image_size: int,
+    image_size: int | tuple[int, int],
     channels: int,
     skip_unreadable: bool = False,
 ) -> tuple[torch.Tensor, list[Path]]:
@@ -89,24 +92,27 @@ def read_images(
 
     Args:
         paths: at least one file. The first frame counts, EXIF orientation is honoured.
-        image_size: height and width of the result, pixels; images are squeezed to a square.
+        image_size: height and width of the result, pixels, one number for both of a square; images are
+            squeezed to that.
         channels: 1 (colour becomes luminance) or 3 (grey becomes three equal channels).
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
 
     Returns:
-        (N, channels, image_size, image_size) uint8, and the N paths that were read.
+        (N, channels, height, width) uint8, and the N paths that were read.
 
     Raises:
         DataError: naming the first file that cannot be read, or if none can be.
         ValueError: for no paths, or a size or number of channels that cannot be.
     """
-    check_image_size(image_size)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    for side in (height, width):
+        check_image_size(side)
     if channels not in (1, 3):
         raise ValueError(f"channels: expected 1 or 3, got {channels}")
     if not paths:
         raise ValueError("paths: expected at least one image file, got none")
     files = [Path(path) for path in paths]
-    rows = np.empty((len(files), channels, image_size, image_size), np.uint8)
+    rows = np.empty((len(files), channels, height, width), np.uint8)
     reasons = decode_into(rows, files, skip_unreadable)
     read = [i for i, reason in enumerate(reasons) if reason is None]
     if not read:
@@ -133,7 +139,7 @@ def decode_into(
     """Decode paths[i] into rows[i], in parallel; never more originals in memory than threads.
 
     Args:
-        rows: (N, C, S, S) uint8, C 1 or 3.
+        rows: (N, C, H, W) uint8, C 1 or 3.
         paths: N files.
         skip_unreadable: leave rows[i] undefined where paths[i] cannot be read instead of raising.
 
@@ -146,7 +152,7 @@ def decode_into(
 
     def work(i: int) -> UnreadableError | None:
         try:
-            rows[i] = _decode(paths[i], channels=rows.shape[1], image_size=rows.shape[2])
+            rows[i] = _decode(paths[i], *rows.shape[1:])
         except UnreadableError as error:
             if not skip_unreadable:
                 raise error_about(paths[i], error) from error
@@ -178,16 +184,41 @@ def is_grey(file: BinaryIO) -> bool:
         return image.mode in ("1", "L", "LA", "I") or image.mode.startswith("I;16")
 
 
-def _decode(path: Path, channels: int, image_size: int) -> np.ndarray:
+def common_size(paths: Sequence[Path], image_size: int) -> tuple[int, int]:
+    """Height and width that images of one shape are resized to: the shorter side becomes `image_size`.
+
+    The ratio is the median of the files', and a square's where it is near to 1; files that cannot be read
+    have no say.
+    """
+    ratios = [ratio for ratio in in_threads(_ratio, paths) if ratio is not None]
+    ratio = statistics.median(ratios) if ratios else 1.0
+    longer = round(image_size * min(max(ratio, 1 / ratio), _LONGEST) / 8) * 8
+    if max(ratio, 1 / ratio) <= _NEARLY_SQUARE:
+        return image_size, image_size
+    return (image_size, longer) if ratio > 1 else (longer, image_size)
+
+
+def _ratio(path: Path) -> float | None:
+    """Width over height as the image is shown, by its header."""
+    try:
+        with _reasons(), open(path, "rb") as file:
+            image = _open(file)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return image.height / image.width if turned else image.width / image.height
+    except UnreadableError:
+        return None
+
+
+def _decode(path: Path, channels: int, height: int, width: int) -> np.ndarray:
     with _reasons(), open(path, "rb") as file:
         image = _open(file)
         # JPEG can decode at 1/2, 1/4 or 1/8; twice the final size leaves the resize its own work.
-        image.draft(None, (2 * image_size, 2 * image_size))
+        image.draft(None, (2 * width, 2 * height))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         image = _without_alpha(_to_8_bit(image)).convert("L" if channels == 1 else "RGB")
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image).reshape(image_size, image_size, channels)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image).reshape(height, width, channels)
         return pixels.transpose(2, 0, 1)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import DataError, check_image_size, find_images
+from ssad_hpo.data.decode import DataError, check_image_size, common_size, find_images
 from ssad_hpo.task import Task
 
 _StrPath = str | os.PathLike[str]
@@ -43,12 +43,14 @@ def load_folder(
     anomaly: str | None = None,
     *,
     image_size: int = 256,
+    keep_ratio: bool = True,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
 
     `train` is CATEGORY/train/good (or the images that lie directly in train/). `unlabeled` is all of
-    CATEGORY/test. Images become squares, whatever their shape; 1 channel if all of them are grey, else
+    CATEGORY/test. Images become squares, or all of one
+    rectangle if they are tall or wide; 1 channel if all of them are grey, else
     3; 16-bit grey v becomes round(v / 257), transparent pixels black.
 
     Labels: images of test/good are normal, those of every other folder in test/ are anomalies. Identical
@@ -70,7 +72,9 @@ def load_folder(
         root: a folder of categories, or one category (it has train/ itself).
         category: which one; not needed if there is only one.
         anomaly: only test/good and test/ANOMALY, a benchmark pair. None for all of test/.
-        image_size: height and width, pixels.
+        image_size: height and width, pixels; of tall or wide images the shorter side.
+        keep_ratio: whether images that are tall or wide (by the median of train) stay so, up to 1 : 4, else
+            they are squeezed into squares.
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
 
     Returns:
@@ -82,7 +86,7 @@ def load_folder(
         ValueError: for an image_size that cannot be.
     """
     name, train, unlabeled = _find_halves(root, category, anomaly)
-    return _load(name, train, unlabeled, image_size, skip_unreadable)
+    return _load(name, train, unlabeled, image_size, keep_ratio, skip_unreadable)
 
 
 def load_folders(
@@ -90,6 +94,7 @@ def load_folders(
     unlabeled: _StrPath,
     *,
     image_size: int = 256,
+    keep_ratio: bool = True,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
@@ -104,7 +109,7 @@ def load_folders(
     for path in mixture.paths:
         if os.path.realpath(path) in shared:
             raise DataError(f"{path}: is in train and in unlabeled; give two folders that share no image")
-    return _load("images", normal, mixture, image_size, skip_unreadable)
+    return _load("images", normal, mixture, image_size, keep_ratio, skip_unreadable)
 
 
 def find_categories(root: _StrPath) -> list[str]:
@@ -173,9 +178,11 @@ def _find_halves(root: _StrPath, category: str | None, anomaly: str | None) -> t
     return f"{place.name}/{anomaly}", train, _Half(test, [path for path, _ in pair], labels)
 
 
-def _load(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_unreadable: bool) -> DataSet:
+def _load(
+    name: str, train: _Half, unlabeled: _Half, image_size: int, keep_ratio: bool, skip_unreadable: bool
+) -> DataSet:
     halves = (train, unlabeled)
-    decoded = _decode_halves(train, unlabeled, image_size, skip_unreadable)
+    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, skip_unreadable)
     skipped = [
         f"{path} {images.unreadable[content.digest]}"
         for half, (contents, images) in zip(halves, decoded, strict=True)
@@ -198,7 +205,7 @@ def _load(name: str, train: _Half, unlabeled: _Half, image_size: int, skip_unrea
 
 
 def _decode_halves(
-    train: _Half, unlabeled: _Half, image_size: int, skip_unreadable: bool
+    train: _Half, unlabeled: _Half, image_size: int, keep_ratio: bool, skip_unreadable: bool
 ) -> list[tuple[list[FileContent], DecodedSet]]:
     """For each half the contents of its files and their images."""
     check_image_size(image_size)
@@ -207,9 +214,12 @@ def _decode_halves(
         _check_count(half.folder, len(half.paths))
     contents = [identify(half.folder, half.paths) for half in halves]
     channels = 1 if all(content.grey is not False for both in contents for content in both) else 3
+    size = image_size, image_size
+    if keep_ratio:
+        size = common_size(train.paths, image_size)
     decoded = []
     for half, files in zip(halves, contents, strict=True):
-        images = decode_set(half.paths, files, image_size, channels, skip_unreadable)
+        images = decode_set(half.paths, files, size, channels, skip_unreadable)
         _check_count(half.folder, len(images.pixels))
         decoded.append((files, images))
     return decoded

@@ -168,20 +168,22 @@ def find_source(
     category: str | None = None,
     anomaly: str | None = None,
     image_size: int = 64,
+    keep_ratio: bool = True,
     skip_unreadable: bool = False,
 ) -> Source:
     """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
 
     Args:
         place: a folder, or a built-in name; a folder of that name goes first.
-        category, anomaly, image_size, skip_unreadable: of a folder, see `load_folder`.
+        category, anomaly, image_size, keep_ratio, skip_unreadable: of a folder, see `load_folder`.
 
     Raises:
         ValueError: if it is neither.
     """
     if Path(place).is_dir():
-        arguments = {"category": category, "anomaly": anomaly, "image_size": image_size}
-        return Source("folder", {"root": str(place), "skip_unreadable": skip_unreadable, **arguments})
+        arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": image_size}
+        arguments |= {"keep_ratio": keep_ratio, "skip_unreadable": skip_unreadable}
+        return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
     try:

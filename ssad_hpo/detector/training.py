@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ssad_hpo.augment import check_fits, jitter
 from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
-from ssad_hpo.encoder import Network, draws
+from ssad_hpo.encoder import NONE, Network, draws
 from ssad_hpo.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
+
+_PRETRAINED_SHARE = 0.1  # of the head's learning rate, for a pretrained encoder
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,12 @@ def untrained_detector(
 
 def parameter_groups(network: Network, training: Training) -> list[dict[str, Any]]:
     """What of a network moves, with the encoder's own learning rate if it has one; for an optimizer."""
-    if training.encoder_learning_rate is None:
-        return [{"params": [p for p in network.parameters() if p.requires_grad]}]
+    rate = training.encoder_learning_rate
+    if rate is None and training.weights == NONE:
+        return [{"params": list(network.parameters())}]
+    rate = _PRETRAINED_SHARE * training.learning_rate if rate is None else rate
     encoder = [p for p in network.encoder.parameters() if p.requires_grad]
-    moving = [{"params": encoder, "lr": training.encoder_learning_rate}] if encoder else []
+    moving = [{"params": encoder, "lr": rate}] if encoder else []
     return [*moving, {"params": list(network.head.parameters())}]
 
 

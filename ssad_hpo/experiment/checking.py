@@ -9,7 +9,8 @@ import torch
 
 from ssad_hpo.address import without_password
 from ssad_hpo.bilevel import Tuning
-from ssad_hpo.detector import check_device, resolve_precision
+from ssad_hpo.detector import check_device, resolve_precision, untrained_network
+from ssad_hpo.encoder import NONE, digest_of
 from ssad_hpo.search import Objective
 from ssad_hpo.task import Cluster, Search, Task, Training
 
@@ -53,3 +54,11 @@ def prepare_cluster(
         )
     place = raytune.absolute_checkpoint_path(cluster.checkpoint_path or folder / "ray")
     return replace(cluster, checkpoint_path=place)
+
+
+def weights_digest(training: Training, task: Task) -> str | None:
+    """SHA-256 of the pretrained encoder that a training begins with; None of one that is drawn by a seed."""
+    if training.weights == NONE:
+        return None
+    channels, height, width = task.train.shape[1:]
+    return digest_of(untrained_network(training, (channels, height, width)).encoder)

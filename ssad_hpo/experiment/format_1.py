@@ -17,6 +17,8 @@ def in_format_2(values: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: if a setting is missing.
     """
     values = dict(values)
+    if values["source"] and values["source"]["loader"] in ("folder", "folders"):
+        values["source"]["arguments"].setdefault("keep_ratio", False)  # images were squeezed into squares
     values.setdefault("reduction_factor", 2)  # before there was a choice, ASHA let the better half go on
     search = {name: values.pop(name) for name in _SEARCH}
     space, tuning, cluster = values.pop("space"), values.pop("tuning", None), values.pop("cluster", None)

@@ -41,13 +41,13 @@ def score_images(
     Raises:
         ValueError: if nothing is found or a file cannot be read.
     """
-    channels, height, _ = detector.image_shape
+    channels, *size = detector.image_shape
     paths: list[Path] = []
     for place in map(Path, places):
         paths.extend(data.find_images(place) if place.is_dir() else [place])
     for start in range(0, len(paths), _BLOCK):
         images, read = data.read_images(
-            paths[start : start + _BLOCK], height, channels, skip_unreadable=skip_unreadable
+            paths[start : start + _BLOCK], (size[0], size[1]), channels, skip_unreadable=skip_unreadable
         )
         scores: np.ndarray = detector.score(images).numpy()
         yield from zip(read, scores.tolist(), strict=True)

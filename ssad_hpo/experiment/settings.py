@@ -34,6 +34,7 @@ class Settings:
         device, threads: where it trains.
         storage: URL of Optuna's storage; None for the journal file in the run folder.
         tracking_uri, experiment: of MLflow; a tracking_uri of None switches tracking off.
+        weights_digest: SHA-256 of the encoder as the study begins with it, where it is pretrained.
         created: UTC time. versions: of the libraries that a result depends on.
     """
 
@@ -51,6 +52,7 @@ class Settings:
     experiment: str
     created: str
     versions: dict[str, str]
+    weights_digest: str | None = None
 
     @property
     def tuning(self) -> Tuning | None:

@@ -10,7 +10,7 @@ import optuna
 
 from ssad_hpo import data, numerics, tracking
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
-from ssad_hpo.experiment.checking import prepare_cluster, prepare_search
+from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
 from ssad_hpo.experiment.outcome import (
     StudyResult,
     compare_with_truth,
@@ -18,7 +18,7 @@ from ssad_hpo.experiment.outcome import (
     open_result,
     record_result,
 )
-from ssad_hpo.experiment.run_folder import Run, choose_run_folder, claimed, locked, open_run
+from ssad_hpo.experiment.run_folder import Run, RunError, choose_run_folder, claimed, locked, open_run
 from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
 from ssad_hpo.search import Objective, open_study, run_search, select, was_interrupted
@@ -127,6 +127,7 @@ def run_study(
         storage=storage and absolute_storage(storage),
         tracking_uri=_absolute_tracking_uri(tracking_uri),
         experiment=experiment or tracking.default_experiment(),
+        weights_digest=weights_digest(training, task),
         **creation_facts(),
     )
     if settings.storage is not None:
@@ -171,6 +172,11 @@ def resume_study(
     """
     opened = open_run(run)
     task, settings = load_task(opened, task), opened.settings
+    if settings.weights_digest != weights_digest(settings.training, task):
+        raise RunError(
+            f"{opened.folder}: the weights of {settings.training.encoder} are not those that the study began "
+            "with; restore them or start a new study"
+        )
     if n_trials is not None:
         if isinstance(settings.method, Tuning):
             raise ValueError(f"n_trials: {opened.folder} is a tuning, whose starting points are its trials")

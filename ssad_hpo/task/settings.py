@@ -41,7 +41,7 @@ class Training:
         steps: training steps.
         batch_size: normal images a step; as many augmented ones go with them.
         learning_rate, momentum, weight_decay: of SGD; the rate is annealed along a cosine to 0.
-        encoder_learning_rate: of the encoder, where it is not that of the head.
+        encoder_learning_rate: of the encoder; by default that of the head, a tenth of it if it is pretrained.
         jitter: strength of the color jitter (brightness, contrast, saturation, hue).
         evaluate_at: fractions of `steps` at which criteria are computed and reported, rising; the
             last must be 1. The earlier the first, the more ASHA saves and the more often it misjudges.
@@ -59,14 +59,10 @@ class Training:
     """
 
     encoder: str = "small"
-    weights: str = "none"
-    frozen_stages: int = 0
-    batch_norm: BatchNorm = "train"
     width: int = 16
     steps: int = 250
     batch_size: int = 32
     learning_rate: float = 0.03
-    encoder_learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 3e-5  # the published DSV code's
     jitter: float = 0.1
@@ -75,6 +71,10 @@ class Training:
     contamination: float | None = None
     precision: Precision = "auto"
     seed: int = 0
+    weights: str = "none"
+    frozen_stages: int = 0
+    batch_norm: BatchNorm = "train"
+    encoder_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "evaluate_at", tuple(self.evaluate_at))
