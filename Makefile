@@ -6,16 +6,17 @@ PYTHON ?= python3.11 python3.12 python3.13 python3
 
 BIN := .venv/bin
 NEEDS_SERVICES := services or slow
+ON_ITS_OWN := tests/test_docker_image.py
 # Tests run beside each other in processes of one thread: two threads that wait for each other lose more.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 STUDIES := $(filter-out lab,$(notdir $(basename $(wildcard studies/[a-z]*.py)) $(patsubst %/__main__.py,%,$(wildcard studies/*/__main__.py))))
 
-.PHONY: help demo test test-all bench studies lint format install clean
+.PHONY: help demo test test-all test-docker bench studies lint format install clean
 
 help:  ## say what can be made
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: install  ## a search on an embedded texture, without labels, then judged with them
 	@$(BIN)/ssad-hpo demo
@@ -26,9 +27,13 @@ test: lint  ## style, types and all tests that need no service
 # A test run that selects nothing is pytest's exit code 5; looked up beforehand, so that no failure of a
 # run is ever excused.
 test-all: test  ## make test, then the slow tests and those that need services
-	@found=0; $(BIN)/pytest --collect-only -q -m "$(NEEDS_SERVICES)" >/dev/null 2>&1 || found=$$?; \
+	@found=0; $(BIN)/pytest --collect-only -q --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)" >/dev/null 2>&1 || found=$$?; \
 	if [ $$found -eq 5 ]; then echo "make test-all: no test is slow or needs a service"; \
-	else $(BIN)/pytest -m "$(NEEDS_SERVICES)"; fi
+	else $(BIN)/pytest --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)"; fi
+
+# Not part of test-all: it needs root, Debian's packages and some 10 minutes, and starts a Docker engine.
+test-docker: install  ## build docker/'s image and run its services; skipped, with the reason, where that cannot be
+	@$(BIN)/pytest -v -s --durations=12 $(ON_ITS_OWN)
 
 # The first run on a machine is kept in .benchmarks; minima, since what disturbs a run only adds to it.
 bench: install  ## time the hot functions; fails where one takes 1.5 times as long as in the first run here

@@ -8,7 +8,8 @@ cd "$(dirname "$0")"
 
 umask 077
 mkdir -p secrets
-for name in ray_token postgres_password mlflow_password mlflow_secret_key; do
+for name in ray_token postgres_password mlflow_database_password optuna_database_password mlflow_password \
+  mlflow_secret_key; do
   [ -s "secrets/$name" ] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"secrets/$name"
 done
 # Containers have users of their own, who must read the files; on this machine the folder shuts others out.

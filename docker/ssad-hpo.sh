@@ -15,4 +15,10 @@ until grep -q 'Ray runtime started' "$log"; do
   kill -0 "$node" 2>/dev/null || { cat "$log" >&2; exit 1; }
   sleep 0.2
 done
-ssad-hpo sweep --address="$RAY_HEAD" --storage="$STUDIES" "$@"
+
+# A run that goes on has its database already, and refuses to be told.
+storage="--storage=$STUDIES"
+for word; do
+  case $word in --resume | --resume=*) storage= ;; esac
+done
+ssad-hpo sweep --address="$RAY_HEAD" ${storage:+"$storage"} "$@"

@@ -22,14 +22,19 @@ from ssad_hpo.task import Precision, Training
 _LARGE_PIXELS = 128 * 128
 # On CPUs with bf16 arithmetic autocast pays from this image size on (its casts cost more below).
 _BFLOAT16_PIXELS = 64 * 64
-# PLACEHOLDER
-DEFAULT_THREADS = 1
+# Values of ONEDNN_MAX_CPU_ISA without that arithmetic.
+_WITHOUT_BFLOAT16 = {
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+}  # fmt: skip
+DEFAULT_THREADS = 1  # several wait for each other wherever anything else computes: studies/contention.py
 
 
 def resolve_precision(training: Training, device: torch.device, pixels: int) -> Precision:
     """The precision that "auto" stands for, from the machine's capability and the image size alone.
 
-    Never from a timing: the same seed must give the same result on every run.
+    Never from a timing: the same seed must give the same result on every run. On a CPU the capability is
+    what oneDNN may use, so that ONEDNN_MAX_CPU_ISA stands for another machine here as well: without bf16
+    instructions its bfloat16 takes four times as long as its float32.
 
     Args:
         training: whose `precision` is returned as it is unless it is "auto".
@@ -41,6 +46,7 @@ def resolve_precision(training: Training, device: torch.device, pixels: int) -> 
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     capable = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    capable = capable and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in _WITHOUT_BFLOAT16
     return "bfloat16" if capable and pixels >= _BFLOAT16_PIXELS else "float32"
 
 
@@ -70,6 +76,8 @@ def _keep_freed_memory() -> None:
 def check_device(device: str | torch.device) -> None:
     """Raise ValueError, naming the device, if it is none that torch knows or none that is there."""
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # what torch raises for names and missing hardware
         reason = str(error).partition("\n")[0]
@@ -106,6 +114,14 @@ def seeded(seed: int, device: torch.device | None = None, *, draws: bool = True)
         yield
 
 
+# Overloads of torch's operations -> those of the same operations that take a generator.
+_WITH_GENERATOR = {
+    "default": "generator",
+    "low": "low_generator",
+    "low_dtype": "low_generator_dtype",
+}
+
+
 class _OwnDraws(TorchDispatchMode):
     """Hands every operation of this thread that draws and has no generator the one of a seed."""
 
@@ -131,11 +147,17 @@ class _OwnDraws(TorchDispatchMode):
         if arguments.get("dropout_p") == 0:  # attention
             return func(*args, **kwargs)
         if "generator" not in arguments:
-            raise RuntimeError(f"{func}: draws from torch's global generator; use one that takes a generator")
-        device = args[0].device if isinstance(args[0], Tensor) else arguments["device"]
-        return func(*args, **kwargs, generator=self._generator(device))
+            name = _WITH_GENERATOR.get(func._overloadname)
+            if name not in func.overloadpacket.overloads():
+                raise RuntimeError(
+                    f"{func}: draws from torch's global generator; use one that takes a generator"
+                )
+            func = getattr(func.overloadpacket, name)
+        device = arguments.get("device") or getattr(args[0], "device", None)
+        return func(*args, **{**kwargs, "generator": self._generator(device)})
 
-    def _generator(self, device: torch.device) -> torch.Generator:
+    def _generator(self, device: torch.device | None) -> torch.Generator:
+        device = device or torch.get_default_device()
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]
@@ -203,8 +225,10 @@ def threads(count: int = DEFAULT_THREADS) -> Iterator[None]:
     with _lock:
         if not _threads.users:
             _threads.before = torch.get_num_threads()
-        # A thread that started while others were inside began with what they had set.
-        before = torch.get_num_threads() if depth else _threads.before
+        # torch gives a thread its number when it is first asked for, and a later one of other threads'
+        # would replace what is set here. One that starts while others are inside begins with theirs.
+        before = torch.get_num_threads()
+        before = before if depth else _threads.before
         _threads.users += 1
         torch.set_num_threads(count)
     _of_this_thread.depth = depth + 1

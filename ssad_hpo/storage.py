@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from ssad_hpo.address import without_password
+from ssad_hpo.files import open_regular, reading
 
 
 def open_journal(path: Path) -> JournalStorage:
@@ -23,10 +24,12 @@ def open_journal(path: Path) -> JournalStorage:
     are cleared away here, which is only right while nobody else has the file open.
     """
     if path.exists():
+        open_regular(path).close()
         _cut_torn_line(path)
         for stale in path.parent.glob(path.name + ".lock*"):
             stale.unlink(missing_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
+    with reading(path, "cannot be read as Optuna's journal", "restore it from a copy, or start a new run"):
+        return JournalStorage(JournalFileBackend(str(path)))
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -144,7 +144,7 @@ def by_worker(notes: Path, trials: Sequence[FrozenTrial]) -> list[list[Trained]]
     teams: dict[int, list[Trained]] = defaultdict(list)
     for trial in trials:
         at, worker = noted[_key(trial.params)]
-        teams[worker].append((at, str(trial.number), trial.user_attrs["seconds"]))
+        teams[worker].append((at, str(trial.number), read_trial(trial).seconds or 0.0))
     return [sorted(mine) for mine in teams.values()]
 
 

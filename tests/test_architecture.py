@@ -14,25 +14,28 @@ ROOT = Path(__file__).parent.parent
 # Every edge that is allowed; adding a room or an edge is a decision, made visible here. `augment` is the
 # ground: a task's space is of its kinds, and `data` makes the testbed's anomalies with a known f_gen.
 ALLOWED = {
-    "augment": set(),
-    "task": {"augment"},
+    "bounds": set(),
+    "files": set(),
+    "augment": {"bounds"},
+    "task": {"augment", "bounds"},
     "address": set(),
-    "storage": {"address"},
+    "storage": {"address", "files"},
     "criteria": {"task"},
     "consensus": {"task"},
     "encoder": {"task", "numerics"},
-    "numerics": {"task"},
-    "data": {"task", "augment"},
+    "numerics": {"task", "bounds"},
+    "data": {"task", "augment", "bounds", "files"},
     "evaluate": {"task"},
-    "tracking": {"task", "address"},
+    "tracking": {"task", "address", "files"},
     "report": {"task", "augment"},
-    "detector": {"task", "augment", "encoder", "numerics"},
+    "detector": {"task", "augment", "encoder", "numerics", "bounds", "files"},
     "baselines": {"task", "augment", "encoder", "numerics"},
     "judgement": {"task", "criteria", "detector"},
-    "search": {"task", "criteria", "consensus", "augment", "detector", "judgement"},
+    "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
     "raytune": {"task", "search"},
 }
+ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Ended
 
 from ssad_hpo import data
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
@@ -33,33 +34,8 @@ pytestmark = pytest.mark.usefixtures("workplace")
 PROGRAM = [sys.executable, "-m", "ssad_hpo"]
 QUICK = "--steps 4 --batch-size 4 --width 2 --image-size 16 --threads 1 --no-tracking".split()
 QUICK += ["--evaluate-at", "0.5,0.75,1"]
-LEARNING = "--steps 30 --batch-size 8 --width 4 --image-size 32 --threads 1 --no-tracking".split()
+LEARNING = "--steps 30 --batch-size 8 --width 8 --threads 1 --no-tracking".split()
 COMMANDS = list(app.commands)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Call the program in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["ssad-hpo", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), said.out, said.err)
-
-    return run
 
 
 def process(*words: str | Path) -> Ended:
@@ -222,7 +198,7 @@ def test_every_option_of_a_search_reaches_its_settings(
     assert (search.reduction_factor, settings.training.evaluate_at) == (3, (0.5, 1.0))
     assert (search.grid_points, search.seed, search.keep, search.n_trials) == (3, 5, 2, 2)
     assert (settings.device, settings.threads, settings.tracking_uri) == ("cpu", 1, None)
-    assert settings.storage == "sqlite:///studies.db" and Path("studies.db").exists()
+    assert settings.storage == f"sqlite:///{Path.cwd()}/studies.db" and Path("studies.db").exists()
     training = settings.training
     assert (training.encoder, training.steps, training.batch_size, training.width) == ("small", 6, 5, 3)
     assert (training.learning_rate, training.score, training.contamination) == (0.02, "classifier", 0.3)

@@ -31,8 +31,8 @@ BROKEN = {
     ("truncated", "png"): "cannot be decoded",
     ("truncated", "bmp"): "cannot be decoded .*truncated",
     ("truncated", "tif"): "cannot be decoded",
-    ("text", "png"): "is not a PNG, JPEG, BMP or TIFF image",
-    ("empty", "jpg"): "is not a PNG, JPEG, BMP or TIFF image",
+    ("text", "png"): "is not a PNG, JPEG, BMP, TIFF or WebP image",
+    ("empty", "jpg"): "is not a PNG, JPEG, BMP, TIFF or WebP image",
 }
 
 
@@ -143,7 +143,7 @@ def test_randomly_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, s
 def test_a_file_cannot_reach_other_readers_under_an_image_suffix(tmp_path):
     path = tmp_path / "program.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
-    with pytest.raises(data.DataError, match="is not a PNG, JPEG, BMP or TIFF image"):
+    with pytest.raises(data.DataError, match="is not a PNG, JPEG, BMP, TIFF or WebP image"):
         read_one(path)
 
 

@@ -274,6 +274,7 @@ def test_a_detector_trained_with_a_function_is_not_saved_under_another_name(tmp_
 def test_auto_precision_on_a_cpu_is_chosen_by_its_capability_and_the_image_size_alone(monkeypatch, capable):
     # Both kinds of machine cannot be had at once.
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     for settings in (Training(), Training(encoder="resnet18", width=64, steps=9000, batch_size=64, seed=7)):
         chosen = {
             size: resolve_precision(settings, torch.device("cpu"), size**2) for size in (32, 63, 64, 256)

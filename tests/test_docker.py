@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from composed import (
+from compose_files import (
     DOCKER,
     DOCKERFILE,
     GIVEN,
@@ -92,9 +92,33 @@ def test_the_images_user_is_not_root_and_can_gain_nothing() -> None:
     user = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)[-1]
     (number,) = re.findall(r"^ARG UID=(\d+)$", DOCKERFILE, re.MULTILINE)
     assert user == "$UID" and int(number) > 0
+    for service in services().values():
+        assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"]
+    assert services()["postgres"]["user"] == "postgres"
+
+
+def test_every_service_has_limits_and_a_root_that_is_not_written_to() -> None:
     for name, service in services().items():
-        if name != "postgres":  # its image starts as root, and steps down
-            assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"]
+        assert service["read_only"] is True and "/tmp" in service["tmpfs"], name
+        assert re.fullmatch(r"\d+gb", service["mem_limit"]) and service["pids_limit"] > 0, name
+    changed = services(SSAD_HPO_MEMORY="3gb")
+    assert changed["worker"]["mem_limit"] == changed["ssad-hpo"]["mem_limit"] == "3gb"
+
+
+def test_each_service_has_a_user_of_the_database_with_a_password_of_his_own() -> None:
+    addresses = {
+        "mlflow": [*services()["mlflow"]["command"], (DOCKER / "mlflow_auth.ini").read_text()],
+        "optuna": [services()["ssad-hpo"]["environment"]["STUDIES"]],
+    }
+    script = (DOCKER / "databases.sql").read_text()
+    for user, texts in addresses.items():
+        named = re.findall(r"postgresql\+psycopg://(\w*)@postgres/(\w+)", " ".join(texts))
+        assert named and {who for who, _ in named} == {user}
+        for _, database in named:
+            assert f"CREATE DATABASE {database} OWNER {user};" in script
+        assert f"/run/secrets/{user}_database_password`" in script
+    for name in ("mlflow", "ssad-hpo"):
+        assert "postgres_password" not in services()[name]["secrets"]
 
 
 # What is named
@@ -131,17 +155,18 @@ def test_build_arguments_exist_and_default_to_pytorch_for_processors() -> None:
     assert declared["TORCH_BUILD"] == "cpu"
     for service in services().values():
         if "build" in service:
-            assert service["build"]["args"] == declared
+            assert service["build"]["args"] | {"BASE": declared["BASE"]} == declared
     changed = services(TORCH_BUILD="cu130")["worker"]["build"]["args"]
     assert changed["TORCH_BUILD"] == "cu130"
 
 
 def test_versions_are_pinned_and_a_change_of_code_installs_no_dependency_again() -> None:
-    images = [service["image"] for service in services().values()] + re.findall(
-        r"^FROM (\S+)$", DOCKERFILE, re.M
-    )
+    images = [service["image"] for service in services().values()]
+    images += re.findall(r"^ARG BASE=(\S+)\nFROM \$BASE$", DOCKERFILE, re.M)
     foreign = [image for image in images if image != "ssad-hpo:local"]
-    assert len(foreign) == 2 and all(re.fullmatch(r"\w+:\d+\.\d+[.\w-]*", image) for image in foreign)
+    pinned_image = r"\w+:\d+\.\d+[.\w-]*@sha256:[0-9a-f]{64}"
+    assert len(foreign) == 2 and all(re.fullmatch(pinned_image, image) for image in foreign)
+    assert len(re.findall("^FROM ", DOCKERFILE, re.M)) == 1
     steps = re.findall(r"^(?:RUN|COPY) (?:.*\\\n)*.*$", DOCKERFILE, re.MULTILINE)
     installs = [step for step in steps if "pip install" in step]
     assert len(installs) == 3
@@ -189,7 +214,7 @@ def test_every_option_that_a_service_uses_is_known_to_its_program() -> None:
     assert options_in(f"{' '.join(head + worker)} {node}") <= help_of("ray", "start")
     assert options_in(" ".join(services()["head"]["healthcheck"]["test"])) <= help_of("ray", "health-check")
     assert options_in(" ".join(mlflow)) <= help_of("mlflow", "server")
-    assert options_in(sweep) <= help_of("ssad-hpo", "sweep")
+    assert options_in(sweep) | {"--storage", "--resume"} <= help_of("ssad-hpo", "sweep")
 
 
 def test_the_example_of_env_names_all_variables_and_gives_no_value() -> None:

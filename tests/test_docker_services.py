@@ -6,15 +6,12 @@ import os
 import shutil
 import signal
 import tempfile
-from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import optuna
 import pytest
-from composed import DOCKER, SECRETS, Here
+from compose_files import DOCKER, SECRETS, Here, status_of
 from servers import Postgres, find_postgres, free_port, wait_until
 
 pytestmark = pytest.mark.services
@@ -32,7 +29,8 @@ def here() -> Iterator[Here]:
     there = prepared(folder, postgres, binaries)
     try:
         psql = ["psql", "-q", "-h127.0.0.1", f"-p{postgres.port}", "-Uus", "-vON_ERROR_STOP=1", "postgres"]
-        made = there.run("postgres", [*psql, "-f", f"{DOCKER}/databases.sql"], PGPASSWORD=Postgres.password)
+        script = folder / "databases.sql"
+        made = there.run("postgres", [*psql, "-f", str(script)], PGPASSWORD=Postgres.password)
         assert made.returncode == 0, made.stderr
         assert there.is_healthy("postgres")
         there.start("mlflow")
@@ -56,13 +54,14 @@ def prepared(folder: Path, postgres: Postgres, binaries: Path) -> Here:
         (folder / name).mkdir()
     for name in SECRETS:
         (folder / "secrets" / name).write_text(os.urandom(32).hex())
-    (folder / "secrets" / "postgres_password").write_text(Postgres.password)
     mlflow, head, node = free_port(), free_port(), free_port()
-    database = {"ssad_hpo@postgres/": f"us@127.0.0.1:{postgres.port}/"}
+    database = {"@postgres/": f"@127.0.0.1:{postgres.port}/"}
     rights = (DOCKER / "mlflow_auth.ini").read_text()
     for name, address in database.items():
         rights = rights.replace(name, address)
     (folder / "mlflow_auth.ini").write_text(rights)
+    script = (DOCKER / "databases.sql").read_text()
+    (folder / "databases.sql").write_text(script.replace("/run/secrets", f"{folder}/secrets"))
     places = {
         "--host=0.0.0.0": "--host=127.0.0.1",
         "--port=5000": f"--port={mlflow}",
@@ -81,28 +80,14 @@ def prepared(folder: Path, postgres: Postgres, binaries: Path) -> Here:
     return Here(folder, database | places, binaries)
 
 
-def status_of(here: Here, password: str | None = None, host: str | None = None) -> int:
-    """What MLflow answers to a search of its experiments."""
-    address = here.environment("ssad-hpo")["MLFLOW_TRACKING_URI"]
-    request = Request(f"{address}/api/2.0/mlflow/experiments/search?max_results=5")
-    if password is not None:
-        request.add_header("Authorization", "Basic " + b64encode(f"admin:{password}".encode()).decode())
-    if host is not None:
-        request.add_header("Host", host)
-    try:
-        with urlopen(request, timeout=60) as answer:
-            return int(answer.status)
-    except HTTPError as error:
-        return error.code
-
-
 def test_mlflow_answers_only_with_the_password_and_only_by_its_own_names(here: Here) -> None:
     password = (here.folder / "secrets" / "mlflow_password").read_text()
-    assert status_of(here) == 401
-    assert status_of(here, "password1234") == 401  # MLflow's own, of old
-    assert status_of(here, password) == 200
-    assert status_of(here, password, host="mlflow:5000") == 200
-    assert status_of(here, password, host="evil.example") == 403
+    address = here.environment("ssad-hpo")["MLFLOW_TRACKING_URI"]
+    assert status_of(address) == 401
+    assert status_of(address, "password1234") == 401  # MLflow's own, of old
+    assert status_of(address, password) == 200
+    assert status_of(address, password, host="mlflow:5000") == 200
+    assert status_of(address, password, host="evil.example") == 403
 
 
 def test_ray_takes_nobody_without_the_token(here: Here) -> None:
@@ -121,7 +106,7 @@ def test_a_sweep_runs_on_the_worker_and_is_in_mlflow_and_postgresql(
 ) -> None:
     from mlflow import MlflowClient
 
-    tiny = ["-n", "2", "--steps", "20", "--width", "4", "--batch-size", "4", "--scheduler", "none"]
+    tiny = ["-n", "2", "--steps", "20", "--width", "8", "--batch-size", "4", "--pruner", "none"]
     tiny += ["--precision", "float32", "-a", "cutdiff", "--run", str(here.folder / "project" / "tiny")]
     swept = here.run("ssad-hpo", here.command("ssad-hpo", ["sweep", "gravel/cutdiff", *tiny]))
     assert swept.returncode == 0, swept.stdout + swept.stderr
@@ -133,11 +118,12 @@ def test_a_sweep_runs_on_the_worker_and_is_in_mlflow_and_postgresql(
     (experiment,) = client.search_experiments(filter_string="name = 'ssad_hpo'")
     runs = client.search_runs([experiment.experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * (1 + 2)
-    monkeypatch.setenv("PGPASSWORD", Postgres.password)
+    database_password = (here.folder / "secrets" / "optuna_database_password").read_text()
+    monkeypatch.setenv("PGPASSWORD", database_password)
     (study,) = optuna.get_all_study_summaries(environment["STUDIES"])
     assert study.n_trials == 2
     written = "".join(path.read_text() for path in (here.folder / "project" / "tiny").glob("*.json*"))
-    assert Postgres.password not in written and os.environ["MLFLOW_TRACKING_PASSWORD"] not in written
+    assert database_password not in written and os.environ["MLFLOW_TRACKING_PASSWORD"] not in written
     # The node that the sweep brought along has left again.
     count = "import ray, sys; ray.init(sys.argv[1]); print(sum(node['Alive'] for node in ray.nodes()))"
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 LITE0 = "tf_efficientnet_lite0"
 # Four of its five stages stay: a step costs little more than a look.
 TUNED = Training(
-    encoder=LITE0, weights="pretrained", frozen_stages=4, batch_norm="eval", steps=2, batch_size=4,
+    encoder=LITE0, weights="pretrained", frozen_stages=4, encoder_batch_norm="eval", steps=2, batch_size=4,
     learning_rate=0.03, encoder_learning_rate=0.003, evaluate_at=(1.0,), precision="float32",
 )  # fmt: skip
 SHAPE = (3, 32, 32)
@@ -115,7 +115,7 @@ def test_weights_come_from_a_file_as_well(suffix: str, encoder: str, workplace: 
         ({"weights": "shape.safetensors"}, r"do not fit .* of another shape, such as conv_stem.weight"),
         ({"frozen_stages": 6}, "frozen_stages: expected at most the encoder's 5, got 6"),
         ({"encoder": "small", "frozen_stages": 1}, "frozen_stages: the small encoder has no stages"),
-        ({"batch_norm": "half"}, "batch_norm: expected one of train, eval, got 'half'"),
+        ({"encoder_batch_norm": "half"}, "encoder_batch_norm: expected one of train, eval, got 'half'"),
         ({"encoder_learning_rate": -1.0}, "encoder_learning_rate: expected a finite number >= 0"),
     ],
 )  # fmt: skip
@@ -154,7 +154,7 @@ def trained(training: Training, images: torch.Tensor) -> Detector:
 
 def test_frozen_stages_and_held_batch_norms_stay_and_the_rest_moves(task: Task) -> None:
     for stages, batch_norm in ((0, "train"), (4, "train"), (4, "eval"), (5, "eval")):
-        training = replace(TUNED, frozen_stages=stages, batch_norm=batch_norm)  # type: ignore[arg-type]
+        training = replace(TUNED, frozen_stages=stages, encoder_batch_norm=batch_norm)  # type: ignore[arg-type]
         before = untrained_network(training, (1, 32, 32)).encoder.model.state_dict()  # type: ignore[union-attr]
         after = trained(training, task.train).network.encoder.model.state_dict()  # type: ignore[union-attr]
         moved = {name for name in before if not torch.equal(before[name], after[name])}

@@ -33,10 +33,9 @@ def test_the_sizes_that_the_docstring_states_are_those_of_the_study(study, tmp_p
 
 
 def test_the_defaults_of_the_product_are_among_what_was_measured(study):
-    from ssad_hpo.search import REDUCTION_FACTOR
-    from ssad_hpo.task import Training
+    from ssad_hpo.task import Search, Training
 
-    product = (REDUCTION_FACTOR, Training.evaluate_at)
+    product = (Search.reduction_factor, Training.evaluate_at)
     for name in ("short", "again"):
         assert product in study.PARTS[name].arms.values()
         training = study.PARTS[name].training

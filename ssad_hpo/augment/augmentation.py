@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ssad_hpo.augment.kinds import hyperparameter_of, kind_of
-from ssad_hpo.augment.ranges import Range
+from ssad_hpo.augment.ranges import Range, check_size
+from ssad_hpo.bounds import is_number
 
 Hyperparameters = Mapping[str, float | Range]
 
@@ -42,9 +42,10 @@ class Augmentation:
         for name, known in kind_of(self.kind).hyperparameters.items():
             value = values[name] = self.hyperparameters.get(name, known.range)
             low, positive = value.low if isinstance(value, Range) else value, known.coordinate == "log"
-            if not math.isfinite(low) or (positive and low <= 0):
+            if not is_number(low) or (positive and low <= 0):
                 expected = "a finite number above 0" if positive else "a finite number"
-                raise ValueError(f"{self.kind}.{name}: expected {expected}, got {low}")
+                raise ValueError(f"{self.kind}.{name}: expected {expected}, got {low!r:.40}")
+            check_size(f"{self.kind}.{name}", low)
         object.__setattr__(self, "hyperparameters", values)
 
     def __str__(self) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from ssad_hpo.bilevel.descent import Problem
 from ssad_hpo.bilevel.settings import Tuning
+from ssad_hpo.files import check_archive, reading
 from ssad_hpo.task import Training
 
 _FORMAT = 1
+_MOST_BYTES = 64 * 2**30
 
 
 @dataclass
@@ -49,13 +52,12 @@ class CheckpointFile:
         self.progress = Progress() if path is None or not path.exists() else self._read(path)
 
     def _read(self, path: Path) -> Progress:
-        try:
+        with self.reading():
+            check_archive(path, _MOST_BYTES)
             content = torch.load(path, map_location="cpu", weights_only=True)
-            found, settings = content["format"], content["settings"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"checkpoint: {path} is no checkpoint of a tuning ({type(error).__name__})"
-            ) from error
+            found, settings = content["format"], dict(content["settings"])
+            progress = Progress(content["warm_start"], content["finished"], content["current"])
+            _check_finite(vars(progress))
         if found != _FORMAT:
             raise ValueError(f"checkpoint: {path} was written by another version of ssad_hpo, format {found}")
         expected = self._settings
@@ -65,7 +67,11 @@ class CheckpointFile:
                 f"checkpoint: {path} belongs to another tuning (differs in {', '.join(differing)}); "
                 "give another file, or delete this one to begin anew"
             )
-        return Progress(content["warm_start"], content["finished"], content["current"])
+        return progress
+
+    def reading(self) -> AbstractContextManager[None]:
+        """What is wrong with the file's content, also where a tuning takes it up, is told as such."""
+        return reading("checkpoint", f"{self.path} is no checkpoint of a tuning", "delete it to begin anew")
 
     def save(self) -> None:
         """Write the progress, whole or not at all."""
@@ -83,6 +89,17 @@ _BEFORE = {
     for name, settings in (("training", Training), ("tuning", Tuning))
     for f in fields(settings)
 }
+
+
+def _check_finite(content: Any) -> None:
+    """Raise ValueError for numbers anywhere within that are not finite."""
+    if isinstance(content, Mapping):
+        _check_finite(list(content.values()))
+    elif isinstance(content, list | tuple):
+        for inner in content:
+            _check_finite(inner)
+    elif isinstance(content, float | Tensor) and not torch.as_tensor(content).isfinite().all():
+        raise ValueError("it has numbers that are not finite")
 
 
 def _describe(problem: Problem, starts: list[Tensor]) -> dict[str, str]:

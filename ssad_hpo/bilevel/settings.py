@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
+from ssad_hpo.bounds import MOST_RATE, check_choices, check_real, check_whole, is_number
 from ssad_hpo.criteria import (
     CRITERIA,
     VALIDATION_LOSS,
@@ -107,32 +107,31 @@ class Tuning:
         starts = [dict(s) if isinstance(s, Mapping) else s for s in self.starts]
         object.__setattr__(self, "space", space)
         object.__setattr__(self, "starts", tuple(starts))
-        if not callable(self.loss) and self.loss not in LOSSES:
+        if not callable(self.loss) and self.loss not in tuple(LOSSES):
             raise ValueError(f"loss: expected one of {', '.join(LOSSES)} or a function, got {self.loss!r}")
         if self.choose_by not in (*CRITERIA, VALIDATION_LOSS):
             known = ", ".join((*CRITERIA, VALIDATION_LOSS))
             raise ValueError(f"choose_by: expected one of {known}, got {self.choose_by!r}")
         choices = {"order": (1, 2), "warm_start_on": ("range", "start"), "batch_norm": ("eval", "train")}
-        for name, known_values in choices.items():
-            if getattr(self, name) not in known_values:
-                known = ", ".join(map(str, known_values))
-                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        whole = {"detector_steps": 1, "virtual_images": 1, "validation_train": 2, "validation_unlabeled": 2}
-        whole["checkpoint_every"] = 1
-        for name, least in whole.items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(f"{name}: expected a whole number >= {least}, got {getattr(self, name)!r}")
-        for name in ("learning_rate", "virtual_rate", "temperature"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)!r}")
+        check_choices(self, choices)
+        steps, images = 10_000_000, 65_536
+        check_whole(self, {"detector_steps": (1, steps), "checkpoint_every": (1, steps)})
+        check_whole(self, {"virtual_images": (1, images), "validation_train": (2, images)})
+        check_whole(self, {"validation_unlabeled": (2, images)})
+        check_real(self, dict.fromkeys(("learning_rate", "virtual_rate", "temperature"), (0, MOST_RATE)))
         if self.order == 2 and self.virtual_rate == 0:
             raise ValueError("virtual_rate: order 2 needs one above 0, got 0; use order 1")
-        if not 0 <= self.warm_start < 1:
+        if not (is_number(self.warm_start) and 0 <= self.warm_start < 1):
             raise ValueError(
                 f"warm_start: expected a share of the steps, 0 <= share < 1, got {self.warm_start}"
             )
         if not self.starts:
             raise ValueError("starts: expected at least one starting point, got none")
+        if len(self.starts) > 1000:
+            raise ValueError(f"starts: expected at most 1000 starting points, got {len(self.starts)}")
+        for start in self.starts:
+            if not all(map(is_number, start.values() if isinstance(start, Mapping) else [start])):
+                raise ValueError(f"starts: expected finite numbers, got {start!r:.80}")
 
     @property
     def augmentation(self) -> Augmentation:

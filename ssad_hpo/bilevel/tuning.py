@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,14 +119,19 @@ def tune(
     for index, start in enumerate(starts):
         descent = Descent(problem, start)
         if index < len(file.progress.finished):
-            ended.append(_ended_before(descent, start, file.progress.finished[index]))
+            with file.reading():
+                state = file.progress.finished[index]
+                descent.load(state)
+                reason = state.get(FAILURE)
+            ended.append(_finish(descent, start) if reason is None else _failed(descent, start, reason))
         else:
             ended.append(_descend(descent, start, index, file, tell))
         if keep is not None:
             keep(index, ended[-1])
 
     warm_start = file.progress.warm_start
-    shared = Cost() if warm_start is None else Cost(**warm_start["cost"])
+    with file.reading():
+        shared = Cost() if warm_start is None else Cost(**warm_start["cost"])
     result = TuningResult(tuple(ended), tuning.choose_by, sum((end.cost for end in ended), shared))
     failed = [
         f"start {index}: {end.reason}" for index, end in enumerate(ended) if isinstance(end, FailedStart)
@@ -145,17 +149,11 @@ def _share_warm_start(problem: Problem, start: Tensor, file: CheckpointFile) -> 
         return
     descent = Descent(problem, start)
     if file.progress.warm_start is not None:
-        descent.load(file.progress.warm_start)
+        with file.reading():
+            descent.load(file.progress.warm_start)
     for _ in _warm_up(descent):
         file.progress.warm_start = copy.deepcopy(descent.state())
         file.save()
-
-
-def _ended_before(descent: Descent, start: Tensor, state: dict[str, Any]) -> TunedStart | FailedStart:
-    """A starting point that an earlier process brought to its end."""
-    descent.load(state)
-    reason = state.get(FAILURE)
-    return _finish(descent, start) if reason is None else _failed(descent, start, reason)
 
 
 def _descend(
@@ -163,10 +161,11 @@ def _descend(
 ) -> TunedStart | FailedStart:
     """Bring a starting point to its end, from where an earlier process left it, if one did."""
     progress, ended_by = file.progress, {}
-    if progress.current is not None:
-        descent.load(progress.current)
-    elif progress.warm_start is not None:
-        descent.load_warm_start(progress.warm_start)
+    with file.reading():
+        if progress.current is not None:
+            descent.load(progress.current)
+        elif progress.warm_start is not None:
+            descent.load_warm_start(progress.warm_start)
     tell.start(index, descent.problem.coordinates.at(start))
     ended: TunedStart | FailedStart
     try:

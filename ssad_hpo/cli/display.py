@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -35,7 +37,7 @@ def show(result: StudyResult) -> None:
     choices = sorted(candidates(result.study), key=lambda c: (c.criteria[criterion], c.number))
     names = list(dict.fromkeys(name for c in choices for name in c.augmentation.hyperparameters))
     table = Table(
-        title=f"{escape(settings.task_name)}: {settings.training.steps} steps a candidate, "
+        title=f"{plain(settings.task_name)}: {settings.training.steps} steps a candidate, "
         f"{settings.training.precision}, {settings.how}, seed {settings.seed}"
     )
     table.add_column(word, justify="right")
@@ -57,10 +59,10 @@ def show(result: StudyResult) -> None:
     console().print(table)
     for trial in trials:
         if trial.status == "failed":
-            say(f"{word} {trial.number} failed: {escape(trial.reason or '')}")
+            say(f"{word} {trial.number} failed: {plain(trial.reason or '')}")
         for sign in trial.signs:
             told = f"{word} {trial.number}: {sign}"
-            warn(told) if trial.number == result.selected.number else say(escape(told))
+            warn(told) if trial.number == result.selected.number else say(plain(told))
     ended = len(trials)
     if settings.tuning is not None and ended < settings.n_trials:
         resume = f"{command()} tune --resume {run_name(result.run.folder)}"
@@ -89,7 +91,7 @@ def show(result: StudyResult) -> None:
         warn(f"MLflow did not take {result.undelivered} records yet")
         say(f"  {escape(command())} sync {name}")
     elif settings.tracking_uri:
-        say(f"  {escape(ui_command(settings.tracking_uri))}")
+        say(f"  {plain(ui_command(settings.tracking_uri))}")
     say(f"  {escape(command())} report {name}")
     say(f"  {escape(command())} score {name} IMAGES...")
 
@@ -106,10 +108,10 @@ def show_ranking(ranking: Ranking) -> None:
     names = _apart(ranking.paths)
     for i in np.argsort(ranking.ranks[ranking.selector], kind="stable"):
         row = [f"{ranks[i]:g}" for ranks in ranking.ranks.values()]
-        table.add_row(escape(names[i]), *row, style="bold green" if i == ranking.selected else None)
+        table.add_row(plain(names[i]), *row, style="bold green" if i == ranking.selected else None)
     console().print(table)
     value = ranking.values[ranking.selector][ranking.selected]
-    say(f"chosen by {ranking.selector} ({value:.4g}): {escape(str(ranking.paths[ranking.selected]))}")
+    say(f"chosen by {ranking.selector} ({value:.4g}): {plain(ranking.paths[ranking.selected])}")
 
 
 def _apart(paths: Sequence[Path]) -> list[str]:
@@ -125,21 +127,54 @@ def _apart(paths: Sequence[Path]) -> list[str]:
 
 def run_name(folder: Path) -> str:
     """The shortest way to name a run on the command line from here, quoted for a shell."""
-    return shlex.quote(folder.name if folder == Path("runs", folder.name).absolute() else str(folder))
+    if folder != Path("runs", folder.name).absolute():
+        return typed(str(folder))
+    # A bare name could be taken for an option, or for a folder right here.
+    bare = not folder.name.startswith("-") and not Path(folder.name).is_dir()
+    return typed(folder.name if bare else os.path.join("runs", folder.name))
 
 
 def command() -> str:
     """How to call this program from here: by its name where that is on the PATH."""
     found = shutil.which("ssad-hpo")
     if found is None and Path(sys.argv[0]).name == "ssad-hpo":
-        return os.path.relpath(sys.argv[0])
-    return "ssad-hpo" if found else f"{sys.executable} -m ssad_hpo"
+        own = os.path.relpath(sys.argv[0])
+        return typed(own if os.sep in own else os.path.join(os.curdir, own))
+    return "ssad-hpo" if found else f"{typed(sys.executable)} -m ssad_hpo"
+
+
+def write_anything() -> None:
+    """From here on any text can be written: what a terminal's encoding lacks is shown by its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def plain(text: object) -> str:
+    """A path or name from outside for a line of output, in which markup and control characters are shown."""
+    return escape(visible(str(text)))
+
+
+def visible(text: str) -> str:
+    """A text of one line, in which what cannot be printed is shown by its number."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def typed(word: str) -> str:
+    """A word as it can be typed into a shell, from what this terminal shows; bash and zsh have $'...'."""
+    try:
+        if word.isprintable() and word.encode(sys.stdout.encoding or "ascii"):
+            return shlex.quote(word)
+    except UnicodeEncodeError:
+        pass
+    kept = {byte: chr(byte) for byte in range(32, 127) if chr(byte) not in "'\\"}
+    return "$'" + "".join(kept.get(byte, f"\\x{byte:02x}") for byte in os.fsencode(word)) + "'"
 
 
 def console() -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    return Console(soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:
@@ -147,4 +182,6 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    print(f"ssad-hpo: {text}", file=sys.stderr)
+    """Say one sentence on standard error, on one line."""
+    with contextlib.suppress(OSError):  # nobody is left to hear it
+        print(f"ssad-hpo: {visible(' '.join(text.split()))}", file=sys.stderr)

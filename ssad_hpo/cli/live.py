@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.markup import escape
-
-from ssad_hpo.cli.display import console, say
+from ssad_hpo.cli.display import console, plain, say
 
 if TYPE_CHECKING:
     from ssad_hpo.experiment import Run
@@ -70,12 +68,12 @@ class SearchDisplay(_Live):
         settings, training = run.settings, run.settings.training
         kinds, batch = ", ".join(settings.method.space.kinds), training.batch_size
         say(
-            f"[bold]{escape(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
+            f"[bold]{plain(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
             f"the lowest {settings.criterion} is chosen, without labels\n"
             f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
             f"{training.precision}, {settings.device}, {settings.threads} threads; "
             f"{settings.how}, seed {settings.seed}\n"
-            f"run folder {escape(os.path.relpath(run.folder))}"
+            f"run folder {plain(os.path.relpath(run.folder))}"
         )
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -104,7 +102,7 @@ class SearchDisplay(_Live):
         value = f"{running.criterion} {running.value:7.3f}"
         if status == "complete" and running.value < self.best:
             self.best, value = running.value, f"[bold green]{value}[/bold green]"
-        text = "" if status == "complete" else f"  [yellow]{status}[/yellow] {escape(reason or '')}"
+        text = "" if status == "complete" else f"  [yellow]{status}[/yellow] {plain(reason or '')}"
         self.print(f"trial {trial:>3}  {value}  {seconds:5.1f} s  {_hyperparameters(running.params)}{text}")
         self.done += status != "interrupted"
         self.progress.update(self.bar, completed=self.done)
@@ -122,12 +120,12 @@ class TuningDisplay(_Live):
         (kind,) = settings.method.space.kinds
         batch = training.batch_size
         say(
-            f"[bold]{escape(settings.task_name)}[/bold]: {kind} tuned from {settings.n_trials} starts down "
+            f"[bold]{plain(settings.task_name)}[/bold]: {kind} tuned from {settings.n_trials} starts down "
             f"{tuning.loss}, order {tuning.order}; the lowest {settings.criterion} is kept, without labels\n"
             f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images a start, "
             f"{tuning.warm_start_steps(training.steps)} of them before the hyperparameters move; "
             f"{settings.device}, {settings.threads} threads, seed {settings.seed}\n"
-            f"run folder {escape(os.path.relpath(run.folder))}"
+            f"run folder {plain(os.path.relpath(run.folder))}"
         )
         self.steps, self.criterion = training.steps, settings.criterion
         columns = [BarColumn(20), TimeRemainingColumn(), TextColumn("{task.description}")]

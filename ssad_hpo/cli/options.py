@@ -149,6 +149,10 @@ def _tuned_training() -> Training:
 SKIP_UNREADABLE = option(
     "--skip-unreadable", is_flag=True, help="Leave out files that cannot be read, and say which."
 )
+BIT_DEPTH = option(
+    "--bit-depth", type=int,
+    help="Bits of a grey value in files of 16 bits, such as 12; by default 16, in a score those of the run.",
+)  # fmt: skip
 DEVICE = option("--device", help="Where to compute: cpu, or cuda for a GPU; by default the processor.")
 THREADS = option("--threads", type=int, help="Processor threads of a training; chosen by default.")
 TRIALS = option("--trials", "-n", "n_trials", type=int, help="How many candidates to train.")
@@ -167,6 +171,7 @@ IMAGES = Group(
         default=True,
         help="Whether tall or wide images stay so, or become squares.",
     ),
+    (BIT_DEPTH[0], {**BIT_DEPTH[1], "default": 16}),
     SKIP_UNREADABLE,
 )
 
@@ -205,7 +210,10 @@ _TRAINED = (
     ),
     option("--weights", help="What the encoder begins with: none, pretrained, or a file."),
     option("--frozen-stages", type=int, help="First stages of the encoder that stay as they are."),
-    option("--batch-norm", help="Batch norms of the encoder while it trains: train, or eval to hold them."),
+    option(
+        "--encoder-batch-norm",
+        help="Batch norms of the encoder while it trains: train, or eval to hold them.",
+    ),
     option("--width", type=int, help="Channels of the small encoder's first stage."),
     option("--steps", type=int, help="Training steps of each detector."),
     option("--batch-size", type=int, help="Normal images in a step; as many augmented ones join them."),

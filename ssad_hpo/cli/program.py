@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import tempfile
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
-from ssad_hpo.cli.display import warn
+from ssad_hpo import __version__
+from ssad_hpo.cli.display import warn, write_anything
 from ssad_hpo.cli.runs import evaluate, report, score, select, sync
 from ssad_hpo.cli.studies import demo, search, sweep, tune
 
 
 @click.group(invoke_without_command=True, context_settings={"show_default": True})
 @click.rich_config({"text_markup": "markdown", "commands_before_options": True})
+@click.version_option(__version__, prog_name="ssad-hpo")
 @click.pass_context
 def app(context: click.Context) -> None:
     """Tune self-supervised anomaly detection without labels."""
@@ -23,21 +29,80 @@ def app(context: click.Context) -> None:
         print(context.get_help())
 
 
-for _command in (demo, search, sweep, tune, evaluate, report, score, select, sync):
+_DEBUG = "--debug"
+_COMMANDS = (demo, search, sweep, tune, evaluate, report, score, select, sync)
+for _command in _COMMANDS:
     app.add_command(_command)
+for _command in (app, *_COMMANDS):
+    # It changes how the program ends, whatever a command makes of its words: `main` looks for it.
+    _debug = click.Option([_DEBUG], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+    _command.params.append(_debug)
 
 
 def main() -> None:
-    """The entry point: wrong usage and bad input end with one sentence and exit code 2."""
+    """The entry point: whatever goes wrong ends with one sentence.
+
+    Exit codes: 2 for wrong usage and bad input, 130 for Ctrl-C, 1 for the rest.
+    """
+    # Threads that wait sleep instead of spinning, which on a machine that does anything else costs many
+    # times the work (studies/contention.py). OpenMP reads it once, when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = _show_warning
+    write_anything()
     try:
-        sys.exit(app(standalone_mode=False))
-    except click.ClickException as error:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()  # a full disk, or a reader that has gone, says so now
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        code = 1
+    except (Exception, KeyboardInterrupt) as error:
+        if _DEBUG in sys.argv[1:]:
+            traceback.print_exc()
+        code = _tell(error)
+    sys.exit(code)
+
+
+def _tell(error: BaseException) -> int:
+    """Say in a sentence what went wrong, and give the exit code."""
+    from click.exceptions import Abort  # of Ctrl-C outside of a study
+
+    if isinstance(error, Abort | KeyboardInterrupt):
+        warn("stopped")
+        return 130
+    if isinstance(error, click.ClickException):
         warn(error.format_message())
-        sys.exit(2)
-    except (ValueError, OSError) as error:
+        return 2
+    if is_full(error):
+        warn(f"the disk is full ({error}); free some space and try again, a study goes on with --resume")
+        return 1
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in str(error):
+        warn(f"the memory is not enough ({error}); take smaller images, batches or networks")
+        return 1
+    if isinstance(error, ValueError | OSError):
+        warn(str(error) or type(error).__name__)
+        return 2
+    from ssad_hpo.task import DetectorError  # torch, which help and wrong words need not load
+
+    if isinstance(error, DetectorError):
         warn(str(error))
-        sys.exit(2)
+        return 1
+    told = f"{type(error).__name__}: {error}"
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="ssad-hpo-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    warn(f"something unforeseen happened ({told:.300}); what is needed to report it is in {file.name}")
+    return 1
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; libraries put others in place of the system's."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _show_warning(

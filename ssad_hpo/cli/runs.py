@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import csv
+import io
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import rich_click as click
 from click.exceptions import Exit
 
-from ssad_hpo.cli.display import say, show, show_ranking, warn
-from ssad_hpo.cli.options import DEVICE, SKIP_UNREADABLE
+from ssad_hpo.cli.display import plain, say, show, show_ranking, warn
+from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, SKIP_UNREADABLE
 
 
 @click.command(epilog="Example: `ssad-hpo evaluate gravel-cutavg-20261123-101500-1f3a`")
@@ -33,11 +35,9 @@ def report(run: str) -> None:
 
     RUN is a run folder, or its name below runs/.
     """
-    import os
-
     from ssad_hpo.experiment import report_run
 
-    say(f"report in {os.path.relpath(report_run(run))}")
+    say(f"report in {plain(os.path.relpath(report_run(run)))}")
 
 
 @click.command(epilog="Example: `ssad-hpo sync gravel-cutavg-20261123-101500-1f3a`")
@@ -77,24 +77,80 @@ def select(files: tuple[Path, ...], by: str) -> None:
 @click.argument("paths", type=Path, nargs=-1, required=True)
 @click.option("--out", type=Path, help="The CSV file to write; by default standard output.")
 @click.option(*SKIP_UNREADABLE[0], **SKIP_UNREADABLE[1])
+@click.option(*BIT_DEPTH[0], **BIT_DEPTH[1])
 @click.option(*DEVICE[0], **DEVICE[1], default="cpu")
-def score(place: str, paths: tuple[Path, ...], out: Path | None, skip_unreadable: bool, device: str) -> None:
+def score(
+    place: str,
+    paths: tuple[Path, ...],
+    out: Path | None,
+    skip_unreadable: bool,
+    bit_depth: int | None,
+    device: str,
+) -> None:
     """Score new images with a run's chosen detector: a CSV of path and score, higher is more anomalous.
 
     The detector is that of a run, or lies in a folder of its own; PATHS are images and folders of images.
     """
-    import csv
+    from ssad_hpo.experiment import bit_depth_of, load_detector, score_images
 
-    from ssad_hpo.experiment import load_detector, score_images
-
-    rows = list(score_images(load_detector(place, device), list(paths), skip_unreadable=skip_unreadable))
-    with out.open("w", newline="") if out else _stdout() as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "score"])
-        writer.writerows((str(path), repr(value)) for path, value in rows)
+    with _Table(out) as table:  # where they go is looked at before anything is scored
+        if missing := [path for path in paths if not path.exists()]:
+            raise click.UsageError(f"{missing[0]}: there is no such file or folder of images")
+        detector = load_detector(place, device)
+        bit_depth = bit_depth_of(place) if bit_depth is None else bit_depth
+        for path, value in score_images(
+            detector, list(paths), skip_unreadable=skip_unreadable, bit_depth=bit_depth
+        ):
+            table.write(path, value)
     if out:
-        say(f"{len(rows)} scores in {out}")
+        say(f"{table.count} scores in {plain(out)}")
 
 
-def _stdout() -> Any:
-    return contextlib.nullcontext(sys.stdout)
+class _Table:
+    """The CSV of scores: standard output, or a file that has its name only when it is whole.
+
+    Raises:
+        click.UsageError: if the file cannot be made.
+    """
+
+    def __init__(self, out: Path | None) -> None:
+        self.out, self.partial, self.count, self.file = out, None, 0, sys.stdout
+        # Paths come back from it as the bytes that they are, whatever the terminal's encoding.
+        if out is None:
+            if isinstance(self.file, io.TextIOWrapper):
+                self.file.reconfigure(encoding="utf-8", errors="surrogateescape")
+            return
+        if out.is_dir() or not out.parent.is_dir():
+            raise click.UsageError(f"--out {str(out)!r}: expected a file in a folder that is there")
+        if not out.exists() or out.is_file():
+            self.partial = out.with_name(out.name + ".partial")
+        try:
+            self.file = open(self.partial or out, "w", newline="", encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise click.UsageError(f"--out {str(out)!r}: cannot be written ({error.strerror})") from error
+
+    def write(self, path: Path, value: float) -> None:
+        rows = csv.writer(self.file, lineterminator="\n")
+        if not self.count:
+            rows.writerow(["path", "score"])
+        # A spreadsheet takes a cell that begins so for a formula; ./ is the same path.
+        text = str(path)
+        rows.writerow([os.path.join(os.curdir, text) if text[0] in "=+-@\t\r" else text, repr(value)])
+        self.count += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self.out is None:
+            self.file.flush()
+        else:
+            self.file.close()
+        if self.out is None or self.partial is None:
+            return
+        if kind is None:
+            os.replace(self.partial, self.out)
+        elif self.count:
+            warn(f"the {self.count} scores before that are in {self.partial}")
+        else:
+            self.partial.unlink()

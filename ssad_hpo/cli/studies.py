@@ -103,7 +103,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
                 run, n_trials=n_trials, address=address, listeners=[display], announce=display.announce
             )
     else:
-        images = _source_of(given.pop("path"), **IMAGES.taken(given))
+        images = _images(context, given)
         method = Search(space=_space_of(**SPACE.taken(given)), **group.taken(given))
         training = Training(seed=method.seed, **TRAINING.taken(given))
         with _kept_on_interrupt(context), SearchDisplay(method.total) as display:
@@ -150,7 +150,7 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
                 raise click.UsageError(f"--resume {run}: is a search, which `search --resume` goes on with")
             result = resume_study(run, listeners=[display], announce=display.announce)
         else:
-            images = _source_of(given.pop("path"), **IMAGES.taken(given))
+            images = _images(context, given)
             space = ONE_KIND.taken(given)
             if len(space["kinds"]) != 1:
                 got = ", ".join(space["kinds"]) or "none"
@@ -194,13 +194,27 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     show(result)
 
 
+def _images(context: click.Context, given: dict[str, Any]) -> Source:
+    """Where the images are, taken out of all that the user gave."""
+    path = given.pop("path")
+    source = _source_of(path, **IMAGES.taken(given))
+    if source.loader not in ("folder", "folders"):
+        for name in IMAGES.names:
+            if _is_given(context, name):
+                option = f"--{name.replace('_', '-')}"
+                raise click.UsageError(
+                    f"{option} is for folders of images, and {path} is built in; leave it out"
+                )
+    return source
+
+
 def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **of_folder: Any) -> Source:
     """Where the images are: PATH, or the folders of --train and --unlabeled.
 
     Raises:
         click.UsageError: for none of these, or both. ValueError: for a PATH that is not there.
     """
-    from ssad_hpo.data import Source, find_source
+    from ssad_hpo.data import WHOLE_DEPTH, Source, find_source
 
     if (train is None) != (unlabeled is None):
         raise click.UsageError("--train and --unlabeled go together")
@@ -212,6 +226,8 @@ def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **o
         raise click.UsageError(
             f"{refused[0]} is for a folder in the layout of MVTec AD; leave it out, or --train"
         )
+    if of_folder["bit_depth"] == WHOLE_DEPTH:
+        del of_folder["bit_depth"]
     return Source("folders", {"train": str(train), "unlabeled": str(unlabeled), **of_folder})
 
 
@@ -249,7 +265,7 @@ def _alone_with_resume(context: click.Context, *others: str) -> None:
     given = [
         p.opts[0] if isinstance(p, click.Option) else p.make_metavar(context).strip("[]")
         for p in context.command.params
-        if p.name not in ("resume", *others)
+        if p.name not in ("resume", "debug", *others)
         and context.get_parameter_source(str(p.name)) == ParameterSource.COMMANDLINE
     ]
     if given:

@@ -5,7 +5,7 @@ and is for judging a choice after it was made. A `Source` is the address of a da
 """
 
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import DataError, find_images, read_images
+from ssad_hpo.data.decode import WHOLE_DEPTH, DataError, find_images, read_images, read_readable, skipped
 from ssad_hpo.data.folder import (
     CategoryError,
     find_anomalies,
@@ -27,6 +27,7 @@ from ssad_hpo.data.testbed import controlled_data, semantic_data
 
 __all__ = [
     "LOADERS",
+    "WHOLE_DEPTH",
     "CategoryError",
     "DataError",
     "DataSet",
@@ -44,5 +45,7 @@ __all__ = [
     "load_images",
     "read_images",
     "read_labels",
+    "read_readable",
     "semantic_data",
+    "skipped",
 ]

@@ -20,12 +20,21 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
 
-from ssad_hpo.data.decode import UnreadableError, decode_into, error_about, in_threads, is_grey
+from ssad_hpo.data.decode import (
+    WHOLE_DEPTH,
+    UnreadableError,
+    decode_into,
+    error_about,
+    in_threads,
+    is_grey,
+)
+from ssad_hpo.files import FileError, open_regular
 
 _log = logging.getLogger(__name__)
 # Part of every key: another version of the decoding here, or of PIL's, gives other pixels.
@@ -83,12 +92,14 @@ def identify(folder: Path, paths: Sequence[Path]) -> list[FileContent]:
         key = os.path.abspath(path)
         try:
             stat = os.stat(path)
+            if not S_ISREG(stat.st_mode):
+                raise OSError("no regular file")
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             known = index.get(key)
-            if isinstance(known, list) and known[:3] == stamp:
+            if isinstance(known, list) and len(known) == 5 and known[:3] == stamp:
                 return FileContent(known[3], known[4])
             content = _read_content(path)
-        except OSError as error:
+        except (OSError, FileError) as error:
             # Decoding will meet this again, and raise or skip. Until then, a content like no other's.
             _log.debug("cache: %s has no digest (%s)", path, error)
             return FileContent(f"unreadable {uuid.uuid4()}", grey=None)
@@ -104,7 +115,7 @@ def identify(folder: Path, paths: Sequence[Path]) -> list[FileContent]:
 
 
 def _read_content(path: Path) -> FileContent:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         try:
@@ -119,6 +130,7 @@ def decode_set(
     size: tuple[int, int],
     channels: int,
     skip_unreadable: bool,
+    bit_depth: int,
 ) -> DecodedSet:
     """The images of `paths` (with their `contents`) at a height and width, from the cache if it holds them.
 
@@ -126,11 +138,13 @@ def decode_set(
         DataError: naming a file that cannot be read, unless `skip_unreadable`.
     """
     shape = (channels, *size)
-    key = _digest(json.dumps([_DECODING, shape, sorted(content.digest for content in contents)]))
+    # Sets that were kept before there was a choice stay.
+    decoding = _DECODING if bit_depth == WHOLE_DEPTH else f"{_DECODING}, {bit_depth} bits"
+    key = _digest(json.dumps([decoding, shape, sorted(content.digest for content in contents)]))
     array_path, table_path = _in_cache(f"images-{key}.npy"), _in_cache(f"images-{key}.json")
     decoded = _read_set(array_path, table_path, contents, shape)
     if decoded is None:
-        decoded, repeatable = _decode_set(paths, contents, shape, skip_unreadable)
+        decoded, repeatable = _decode_set(paths, contents, shape, skip_unreadable, bit_depth)
         if repeatable:
             # The table goes last: without it the array does not count.
             pixels = decoded.pixels
@@ -148,10 +162,11 @@ def _decode_set(
     contents: Sequence[FileContent],
     shape: tuple[int, int, int],
     skip_unreadable: bool,
+    bit_depth: int,
 ) -> tuple[DecodedSet, bool]:
     """The images of `paths`, and whether the same contents will always give the same."""
     rows = np.empty((len(paths), *shape), np.uint8)
-    reasons = decode_into(rows, paths, skip_unreadable)
+    reasons = decode_into(rows, paths, skip_unreadable, bit_depth)
     read = [i for i, reason in enumerate(reasons) if reason is None]
     digest_of = dict(zip(read, in_threads(lambda i: _digest(rows[i]), read), strict=True))
     unread = [i for i in range(len(paths)) if i not in digest_of]

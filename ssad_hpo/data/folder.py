@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,19 @@ import torch
 
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import DataError, check_image_size, common_size, find_images
+from ssad_hpo.data.decode import (
+    WHOLE_DEPTH,
+    DataError,
+    check_bit_depth,
+    check_image_size,
+    common_size,
+    find_images,
+    skipped,
+)
 from ssad_hpo.task import Task
 
+# What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.
+_DARK = 16
 _StrPath = str | os.PathLike[str]
 
 
@@ -44,6 +55,7 @@ def load_folder(
     *,
     image_size: int = 256,
     keep_ratio: bool = True,
+    bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
@@ -75,6 +87,7 @@ def load_folder(
         image_size: height and width, pixels; of tall or wide images the shorter side.
         keep_ratio: whether images that are tall or wide (by the median of train) stay so, up to 1 : 4, else
             they are squeezed into squares.
+        bit_depth: of grey values in files of 16 bits; a camera's may be 10 or 12.
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
 
     Returns:
@@ -86,7 +99,7 @@ def load_folder(
         ValueError: for an image_size that cannot be.
     """
     name, train, unlabeled = _find_halves(root, category, anomaly)
-    return _load(name, train, unlabeled, image_size, keep_ratio, skip_unreadable)
+    return _load(name, train, unlabeled, image_size, keep_ratio, bit_depth, skip_unreadable)
 
 
 def load_folders(
@@ -95,6 +108,7 @@ def load_folders(
     *,
     image_size: int = 256,
     keep_ratio: bool = True,
+    bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
@@ -109,7 +123,7 @@ def load_folders(
     for path in mixture.paths:
         if os.path.realpath(path) in shared:
             raise DataError(f"{path}: is in train and in unlabeled; give two folders that share no image")
-    return _load("images", normal, mixture, image_size, keep_ratio, skip_unreadable)
+    return _load("images", normal, mixture, image_size, keep_ratio, bit_depth, skip_unreadable)
 
 
 def find_categories(root: _StrPath) -> list[str]:
@@ -169,30 +183,42 @@ def _find_halves(root: _StrPath, category: str | None, anomaly: str | None) -> t
     known = "good" in kinds and "" not in kinds
     if anomaly is None:
         labels = [int(kind != "good") for kind in kinds] if known else None
-        return place.name, train, _Half(test, paths, labels)
+        return _shown(place.name), train, _Half(test, paths, labels)
     if not known or anomaly == "good" or anomaly not in kinds:
         found = ", ".join(sorted({kind for kind in kinds if kind not in ("", "good")})) or "none"
         raise DataError(f"anomaly: expected a folder beside {test}/good (found: {found}), got {anomaly!r}")
     pair = [(path, kind) for path, kind in zip(paths, kinds, strict=True) if kind in ("good", anomaly)]
     labels = [int(kind == anomaly) for _, kind in pair]
-    return f"{place.name}/{anomaly}", train, _Half(test, [path for path, _ in pair], labels)
+    return f"{_shown(place.name)}/{_shown(anomaly)}", train, _Half(test, [path for path, _ in pair], labels)
+
+
+def _shown(name: str) -> str:
+    """A folder's name for people and databases: what cannot be printed or is no UTF-8 by its number."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _load(
-    name: str, train: _Half, unlabeled: _Half, image_size: int, keep_ratio: bool, skip_unreadable: bool
+    name: str,
+    train: _Half,
+    unlabeled: _Half,
+    image_size: int,
+    keep_ratio: bool,
+    bit_depth: int,
+    skip_unreadable: bool,
 ) -> DataSet:
     halves = (train, unlabeled)
-    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, skip_unreadable)
-    skipped = [
+    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, bit_depth, skip_unreadable)
+    lost = [
         f"{path} {images.unreadable[content.digest]}"
         for half, (contents, images) in zip(halves, decoded, strict=True)
         for path, content in zip(half.paths, contents, strict=True)
         if content.digest in images.unreadable
     ]
-    if skipped:
-        some = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
-        warnings.warn(f"{name}: skipped {len(skipped)} unreadable images: {some}", stacklevel=3)
+    if lost:
+        warnings.warn(f"{name}: {skipped(lost)}", stacklevel=3)
     (_, train_images), (contents, unlabeled_images) = decoded
+    for doubt in _doubts(train_images, unlabeled_images):
+        warnings.warn(f"{name}: {doubt}", stacklevel=3)
     task = Task(name, torch.from_numpy(train_images.pixels), torch.from_numpy(unlabeled_images.pixels))
     if unlabeled.labels is None:
         return DataSet(task)
@@ -204,11 +230,35 @@ def _load(
     return DataSet(task, np.array([label for _, label in sorted(rows)], np.int8))
 
 
+def _doubts(train: DecodedSet, unlabeled: DecodedSet) -> Iterator[str]:
+    """What is likely to be a mistake with images that can be read."""
+    known = set(train.digests.values())
+    shared = sum(digest in known for digest in unlabeled.digests.values())
+    if shared:
+        yield (
+            f"{shared} of {len(unlabeled.digests)} unlabeled images have the same content as one in train; "
+            "what is to be judged should not have been trained on"
+        )
+    for half, images in (("train", train.pixels), ("unlabeled", unlabeled.pixels)):
+        dark = sum(int(image.max()) <= _DARK for image in images)
+        if 2 * dark >= len(images):
+            yield (
+                f"{dark} of {len(images)} {half} images are nearly black; where 16 bits hold only "
+                "10 or 12, give bit_depth (--bit-depth 12)"
+            )
+
+
 def _decode_halves(
-    train: _Half, unlabeled: _Half, image_size: int, keep_ratio: bool, skip_unreadable: bool
+    train: _Half,
+    unlabeled: _Half,
+    image_size: int,
+    keep_ratio: bool,
+    bit_depth: int,
+    skip_unreadable: bool,
 ) -> list[tuple[list[FileContent], DecodedSet]]:
     """For each half the contents of its files and their images."""
     check_image_size(image_size)
+    check_bit_depth(bit_depth)
     halves = (train, unlabeled)
     for half in halves:
         _check_count(half.folder, len(half.paths))
@@ -219,7 +269,7 @@ def _decode_halves(
         size = common_size(train.paths, image_size)
     decoded = []
     for half, files in zip(halves, contents, strict=True):
-        images = decode_set(half.paths, files, size, channels, skip_unreadable)
+        images = decode_set(half.paths, files, size, channels, skip_unreadable, bit_depth)
         _check_count(half.folder, len(images.pixels))
         decoded.append((files, images))
     return decoded

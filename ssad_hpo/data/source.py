@@ -15,6 +15,7 @@ import numpy as np
 from ssad_hpo.augment import KINDS, Augmentation
 from ssad_hpo.data import folder, testbed
 from ssad_hpo.data.dataset import DataSet
+from ssad_hpo.data.decode import WHOLE_DEPTH
 from ssad_hpo.task import SearchSpace, Task
 
 # A new data set is a loader and a row here; CONTRIBUTING.md has the recipe.
@@ -169,13 +170,14 @@ def find_source(
     anomaly: str | None = None,
     image_size: int = 64,
     keep_ratio: bool = True,
+    bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
 ) -> Source:
     """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
 
     Args:
         place: a folder, or a built-in name; a folder of that name goes first.
-        category, anomaly, image_size, keep_ratio, skip_unreadable: of a folder, see `load_folder`.
+        category, anomaly, image_size, keep_ratio, bit_depth, skip_unreadable: of a folder, see `load_folder`.
 
     Raises:
         ValueError: if it is neither.
@@ -183,6 +185,8 @@ def find_source(
     if Path(place).is_dir():
         arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": image_size}
         arguments |= {"keep_ratio": keep_ratio, "skip_unreadable": skip_unreadable}
+        if bit_depth != WHOLE_DEPTH:
+            arguments["bit_depth"] = bit_depth
         return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")

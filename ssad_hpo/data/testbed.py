@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ssad_hpo.augment import Augmentation, Range, augment
+from ssad_hpo.bounds import MOST_PIXELS, MOST_SEED, is_number, whole
 from ssad_hpo.data.dataset import DataSet
 from ssad_hpo.task import Task
 
@@ -58,7 +59,7 @@ def controlled_data(
     widest = photograph.shape[1] - _TRAIN_COLUMNS
     if not isinstance(image_size, int) or not 1 <= image_size <= widest:
         raise ValueError(f"image_size: expected 1..{widest} pixels on a texture, got {image_size!r}")
-    _check_counts(n_train, n_unlabeled, contamination)
+    _check_numbers(n_train, n_unlabeled, contamination, seed)
     generator = torch.Generator().manual_seed(seed)
     train = _crops(photograph[:, :_TRAIN_COLUMNS], n_train, image_size, generator)
     unlabeled = _crops(photograph[:, _TRAIN_COLUMNS:], n_unlabeled, image_size, generator)
@@ -146,9 +147,10 @@ def semantic_data(
         raise ValueError(f"normal: expected a digit 0..9, got {normal!r}")
     if anomalies not in ("others", "rotated"):
         raise ValueError(f"anomalies: expected 'others' or 'rotated', got {anomalies!r}")
-    if not isinstance(image_size, int) or image_size < 8:
-        raise ValueError(f"image_size: expected at least 8 pixels for digits, got {image_size!r}")
-    _check_counts(n_train, n_unlabeled, contamination)
+    whole("image_size", image_size, 1, MOST_PIXELS)
+    if image_size < 8:
+        raise ValueError(f"image_size: expected at least 8 pixels for digits, got {image_size}")
+    _check_numbers(n_train, n_unlabeled, contamination, seed)
     generator = torch.Generator().manual_seed(seed)
     digits = load_digits()
     images = torch.from_numpy(digits.images).float()[:, None] / 16  # values are 0..16
@@ -187,9 +189,9 @@ def _enlarged(images: torch.Tensor, size: int) -> torch.Tensor:
     return (images * 255).round().to(torch.uint8)
 
 
-def _check_counts(n_train: int, n_unlabeled: int, contamination: float) -> None:
+def _check_numbers(n_train: int, n_unlabeled: int, contamination: float, seed: int) -> None:
     for name, count in (("n_train", n_train), ("n_unlabeled", n_unlabeled)):
-        if not isinstance(count, int) or count < 2:
-            raise ValueError(f"{name}: expected a whole number >= 2, got {count!r}")
-    if not 0 <= contamination <= 1:
-        raise ValueError(f"contamination: expected a share of anomalies, 0..1, got {contamination}")
+        whole(name, count, 2, 100_000)
+    if not (is_number(contamination) and 0 <= contamination <= 1):
+        raise ValueError(f"contamination: expected a share of anomalies, 0..1, got {contamination!r:.80}")
+    whole("seed", seed, 0, MOST_SEED)

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import augment
+from ssad_hpo.bounds import MOST_PIXELS, whole
 from ssad_hpo.encoder import Network, build_network
+from ssad_hpo.files import FileError, open_regular, read_json, reading
 from ssad_hpo.numerics import autocast, check_device, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Range, Training
 
@@ -81,7 +83,7 @@ def untrained_network(
             width=training.width,
             weights=training.weights,
         )
-    network.hold(training.frozen_stages, batch_norm=training.batch_norm == "eval")
+    network.hold(training.frozen_stages, batch_norm=training.encoder_batch_norm == "eval")
     return network
 
 
@@ -185,13 +187,21 @@ class Detector:
 
         `training.score` says which: "density" (Mahalanobis distance) or "classifier" (the probability
         of "augmented", 0..1).
+
+        Raises:
+            ValueError: if the images are of another type or shape.
+            DetectorError: if embeddings or scores are not finite.
         """
         if self.training.score == "density":
-            return self.density_score(self.embed(images))
-        self._check_images(images)
-        with autocast(self.device, self.training):
-            logits = [self.network(to_float(b)).float() for b in self._blocks(images)]
-        return torch.cat(logits).softmax(1)[:, 1].double().cpu()
+            scores = self.density_score(self.embed(images))
+        else:
+            self._check_images(images)
+            with autocast(self.device, self.training):
+                logits = [self.network(to_float(b)).float() for b in self._blocks(images)]
+            scores = torch.cat(logits).softmax(1)[:, 1].double().cpu()
+        if not scores.isfinite().all():
+            raise DetectorError(f"diverged: scores are not finite under {self.augmentation}")
+        return scores
 
     def save(self, folder: Path) -> None:
         """Write the detector into a folder as safetensors and JSON, whole or not at all.
@@ -199,6 +209,7 @@ class Detector:
         Raises:
             ValueError: if it has no density yet, or was trained with a `Transform`.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         if isinstance(self.augmentation, Transform):
@@ -221,10 +232,13 @@ class Detector:
             "training": asdict(self.training),
         }
         partial = folder / (_WEIGHTS_FILE + ".partial")
-        save_file(tensors, partial)
+        try:
+            save_file(tensors, partial)
+        except SafetensorError as error:  # what becomes of an OSError in it
+            raise OSError(f"{partial}: cannot be written ({error})") from error
         os.replace(partial, folder / _WEIGHTS_FILE)
         partial = folder / (_SETTINGS_FILE + ".partial")
-        partial.write_text(json.dumps(settings, indent=2))
+        partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         os.replace(partial, folder / _SETTINGS_FILE)  # last: a folder with settings is whole
 
     @classmethod
@@ -233,17 +247,23 @@ class Detector:
 
         Raises:
             FileNotFoundError: if the folder holds no detector.
-            ValueError: if its files are of another format, or for a device that is not there.
+            ValueError: if its files are of another format, damaged, or have numbers that are not finite, or
+                for a device that is not there.
         """
-        from safetensors.torch import load_file
-
         check_device(device)
         if not (folder / _SETTINGS_FILE).is_file():
             raise FileNotFoundError(f"{folder}: holds no detector (no {_SETTINGS_FILE})")
-        settings = json.loads((folder / _SETTINGS_FILE).read_text())
+        with reading(folder, "cannot be read as a detector", "restore it from a copy, or train it again"):
+            return cls._read(folder, device)
+
+    @classmethod
+    def _read(cls, folder: Path, device: str | torch.device) -> Detector:
+        from safetensors.torch import load
+
+        settings = read_json(folder / _SETTINGS_FILE)
         if settings.get("format") != _FORMAT:
-            found = f"format {settings['format']!r}" if "format" in settings else "none"
-            raise ValueError(f"{folder}: expected a detector of format {_FORMAT}, found {found}")
+            found = f"format {settings['format']!r:.40}" if "format" in settings else "none"
+            raise FileError(f"{folder}: expected a detector of format {_FORMAT}, found {found}")
         given = settings["augmentation"]
         augmentation = Augmentation(
             given["kind"],
@@ -251,10 +271,23 @@ class Detector:
         )
         training = Training(**settings["training"])
         channels, height, width = settings["image_shape"]
+        whole("channels", channels, 1, 3)
+        for name, side in (("height", height), ("width", width)):
+            whole(name, side, 1, MOST_PIXELS)
         # All weights are in the file: none is fetched.
         network = untrained_network(replace(training, weights="none"), (channels, height, width))
-        tensors = load_file(folder / _WEIGHTS_FILE)
+        with open_regular(folder / _WEIGHTS_FILE) as file:
+            tensors = load(file.read())
+        if not_finite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{not_finite[0]} has numbers that are not finite")
         mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
+        d = network.features
+        if (
+            mean.shape != (d,)
+            or whitening.shape != (d, d)
+            or {mean.dtype, whitening.dtype} != {torch.float64}
+        ):
+            raise ValueError(f"density: expected ({d},) and ({d}, {d}) float64 numbers")
         network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
         network.to(device).eval()
         return cls(network, augmentation, training, (channels, height, width), mean, whitening)

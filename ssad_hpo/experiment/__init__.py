@@ -4,7 +4,7 @@ from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.ready_objectives import TASK, ready_objective
 from ssad_hpo.experiment.reporting import report_run
 from ssad_hpo.experiment.run_folder import Run, RunError, open_run
-from ssad_hpo.experiment.scoring import load_detector, score_images
+from ssad_hpo.experiment.scoring import bit_depth_of, load_detector, score_images
 from ssad_hpo.experiment.settings import Settings
 from ssad_hpo.experiment.study import StudyInterrupted, evaluate_run, resume_study, run_study, sync_run
 from ssad_hpo.experiment.tuning import read_trajectory
@@ -16,6 +16,7 @@ __all__ = [
     "Settings",
     "StudyInterrupted",
     "StudyResult",
+    "bit_depth_of",
     "evaluate_run",
     "load_detector",
     "load_task",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ssad_hpo import storage, tracking
 from ssad_hpo.address import hides_password
 from ssad_hpo.experiment.format_1 import in_format_2
 from ssad_hpo.experiment.settings import Settings
+from ssad_hpo.files import FileError, read_json, reading
 from ssad_hpo.task import StudyRecorder
 
 RUNS = Path("runs")  # where runs are looked for by name, below the current directory
@@ -28,7 +30,7 @@ _SETTINGS_FILE, _LOCK_FILE = "settings.json", "lock"
 _FORMAT = 2
 
 
-class RunError(ValueError):
+class RunError(FileError):
     """A run folder that is not there, not whole, or in use."""
 
 
@@ -99,7 +101,7 @@ class Run:
         partial = self.folder / (_SETTINGS_FILE + ".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
             os.replace(partial, self.folder / _SETTINGS_FILE)
         except OSError as error:
             raise RunError(f"{self.folder}: the run folder cannot be written ({error.strerror})") from error
@@ -113,12 +115,15 @@ def choose_run_folder(name: str | Path | None, task_name: str) -> Path:
         task_name: of the task.
 
     Raises:
-        RunError: if there is something already.
+        RunError: if there is something already, or for a name with control characters.
     """
     if name is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{task_name.replace('/', '-')}-{stamp}-{uuid.uuid4().hex[:4]}"
+        task = re.sub(r"[^\w.,+=-]", "-", task_name).lstrip("-")[:100]
+        name = f"{task}-{stamp}-{uuid.uuid4().hex[:4]}"
     folder = _place(name)
+    if not folder.name.isprintable():
+        raise RunError(f"run: expected a name that can be printed, got {folder.name!a}")
     _check_free(folder)
     return folder
 
@@ -141,8 +146,9 @@ def open_run(name: str | Path) -> Run:
         known = sorted(p.parent.name for p in RUNS.glob(f"*/{_SETTINGS_FILE}"))
         there = f"; runs here: {', '.join(known)}" if known else ""
         raise RunError(f"{folder}: holds no run (no {_SETTINGS_FILE}){there}")
-    try:
-        values = json.loads(path.read_text())
+    remedy = "restore it from a copy, or start a new run"
+    with reading(path, "cannot be read as a run's settings", remedy, RunError):
+        values = read_json(path)
         found = values.pop("format")
         if found not in (1, _FORMAT):
             raise RunError(f"{folder}: written by a newer version of ssad_hpo; update it to read this run")
@@ -153,8 +159,6 @@ def open_run(name: str | Path) -> Run:
         if hides_password(values["storage"]):
             values["storage"] = _storage_from_environment(folder, values["storage"])
         return Run(folder, Settings.from_json(values))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read as a run's settings ({error})") from error
 
 
 @contextmanager
@@ -180,7 +184,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: if another process has it; the message names it.
     """
-    with (folder / _LOCK_FILE).open("a+") as lock:
+    with (folder / _LOCK_FILE).open("a+", encoding="utf-8", errors="replace") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

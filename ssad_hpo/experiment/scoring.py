@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 from ssad_hpo import data
 from ssad_hpo.detector import Detector
 from ssad_hpo.experiment.outcome import chosen
+from ssad_hpo.experiment.run_folder import open_run
 
-_BLOCK = 1024  # images decoded and scored at a time, so that memory stays flat
+# Images decoded and scored at a time: memory stays flat, and a bad file costs no more than these.
+_BLOCK = 256
 
 
 def load_detector(place: str | Path, device: str = "cpu") -> Detector:
@@ -25,29 +28,49 @@ def load_detector(place: str | Path, device: str = "cpu") -> Detector:
     return chosen(place).detector(device)
 
 
+def bit_depth_of(place: str | Path) -> int:
+    """That of the images which a run's detectors were trained on; of a detector's folder the whole."""
+    if (Path(place) / "detector.json").is_file():
+        return data.WHOLE_DEPTH
+    source = open_run(place).settings.source
+    return data.WHOLE_DEPTH if source is None else source.arguments.get("bit_depth", data.WHOLE_DEPTH)
+
+
 def score_images(
-    detector: Detector, places: Sequence[str | Path], *, skip_unreadable: bool = False
+    detector: Detector,
+    places: Sequence[str | Path],
+    *,
+    skip_unreadable: bool = False,
+    bit_depth: int = data.WHOLE_DEPTH,
 ) -> Iterator[tuple[Path, float]]:
     """Anomaly scores of image files, in the order found; higher is more anomalous.
 
     Args:
         detector: with its density.
         places: image files, and folders that are searched with all folders inside.
-        skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
+        skip_unreadable: leave out files that cannot be read, with a warning at the end, instead of raising.
+        bit_depth: of grey values in files of 16 bits, as of the images that it was trained on.
 
     Yields:
         (path, score).
 
     Raises:
-        ValueError: if nothing is found or a file cannot be read.
+        ValueError: if nothing is found, a file cannot be read (after those of the blocks before it), or none.
     """
-    channels, *size = detector.image_shape
+    channels, height, width = detector.image_shape
     paths: list[Path] = []
     for place in map(Path, places):
         paths.extend(data.find_images(place) if place.is_dir() else [place])
+    lost: list[str] = []
     for start in range(0, len(paths), _BLOCK):
-        images, read = data.read_images(
-            paths[start : start + _BLOCK], (size[0], size[1]), channels, skip_unreadable=skip_unreadable
+        images, read, unread = data.read_readable(
+            paths[start : start + _BLOCK], (height, width), channels, skip_unreadable, bit_depth=bit_depth
         )
-        scores: np.ndarray = detector.score(images).numpy()
-        yield from zip(read, scores.tolist(), strict=True)
+        lost += unread
+        if read:
+            scores: np.ndarray = detector.score(images).numpy()
+            yield from zip(read, scores.tolist(), strict=True)
+    if paths and len(lost) == len(paths):
+        raise data.DataError(f"none of the {len(paths)} files can be read; {lost[0]}")
+    if lost:
+        warnings.warn(f"{data.skipped(lost)}; {len(paths) - len(lost)} are scored", stacklevel=2)

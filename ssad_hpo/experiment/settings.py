@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +14,7 @@ from typing import Any
 
 from ssad_hpo.address import without_password
 from ssad_hpo.bilevel import Tuning
+from ssad_hpo.bounds import MOST_THREADS, check_text, check_whole
 from ssad_hpo.data import Source
 from ssad_hpo.task import Cluster, Search, SearchSpace, Training
 
@@ -53,6 +55,16 @@ class Settings:
     created: str
     versions: dict[str, str]
     weights_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        check_text(self, "study_name", "task_name", "content_hash", "device", "experiment", "created")
+        optional = ("storage", "tracking_uri", "weights_digest")
+        check_text(self, *(name for name in optional if getattr(self, name) is not None))
+        check_whole(self, {"threads": (1, MOST_THREADS)})
+        if not re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", self.device):
+            raise ValueError(f"device: expected 'cpu' or 'cuda', got {self.device!r:.80}")
+        if not all(isinstance(text, str) for pair in self.versions.items() for text in pair):
+            raise ValueError("versions: expected texts")
 
     @property
     def tuning(self) -> Tuning | None:

@@ -10,6 +10,7 @@ import optuna
 
 from ssad_hpo import data, numerics, tracking
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
+from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
 from ssad_hpo.experiment.outcome import (
     StudyResult,
@@ -103,8 +104,8 @@ def run_study(
     method = search or Search()
     task, source = data.load_images(images)
     folder = choose_run_folder(run, task.name)
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}")
+    if threads is not None:
+        whole("threads", threads, 1, MOST_THREADS)
     if cluster is not None:
         device = device or ("cuda" if cluster.gpus_per_trial else "cpu")
         threads = threads or max(1, int(cluster.cpus_per_trial))
@@ -171,6 +172,8 @@ def resume_study(
         ValueError: for a wrong argument.
     """
     opened = open_run(run)
+    if opened.settings.cluster is None:
+        numerics.check_device(opened.settings.device)
     task, settings = load_task(opened, task), opened.settings
     if settings.weights_digest != weights_digest(settings.training, task):
         raise RunError(

@@ -7,6 +7,7 @@ a search (selecting, evaluating, reporting, scoring) follows a tuning as it is.
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import optuna
@@ -15,6 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ssad_hpo.bilevel import FailedStart, OuterStep, TunedStart, Tuning, prepare, tune
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.experiment.run_folder import Run
+from ssad_hpo.files import open_regular, reading
 from ssad_hpo.search import Candidate, FolderStore, record
 from ssad_hpo.task import Range, Recorder, StudyRecorder, Task, Training
 
@@ -108,7 +110,7 @@ def _trial(run: Run, index: int, ended: TunedStart | FailedStart) -> optuna.tria
 
 def _write_trajectory(folder: Path, trajectory: tuple[OuterStep, ...]) -> None:
     names = list(trajectory[0].hyperparameters)
-    with (folder / _TRAJECTORY_FILE).open("w", newline="") as file:
+    with (folder / _TRAJECTORY_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", *names, *_LOSSES])
         for outer in trajectory:
@@ -122,11 +124,15 @@ def read_trajectory(start: Candidate) -> tuple[OuterStep, ...]:
     Raises:
         FileNotFoundError: if its artifacts are gone.
     """
-    with (Path(start.address) / _TRAJECTORY_FILE).open(newline="") as file:
-        head, *rows = csv.reader(file)
-    names = head[1:-2]
-    return tuple(
-        OuterStep(int(step), dict(zip(names, values, strict=True)), training_loss, validation_loss)
-        for step, *numbers in rows
-        for *values, training_loss, validation_loss in [list(map(float, numbers))]
-    )
+    path = Path(start.address) / _TRAJECTORY_FILE
+    with reading(path, "cannot be read as a tuning's trajectory", "restore it from a copy, or tune again"):
+        with open_regular(path) as file:
+            head, *rows = csv.reader(file.read().decode().splitlines())
+        names = head[1:-2]
+        if not rows or not all(map(math.isfinite, (float(number) for row in rows for number in row))):
+            raise ValueError("expected finite numbers for at least one step")
+        return tuple(
+            OuterStep(int(step), dict(zip(names, values, strict=True)), training_loss, validation_loss)
+            for step, *numbers in rows
+            for *values, training_loss, validation_loss in [list(map(float, numbers))]
+        )

@@ -62,7 +62,7 @@ def write_report(findings: Findings, folder: Path) -> Path:
         candidates=candidates_table(findings),
         settings=settings_list(findings.settings),
     )
-    (partial / PAGE).write_text(page, encoding="utf-8")
+    (partial / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder / PAGE

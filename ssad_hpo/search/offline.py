@@ -7,7 +7,6 @@ nor a search is needed.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from ssad_hpo.consensus import SELECTORS
-from ssad_hpo.criteria import CRITERIA, DegenerateError, evaluate_all
+from ssad_hpo.criteria import CRITERIA, evaluate_all
+from ssad_hpo.files import FileError
+from ssad_hpo.search.arrays import SCORES, SETS, read_arrays
 
-_SETS = ("train", "augmented", "unlabeled")
+_REMEDY = "write it anew with finite train, augmented and unlabeled embeddings, (N, D) each, or leave it out"
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,21 @@ def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Rank
     scores: list[NDArray[np.float64]] = []
     samples = None
     for path in paths:
-        arrays = _read(path)
+        if not path.exists():
+            raise FileError(f"{path}: cannot be read as an npz file of arrays (there is no such file)")
+        read = read_arrays(path, _REMEDY, optional=(SCORES,))
+        arrays = {name: array.astype(np.float64) for name, array in read.items()}
         samples = samples or len(arrays["unlabeled"])
         if len(arrays["unlabeled"]) != samples:
             raise ValueError(
                 f"{path}: expected {samples} unlabelled samples as in {paths[0]}, "
                 f"got {len(arrays['unlabeled'])}"
             )
-        try:
-            given = (torch.from_numpy(arrays[name]) for name in (*_SETS, "scores") if name in arrays)
-            rows.append(evaluate_all(*given))
-        except DegenerateError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if "scores" in arrays:
-            scores.append(arrays["scores"])
+        rows.append(evaluate_all(*(torch.from_numpy(arrays[n]) for n in (*SETS, SCORES) if n in arrays)))
+        if not np.isfinite(list(rows[-1].values())).all():
+            raise FileError(f"{path}: its embeddings are too large for any criterion; normalise their rows")
+        if SCORES in arrays:
+            scores.append(arrays[SCORES])
     values = {
         name: np.array([row[name] for row in rows]) for name in CRITERIA if all(name in r for r in rows)
     }
@@ -89,25 +91,3 @@ def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Rank
             values[name] = merit(matrix)
             ranks[name] = rankdata(-values[name])
     return Ranking(paths, values, ranks, selector, int(np.argmin(ranks[selector])))
-
-
-def _read(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The arrays of one detector, as float64; never unpickles."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*_SETS, "scores") if name in file}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read as an npz file of arrays ({error})") from error
-    missing = [name for name in _SETS if name not in arrays]
-    if missing:
-        raise ValueError(f"{path}: expected arrays train, augmented and unlabeled, without {missing[0]}")
-    for name, array in arrays.items():
-        if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-            raise ValueError(f"{path}: {name}: expected real numbers, got {array.dtype}")
-    scores = arrays.get("scores")
-    if scores is not None and scores.shape != (len(arrays["unlabeled"]),):
-        raise ValueError(
-            f"{path}: scores: expected one for each of {len(arrays['unlabeled'])} unlabelled samples, "
-            f"got {scores.shape}"
-        )
-    return {name: array.astype(np.float64) for name, array in arrays.items()}

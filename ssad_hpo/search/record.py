@@ -10,7 +10,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo.augment import NONE
+from ssad_hpo.bounds import is_number
 from ssad_hpo.criteria import VALIDATION_LOSS, measured
+from ssad_hpo.files import reading
 from ssad_hpo.task import Augmentation, Status
 
 # User attributes of a trial; criteria stand beside them under their own names.
@@ -51,6 +53,7 @@ class TrialRecord:
         signs: of collapse, of a starting point: sentences with their remedy.
         ray_trial: Ray's id of it in a sweep.
         checkpoint: where its last checkpoint is, for a trial that repeats it.
+        seconds: of wall-clock time that it took.
         frozen: whether it is the pretrained encoder as it comes, beside which the others were drawn.
     """
 
@@ -67,6 +70,7 @@ class TrialRecord:
     signs: tuple[str, ...] = ()
     ray_trial: str | None = None
     checkpoint: str | None = None
+    seconds: float | None = None
     frozen: bool = False
 
 
@@ -89,6 +93,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         signs=tuple(kept.get(_SIGNS, ())),
         ray_trial=kept.get(_RAY_TRIAL),
         checkpoint=kept.get(_CHECKPOINT),
+        seconds=kept.get(_SECONDS),
         frozen=is_frozen(trial),
     )
 
@@ -107,7 +112,21 @@ def is_frozen(trial: FrozenTrial) -> bool:
 
 def records(study: optuna.Study) -> list[TrialRecord]:
     """What is kept of every trial of a study, in order."""
-    return [read_trial(trial) for trial in study.get_trials(deepcopy=False)]
+    return [_read_whole(trial, study) for trial in study.get_trials(deepcopy=False)]
+
+
+def _read_whole(trial: FrozenTrial, study: optuna.Study) -> TrialRecord:
+    """What is kept of a trial of a study; a complete one has all that a candidate needs."""
+    where = f"study {study.study_name!r}"
+    with reading(where, f"cannot be read at trial {trial.number}", "restore it from a copy, or search again"):
+        read = read_trial(trial)
+        if read.criteria:
+            numbers = {**read.criteria, "loss": read.loss}
+            wrong = [name for name, value in numbers.items() if not is_number(value)]
+            if wrong or not isinstance(read.budget, int) or not isinstance(read.address, str):
+                wrong = wrong or ["budget or address"]
+                raise ValueError(f"expected finite numbers, got something else as {', '.join(wrong)}")
+        return read
 
 
 def _status(trial: FrozenTrial) -> Status | Literal["running", "waiting"]:

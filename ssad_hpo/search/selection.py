@@ -107,6 +107,9 @@ def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None =
         states = Counter(trial.status for trial in records(study))
         found = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
         raise ValueError(f"study: no trial ran its whole budget, so there is nothing to select ({found})")
+    without = [candidate.number for candidate in choices if criterion not in candidate.criteria]
+    if without:
+        raise ValueError(f"criterion: trial {without[0]} was not judged by {criterion}; choose another")
     return min(choices, key=lambda candidate: (candidate.criteria[criterion], candidate.number))
 
 

@@ -24,9 +24,11 @@ from optuna.trial import FrozenTrial
 
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.judgement import Judged
+from ssad_hpo.search.arrays import SCORES, SETS, read_arrays
 
 _ARRAYS_FILE, _DETECTOR_FOLDER = "arrays.npz", "detector"
 _MEMORY_SCHEME = "memory:"
+_REMEDY = "restore it from a copy, or search again"
 
 
 @dataclass(frozen=True)
@@ -172,19 +174,22 @@ def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
             )
         return store.trials[name]
     folder = Path(address)
-    if not (folder / _ARRAYS_FILE).is_file():
-        raise FileNotFoundError(f"{folder}: the trial's artifacts are gone; was the folder moved?")
-    with np.load(folder / _ARRAYS_FILE) as arrays:
-        sets = [torch.from_numpy(arrays[name]) for name in ("train", "augmented", "unlabeled")]
-        scores = arrays["scores"]
+    arrays = read_arrays(_arrays_of(address), _REMEDY)
+    sets = [torch.from_numpy(arrays[name]) for name in SETS]
     detector_folder = folder / _DETECTOR_FOLDER
     detector = Detector.load(detector_folder, device) if detector_folder.is_dir() else None
-    return Kept(scores, Embeddings(*sets), detector)
+    return Kept(arrays[SCORES], Embeddings(*sets), detector)
+
+
+def _arrays_of(address: str) -> Path:
+    path = Path(address) / _ARRAYS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{address}: the trial's artifacts are gone; was the folder moved?")
+    return path
 
 
 def load_scores(address: str) -> np.ndarray:
     """The (N_test,) anomaly scores alone; see `open_kept`."""
     if address.startswith(_MEMORY_SCHEME):
         return open_kept(address).scores
-    with np.load(Path(address) / _ARRAYS_FILE) as arrays:
-        return arrays["scores"]
+    return read_arrays(_arrays_of(address), _REMEDY, names=(SCORES,))[SCORES]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ssad_hpo.bounds import (
+    MOST_RATE,
+    MOST_SEED,
+    MOST_THREADS,
+    check_choices,
+    check_real,
+    check_text,
+    check_whole,
+    is_number,
+    real,
+    whole,
+)
 from ssad_hpo.task.space import SearchSpace
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -17,6 +27,7 @@ Sampler = Literal["tpe", "random", "grid", "gp"]
 Pruner = Literal["none", "asha", "median"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 LARGEST_GRID = 100_000
+_MOST_DRAWS = 200_000_000  # images of a training, whose order is drawn at its start
 PRUNERS: tuple[str, ...] = get_args(Pruner)
 
 
@@ -35,8 +46,8 @@ class Training:
         weights: that the encoder begins with: "none" (drawn by the seed), "pretrained" (see
             `ssad_hpo.encoder.weights`) or a file.
         frozen_stages: the encoder's first stages that stay as they are, which saves their backward pass.
-        batch_norm: of a pretrained encoder's batch norms while it trains: "train" (statistics of the batch,
-            running ones move) or "eval" (they stay as pretrained).
+        encoder_batch_norm: of a pretrained encoder's batch norms while it trains: "train" (statistics of the
+            batch, running ones move) or "eval" (they stay as pretrained).
         width: channels of the small encoder's first stage; no use for torchvision encoders.
         steps: training steps.
         batch_size: normal images a step; as many augmented ones go with them.
@@ -73,26 +84,31 @@ class Training:
     seed: int = 0
     weights: str = "none"
     frozen_stages: int = 0
-    batch_norm: BatchNorm = "train"
+    encoder_batch_norm: BatchNorm = "train"
     encoder_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        check_text(self, "encoder", "weights")
         object.__setattr__(self, "evaluate_at", tuple(self.evaluate_at))
         if self.weights not in ("none", "pretrained"):  # a file, which other directories find as well
             object.__setattr__(self, "weights", str(Path(self.weights).absolute()))
-        _check_whole(self, {"width": 1, "steps": 1, "batch_size": 2, "seed": 0, "frozen_stages": 0})
-        for name in ("learning_rate", "encoder_learning_rate", "momentum", "weight_decay", "jitter"):
-            if name == "encoder_learning_rate" and self.encoder_learning_rate is None:
-                continue
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)!r}")
-        if self.jitter > 0.5:
-            raise ValueError(f"jitter: expected 0..0.5, got {self.jitter}")
-        if self.contamination is not None and not 0 < self.contamination < 1:
-            raise ValueError(f"contamination: expected a share between 0 and 1, got {self.contamination}")
+        whole_numbers = {"width": (1, 512), "steps": (1, 10_000_000), "batch_size": (2, 65_536)}
+        check_whole(self, {**whole_numbers, "seed": (0, MOST_SEED), "frozen_stages": (0, 1000)})
+        if self.steps * self.batch_size > _MOST_DRAWS:
+            raise ValueError(
+                f"batch_size: expected at most {_MOST_DRAWS:,} images in all steps, got "
+                f"{self.steps} * {self.batch_size}"
+            )
+        rates = dict.fromkeys(("learning_rate", "weight_decay"), (0, MOST_RATE))
+        check_real(self, {**rates, "momentum": (0, 1), "jitter": (0, 0.5)})
+        if self.encoder_learning_rate is not None:
+            check_real(self, {"encoder_learning_rate": rates["learning_rate"]})
+        c = self.contamination  # of 0.99, a hundred augmented images stand for each train image
+        if c is not None and not (is_number(c) and 0 < c <= 0.99):
+            raise ValueError(f"contamination: expected a share between 0 and 1, at most 0.99, got {c!r:.80}")
         choices = {"score": get_args(Score), "precision": get_args(Precision)}
-        _check_choices(self, {**choices, "batch_norm": get_args(BatchNorm)})
-        ends_well = self.evaluate_at[-1:] == (1.0,) and all(map(math.isfinite, self.evaluate_at))
+        check_choices(self, {**choices, "encoder_batch_norm": get_args(BatchNorm)})
+        ends_well = self.evaluate_at[-1:] == (1.0,) and all(is_number(share) for share in self.evaluate_at)
         steps = self.evaluation_steps if ends_well else ()
         if not steps or steps[0] < 1 or sorted(set(steps)) != list(steps):
             raise ValueError(
@@ -145,8 +161,10 @@ class Search:
         space: Any = self.space
         if not isinstance(space, SearchSpace):
             object.__setattr__(self, "space", SearchSpace(space))
-        _check_whole(self, {"n_trials": 1, "grid_points": 2, "reduction_factor": 2, "seed": 0, "keep": 1})
-        _check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
+        check_text(self, "criterion")
+        whole_numbers = {"n_trials": (1, 1_000_000), "grid_points": (2, 1000), "reduction_factor": (2, 1000)}
+        check_whole(self, {**whole_numbers, "seed": (0, MOST_SEED), "keep": (1, 1_000_000)})
+        check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
         if self.sampler == "gp" and len(self.space.kinds) > 1:
             kinds = ", ".join(self.space.kinds)
             raise ValueError(
@@ -196,25 +214,10 @@ class Cluster:
     max_concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("cpus_per_trial", "above 0"), ("gpus_per_trial", "of at least 0")):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0 or (value == 0 and low == "above 0"):
-                raise ValueError(f"{name}: expected a number {low}, got {value}")
-        if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise ValueError(f"max_concurrent: expected at least 1, got {self.max_concurrent}")
-
-
-def _check_whole(settings: object, least: Mapping[str, int]) -> None:
-    """Raise ValueError, naming the setting, for one that is no whole number or less than its least."""
-    for name, bound in least.items():
-        value = getattr(settings, name)
-        if not isinstance(value, int) or value < bound:
-            raise ValueError(f"{name}: expected a whole number >= {bound}, got {value!r}")
-
-
-def _check_choices(settings: object, choices: Mapping[str, Sequence[Any]]) -> None:
-    """Raise ValueError, naming the setting, for one that is not among its choices."""
-    for name, known in choices.items():
-        if getattr(settings, name) not in known:
-            expected = ", ".join(map(str, known))
-            raise ValueError(f"{name}: expected one of {expected}, got {getattr(settings, name)!r}")
+        check_text(self, *(n for n in ("address", "checkpoint_path") if getattr(self, n) is not None))
+        real("cpus_per_trial", self.cpus_per_trial, 0, MOST_THREADS)
+        if self.cpus_per_trial == 0:
+            raise ValueError("cpus_per_trial: expected a number above 0, got 0")
+        real("gpus_per_trial", self.gpus_per_trial, 0, 1024)
+        if self.max_concurrent is not None:
+            whole("max_concurrent", self.max_concurrent, 1, 100_000)

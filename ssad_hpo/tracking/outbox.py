@@ -19,9 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssad_hpo.files import open_regular, read_json, reading
+
 log = logging.getLogger(__name__)
 
 VERSION = 1
+_SETTINGS = ("study", "study_name", "experiment", "tracking_uri")
 Record = dict[str, Any]
 
 
@@ -63,11 +66,15 @@ def read_settings(outbox: Path) -> dict[str, str]:
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it is not an outbox.
     """
-    with open(outbox, "rb") as lines:
+    with open_regular(outbox) as lines:
         found = [line for line in lines if line.startswith(b'{"study"') and line.endswith(b"\n")]
     if not found:
         raise ValueError(f"outbox: expected a file that MlflowRecorder wrote, got {outbox}")
-    return {key: value for key, value in json.loads(found[-1]).items() if key not in ("v", "at")}
+    with reading(outbox, "cannot be read as records for MLflow", "restore it from a copy, or do without"):
+        settings = {key: value for key, value in json.loads(found[-1]).items() if key not in ("v", "at")}
+        if not all(isinstance(settings[name], str) for name in _SETTINGS):
+            raise ValueError(f"expected texts as {', '.join(_SETTINGS)}")
+        return settings
 
 
 def read_records(outbox: Path, offset: int) -> Iterator[tuple[int, Record | None]]:
@@ -76,7 +83,7 @@ def read_records(outbox: Path, offset: int) -> Iterator[tuple[int, Record | None
     Raises:
         ValueError: for lines of a later version.
     """
-    with open(outbox, "rb") as lines:
+    with open_regular(outbox) as lines:
         lines.seek(offset)
         for line in lines:
             if not line.endswith(b"\n"):
@@ -85,7 +92,7 @@ def read_records(outbox: Path, offset: int) -> Iterator[tuple[int, Record | None
             record = _parsed(line)
             if record is None:
                 log.warning("%s: skipped a torn line that ends at byte %d: %.80r", outbox, offset, line)
-            elif record["v"] > VERSION:
+            elif int(record["v"]) > VERSION:
                 raise ValueError(f"{outbox}: lines of version {record['v']} need a later ssad_hpo")
             yield offset, None if record is None or "study" in record else record
 
@@ -94,7 +101,7 @@ def _parsed(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
         int(record["at"]), int(record["v"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return dict(record)
 
@@ -116,8 +123,10 @@ def load_state(outbox: Path, tracking_uri: str | None = None) -> State:
     """The state of delivery to a server (without one: to the last); a fresh one where there is none."""
     study = read_settings(outbox)["study"]
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-        state = State(**json.loads(outbox.with_suffix(".state.json").read_text()))
-        if state.study == study and tracking_uri in (None, state.tracking_uri):
+        state = State(**read_json(outbox.with_suffix(".state.json")))
+        sound = isinstance(state.runs, dict) and isinstance(state.refused, list)
+        sound = sound and isinstance(state.offset, int) and 0 <= state.offset <= outbox.stat().st_size
+        if sound and state.study == study and tracking_uri in (None, state.tracking_uri):
             return state
     return State(study, tracking_uri or "")
 
@@ -125,7 +134,7 @@ def load_state(outbox: Path, tracking_uri: str | None = None) -> State:
 def save_state(outbox: Path, state: State) -> None:
     """Replace the state as a whole."""
     draft = outbox.with_suffix(".state.json.new")
-    draft.write_text(json.dumps(asdict(state)))
+    draft.write_text(json.dumps(asdict(state)), encoding="utf-8")
     os.replace(draft, outbox.with_suffix(".state.json"))
 
 

@@ -7,9 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import yaml
 from servers import ROOT
@@ -18,7 +21,14 @@ DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 IN_IMAGE = "/app/docker/"  # where the image has the scripts of docker/
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
-SECRETS = ("ray_token", "postgres_password", "mlflow_password", "mlflow_secret_key")
+SECRETS = (
+    "ray_token",
+    "postgres_password",
+    "mlflow_database_password",
+    "optuna_database_password",
+    "mlflow_password",
+    "mlflow_secret_key",
+)
 # What Compose asks for, as docker/prepare.sh writes it.
 GIVEN = {"SSAD_HPO_SECRETS": "./secrets", "SSAD_HPO_DATA": "/images"}
 
@@ -74,6 +84,20 @@ def copied() -> list[str]:
     """What the Dockerfile copies from the repository."""
     lines = re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE)
     return [source for line in lines for source in line.split()[:-1]]
+
+
+def status_of(address: str, password: str | None = None, host: str | None = None) -> int:
+    """What MLflow at this address answers to a search of its experiments."""
+    request = Request(f"{address}/api/2.0/mlflow/experiments/search?max_results=5")
+    if password is not None:
+        request.add_header("Authorization", "Basic " + b64encode(f"admin:{password}".encode()).decode())
+    if host is not None:
+        request.add_header("Host", host)
+    try:
+        with urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
 
 
 class Here:

@@ -1,0 +1,96 @@
+"""Files that may come from elsewhere: what every reader of them asks first.
+
+A reader of a format checks the rest, and raises `FileError`, which names the file and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NoReturn
+
+_MOST_JSON = 64 * 2**20  # bytes
+
+
+class FileError(ValueError):
+    """A file that is there and cannot be used as it is; the message names it, the reason and the remedy."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """A file for reading; what others write into while it is read (a FIFO, a socket, a device) is refused.
+
+    Raises:
+        FileError: for such a one. OSError: if it cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened, which can wait for ever
+        what = "a folder" if os.path.isdir(path) else "a FIFO, a socket or a device"
+        raise FileError(f"{path}: is {what}, expected a file")
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def reading(
+    path: str | os.PathLike[str], fault: str, remedy: str, kind: type[FileError] | None = None
+) -> Iterator[None]:
+    """Whatever is wrong with a file's content becomes a `FileError`; what the system has against it stays.
+
+    Args:
+        path: of the file or folder.
+        fault: such as "cannot be read as a run's settings".
+        remedy: what the user can do.
+        kind: of the error; `FileError` if None.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:  # decoders, archives and constructors fail in any way on damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise (kind or FileError)(f"{path}: {fault} ({' '.join(reason.split())[:300]}); {remedy}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A file's JSON object, whose numbers are finite; call it under `reading`.
+
+    Raises:
+        ValueError: for anything else. OSError: if it cannot be opened.
+    """
+    with open_regular(path) as file:
+        content = file.read(_MOST_JSON + 1)
+    if len(content) > _MOST_JSON:
+        raise ValueError(f"it is larger than {_MOST_JSON // 2**20} MiB")
+    values = json.loads(content.decode(), parse_constant=_refused)
+    if not isinstance(values, dict):
+        raise ValueError(f"expected an object, found {type(values).__name__}")
+    return values
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def check_archive(path: str | os.PathLike[str], most: int) -> None:
+    """Look through a zip archive before it is unpacked; call it under `reading`.
+
+    Raises:
+        ValueError: if what is in it does not agree with its checksums, or is larger than `most` bytes.
+    """
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > most:
+            raise ValueError(f"it unpacks to {size} bytes, expected at most {most}")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged!r} in it is damaged")
+
+
+def writable_folder(folder: Path) -> bool:
+    """Whether there is such a folder and files can be made in it."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

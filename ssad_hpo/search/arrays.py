@@ -1,0 +1,58 @@
+"""Reads npz files of embeddings and scores: what a trial leaves, and what `select` is given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssad_hpo.criteria import check_sets
+from ssad_hpo.files import check_archive, reading
+
+SETS = ("train", "augmented", "unlabeled")
+SCORES = "scores"
+_MOST_BYTES = 16 * 2**30
+
+
+def read_arrays(
+    path: Path, remedy: str, names: Collection[str] = (*SETS, SCORES), optional: Collection[str] = ()
+) -> dict[str, NDArray[np.floating]]:
+    """Arrays by name, as floating-point numbers; never unpickles.
+
+    Args:
+        path: of the npz file.
+        remedy: for the message, if it cannot be used.
+        names: of what is read: the three sets, (N, D) each, or scores, one for each unlabelled sample.
+        optional: which of them may be missing.
+
+    Raises:
+        FileError: if it is no such file, lacks an array, or holds one of another type or shape, one whose
+            numbers are not finite or whose rows are all the same. OSError: if it cannot be opened.
+    """
+    with reading(path, "cannot be read as an npz file of arrays", remedy):
+        check_archive(path, _MOST_BYTES)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names if name in file}
+    with reading(path, "cannot be read as embeddings and scores", remedy):
+        missing = [name for name in names if name not in arrays and name not in optional]
+        if missing:
+            raise ValueError(f"expected arrays train, augmented and unlabeled, without {missing[0]}")
+        for name, array in arrays.items():
+            if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+                raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
+            if array.dtype not in (np.float32, np.float64):
+                arrays[name] = array.astype(np.float64)
+        if all(name in arrays for name in SETS):
+            check_sets(*(torch.from_numpy(arrays[name]) for name in SETS))
+        if (scores := arrays.get(SCORES)) is not None:
+            samples = len(arrays["unlabeled"]) if "unlabeled" in arrays else scores.size
+            if scores.shape != (samples,):
+                raise ValueError(
+                    f"scores: expected one for each of {samples} unlabelled samples, got {scores.shape}"
+                )
+            if not np.isfinite(scores).all():
+                raise ValueError("scores: expected finite values, got NaN or infinity")
+    return arrays
