@@ -76,8 +76,8 @@ def _keep_freed_memory() -> None:
 def check_device(device: str | torch.device) -> None:
     """Raise ValueError, naming the device, if it is none that torch knows or none that is there."""
     try:
-        if torch.device(device).type == "meta":
-            raise RuntimeError("it computes nothing")
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("only these have been made to work")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # what torch raises for names and missing hardware
         reason = str(error).partition("\n")[0]
@@ -147,7 +147,7 @@ class _OwnDraws(TorchDispatchMode):
         if arguments.get("dropout_p") == 0:  # attention
             return func(*args, **kwargs)
         if "generator" not in arguments:
-            name = _WITH_GENERATOR.get(func._overloadname)
+            name = _WITH_GENERATOR.get(func._overloadname, "")
             if name not in func.overloadpacket.overloads():
                 raise RuntimeError(
                     f"{func}: draws from torch's global generator; use one that takes a generator"

@@ -279,7 +279,7 @@ def _reasons() -> Iterator[None]:
     except UnreadableError:
         raise
     except UnidentifiedImageError as error:
-        reason = "is not a PNG, JPEG, BMP or TIFF image, nor a WebP one"
+        reason = "is not a PNG, JPEG, BMP, TIFF or WebP image"
         raise UnreadableError(reason, of_content=True) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large() from error
