@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -106,14 +107,15 @@ def test_a_scheduler_compares_with_the_trials_of_an_earlier_driver(name: str, st
 
 def test_a_wrong_argument_of_a_sweep_is_named() -> None:
     check_cluster(Cluster(), "cpu")
+    too_many = (os.cpu_count() or 1) + 1
     on_a_gpu = "gpus_per_trial: expected above 0 for 'cuda' alone, got"
     wrong: list[tuple[dict[str, Any], str, str]] = [
         ({"cpus_per_trial": 0}, "cpu", "cpus_per_trial: expected a number above 0, got 0"),
-        ({"cpus_per_trial": 1e6}, "cpu", "cpus_per_trial: expected at most this machine's"),
-        ({"gpus_per_trial": -1}, "cpu", "gpus_per_trial: expected a number of at least 0, got -1"),
+        ({"cpus_per_trial": too_many}, "cpu", "cpus_per_trial: expected at most this machine's"),
+        ({"gpus_per_trial": -1}, "cpu", "gpus_per_trial: expected a finite number >= 0, got -1"),
         ({"gpus_per_trial": 0.5}, "cpu", f"{on_a_gpu} 0.5 for 'cpu'"),
         ({"gpus_per_trial": 0}, "cuda", f"{on_a_gpu} 0 for 'cuda'"),
-        ({"max_concurrent": 0}, "cpu", "max_concurrent: expected at least 1, got 0"),
+        ({"max_concurrent": 0}, "cpu", "max_concurrent: expected a whole number >= 1, got 0"),
         ({"address": "ray://host:1"}, "cpu", "address: expected 'auto' or HOST:PORT .*, got 'ray://host:1'"),
     ]
     for arguments, device, message in wrong:
