@@ -16,9 +16,5 @@ until grep -q 'Ray runtime started' "$log"; do
   sleep 0.2
 done
 
-# A run that goes on has its database already, and refuses to be told.
-storage="--storage=$STUDIES"
-for word; do
-  case $word in --resume | --resume=*) storage= ;; esac
-done
-ssad-hpo sweep --address="$RAY_HEAD" ${storage:+"$storage"} "$@"
+export SSAD_HPO_STORAGE="$STUDIES" # of a new run, and of one that goes on: it has kept no user
+ssad-hpo sweep --address="$RAY_HEAD" "$@"

@@ -1,15 +1,71 @@
-"""Addresses of databases and servers, as they may be written down."""
+"""Addresses of databases and servers, as they may be written down: without passwords and tokens."""
 
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
+
+_STARS = "***"
+# Parameters of addresses that hold no secret. Of all others nobody knows.
+_HARMLESS = frozenset(
+    "allow_bucket_creation allow_bucket_deletion application_name cache charset check_same_thread "
+    "connect_timeout endpoint_override host immutable isolation_level mode port project_id region "
+    "replication retry_limit_seconds scheme sslmode timeout uri".split()
+)
 
 
 def without_password(address: str) -> str:
-    """The URL with its password starred out; "scheme://user:***@host"."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", address)
+    """The address with stars for whatever may be a password or a token.
+
+    That is the password; a user without one, which servers take for a token; the values of parameters that
+    are not known to be harmless; and the fragment. An "@" or "/" may be inside: the host begins behind the
+    last "@". Of SQLite's files only parameters are looked at, since paths hold any character.
+
+    >>> without_password("postgresql://me:s3/c@ret@db/studies?sslmode=require&sslpassword=s3cret")
+    'postgresql://me:***@db/studies?sslmode=require&sslpassword=***'
+    >>> without_password("https://t0ken@mlflow#t0ken")
+    'https://***@mlflow#***'
+    """
+    scheme, mark, rest = address.partition("://") if "://" in address else ("", "", address)
+    if scheme.startswith("sqlite") and rest.startswith("/"):
+        return scheme + mark + _starred_query(rest)
+    user, at, place = rest.rpartition("@")
+    name, colon, password = user.partition(":")
+    if at:
+        user = f"{name}:{_STARS}" if colon and name and password else _STARS
+    place, fragment, _ = place.partition("#")
+    return scheme + mark + user + at + _starred_query(place) + (fragment and fragment + _STARS)
+
+
+def _starred_query(place: str) -> str:
+    path, mark, query = place.partition("?")
+    return path + mark + re.sub(r"[^&;]+", _starred_parameter, query)
+
+
+def _starred_parameter(parameter: re.Match[str]) -> str:
+    name, equals, _ = parameter[0].partition("=")
+    if name.lower() in _HARMLESS:
+        return parameter[0]
+    return name + equals + _STARS if equals else _STARS
 
 
 def hides_password(address: str | None) -> bool:
     """Whether `without_password` starred something out."""
-    return address is not None and ":***@" in address
+    return address is not None and _STARS in address
+
+
+def without_password_of(address: str, text: str) -> str:
+    """A text, such as an error, with stars for all that `without_password` stars out of the address.
+
+    For parts of it as well: who takes a "/" in a password for the end of a port names what is before it.
+    """
+    kept = without_password(address)
+    pattern = "(.*)".join(map(re.escape, kept.split(_STARS)))
+    hidden = re.fullmatch(pattern, address, re.DOTALL)
+    wholes = [form for whole in (hidden.groups() if hidden else ()) for form in (whole, unquote(whole))]
+    secrets = {part for whole in wholes for part in (whole, *re.split(r"[/@?#:&=]", whole))}
+    text = text.replace(address, kept)
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) > 2:  # shorter ones are in any text
+            text = text.replace(secret, _STARS)
+    return text

@@ -13,7 +13,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from ssad_hpo.address import without_password
+from ssad_hpo.address import without_password, without_password_of
 from ssad_hpo.files import open_regular, reading
 
 
@@ -55,7 +55,9 @@ def absolute_storage(url: str) -> str:
         return url
     path, query, options = path.partition("?")
     if not mark or path in ("", ":memory:") or path.startswith("file:"):
-        raise ValueError(f"storage: expected the file of a database, as sqlite:///optuna.db, got {url!r}")
+        raise ValueError(
+            f"storage: expected the file of a database, as sqlite:///optuna.db, got {without_password(url)!r}"
+        )
     return f"{driver}:///{Path(path).absolute()}{query}{options}"
 
 
@@ -78,7 +80,7 @@ def open_database(url: str, *, create: bool = False) -> BaseStorage:
         with _alone(url):
             return optuna.storages.get_storage(url)
     except Exception as error:  # SQLAlchemy's, a driver's, or an ImportError: no two alike
-        reason = str(error).partition("\n")[0].replace(url, without_password(url))
+        reason = without_password_of(url, str(error).partition("\n")[0])
         raise ValueError(
             "storage: expected a database that can be opened, such as sqlite:///optuna.db, got "
             f"{without_password(url)!r} ({reason})"

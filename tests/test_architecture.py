@@ -33,7 +33,7 @@ ALLOWED = {
     "judgement": {"task", "criteria", "detector"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
-    "raytune": {"task", "search"},
+    "raytune": {"task", "search", "address"},
 }
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)

@@ -28,7 +28,10 @@ from engine import (
 )
 from servers import free_port, wait_until
 
-pytestmark = pytest.mark.services
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
 
 CONFINED = [
     "--network=none",
@@ -54,8 +57,6 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    if why := missing():
-        pytest.skip(why)
     with started() as engine:
         yield engine
 

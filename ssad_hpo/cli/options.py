@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click import get_current_context
+from click.core import ParameterSource
+
+from ssad_hpo.address import hides_password, without_password
+from ssad_hpo.cli.display import warn
 
 if TYPE_CHECKING:
     from ssad_hpo.bilevel import Tuning
@@ -267,8 +272,9 @@ _TRACKED = (
     option("--no-tracking", is_flag=True, help="Write nothing to MLflow."),
 )  # fmt: skip
 _STORAGE = option(
-    "--storage", help="A database's URL for Optuna's study; by default a file in the run folder."
-)
+    "--storage", envvar="SSAD_HPO_STORAGE", show_envvar=True,
+    help="A database's URL for Optuna's study; by default a file in the run folder.",
+)  # fmt: skip
 RUN = Group("Run", DEVICE, THREADS, _RUN, _STORAGE, *_TRACKED)
 SWEEP_RUN = Group("Run", _RUN, _STORAGE, *_TRACKED)
 TUNING_RUN = Group("Run", DEVICE, THREADS, _RUN, *_TRACKED)
@@ -277,5 +283,11 @@ DEMO_RUN = Group("Run", THREADS, _RUN, *_TRACKED)
 
 def tracked(given: dict[str, Any]) -> dict[str, Any]:
     """Options of a run as arguments of `run_study`."""
+    context = get_current_context()
+    for name, variable in (("storage", "SSAD_HPO_STORAGE"), ("tracking_uri", "MLFLOW_TRACKING_URI")):
+        typed = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        if typed and hides_password(without_password(given[name])):
+            flag = name.replace("_", "-")
+            warn(f"--{flag}: all users of this machine see its password; set {variable} instead")
     off = given.pop("no_tracking")
     return {**given, "tracking_uri": None if off else given["tracking_uri"]}

@@ -103,8 +103,11 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
                 run, n_trials=n_trials, address=address, listeners=[display], announce=display.announce
             )
     else:
+        _tell_unused(context, given)
         images = _images(context, given)
         method = Search(space=_space_of(**SPACE.taken(given)), **group.taken(given))
+        if method.total < method.n_trials and _is_given(context, "n_trials"):
+            warn(f"--trials {method.n_trials}: there are only {method.total} candidates to train")
         training = Training(seed=method.seed, **TRAINING.taken(given))
         with _kept_on_interrupt(context), SearchDisplay(method.total) as display:
             result = run_study(
@@ -150,6 +153,7 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
                 raise click.UsageError(f"--resume {run}: is a search, which `search --resume` goes on with")
             result = resume_study(run, listeners=[display], announce=display.announce)
         else:
+            _tell_unused(context, given)
             images = _images(context, given)
             space = ONE_KIND.taken(given)
             if len(space["kinds"]) != 1:
@@ -185,6 +189,7 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     from ssad_hpo.experiment import TASK, run_study
     from ssad_hpo.task import Search, SearchSpace
 
+    _tell_unused(context, given)
     name = "gravel/cutpaste" if hard else TASK
     source = builtin(name)
     source = Source(source.loader, {**source.arguments, "seed": seed})
@@ -192,6 +197,28 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     with _kept_on_interrupt(context), SearchDisplay(n_trials) as display:
         result = run_study(source, method, listeners=[display], announce=display.announce, **tracked(given))
     show(result)
+
+
+def _tell_unused(context: click.Context, given: dict[str, Any]) -> None:
+    """Say which of the options that were given have no effect beside the others, and why."""
+    evaluations = given.get("evaluate_at", ())
+    unused = [
+        (given.get("encoder") != "small", ("width",), "it is of the small encoder"),
+        (given.get("sampler") != "grid", ("grid_points",), "it is of the sampler grid"),
+        (given.get("pruner") != "asha", ("reduction_factor",), "it is of the pruner asha"),
+        (
+            len(evaluations) == 1 and given.get("pruner") != "none",
+            ("pruner",),
+            "with one evaluation, at the end, nothing can be stopped early",
+        ),
+        (given.get("no_tracking"), ("experiment", "tracking_uri"), "nothing is written to MLflow"),
+    ]
+    for holds, names, reason in unused:
+        for option in context.command.params if holds else ():
+            if option.name in names and _is_given(context, str(option.name)):
+                warn(f"{option.opts[0]} has no effect: {reason}")
+    for kind in sorted({kind for kind in given.get("kinds", ()) if given["kinds"].count(kind) > 1}):
+        warn(f"--augmentation {kind}: was given more than once, and counts once")
 
 
 def _images(context: click.Context, given: dict[str, Any]) -> Source:
@@ -245,6 +272,8 @@ def _space_of(kinds: tuple[str, ...], ranges: tuple[str, ...]) -> SearchSpace:
     for given in ranges:
         name, _, value = given.partition("=")
         kind, _, hyperparameter = name.partition(".")
+        if hyperparameter in space.get(kind, {}):
+            raise click.UsageError(f"--range {given}: {name} was given before; leave one out")
         if kind not in space:
             raise click.UsageError(f"--range {given}: {kind!r} is not searched; add -a {kind}")
         log = hyperparameter_of(kind, hyperparameter).range.log

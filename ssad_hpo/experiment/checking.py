@@ -45,7 +45,7 @@ def prepare_cluster(
 
     if isinstance(method, Tuning):
         raise ValueError("cluster: a tuning runs in this process alone, got a cluster; use a Search")
-    raytune.check_cluster(cluster, device)
+    raytune.check_cluster(cluster, device, join=True)
     if storage is not None and storage.startswith("sqlite"):
         raise ValueError(
             "storage: SQLite locks up when several processes write, as sweeps do that share it; expected a "

@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,8 +49,8 @@ class Settings:
     cluster: Cluster | None
     device: str
     threads: int
-    storage: str | None
-    tracking_uri: str | None
+    storage: str | None = field(repr=False)  # may hold passwords
+    tracking_uri: str | None = field(repr=False)
     experiment: str
     created: str
     versions: dict[str, str]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pyarrow.fs import FileSystem
+
+from ssad_hpo.address import hides_password, without_password
 
 
 def absolute_checkpoint_path(checkpoint_path: str | Path) -> str:
@@ -30,7 +33,8 @@ def absolute_checkpoint_path(checkpoint_path: str | Path) -> str:
 
 
 def _reached(uri: str) -> str:
-    if urlsplit(uri).password:
+    # The user of these is a container, or a name that is asked for no password.
+    if hides_password(without_password(re.sub(r"^(abfss?|hdfs)://[^/@:]*@", r"\1://", uri))):
         raise ValueError(
             "checkpoint_path: expected a URI without a password, since it is written down with the run; set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store takes, on every node"

@@ -16,7 +16,9 @@ from ray import tune
 from ray.exceptions import AuthenticationError
 from ray.tune.experiment import Trial
 
+from ssad_hpo.address import without_password
 from ssad_hpo.raytune.checkpoints import absolute_checkpoint_path
+from ssad_hpo.raytune.reaching import check_answers, check_here, check_room
 from ssad_hpo.raytune.schedulers import make_scheduler, replay
 from ssad_hpo.raytune.searcher import StudySearcher
 from ssad_hpo.raytune.worker import trainable
@@ -61,7 +63,14 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
     searcher.callback.checkpoint_path = checkpoint_path
     if rungs is not None:
         replay(rungs, study, objective.criterion)
-    with _surroundings(), _connected(cluster.address):
+    with _surroundings(), connected(cluster.address):
+        check_room(cluster)
+        if cluster.address is not None and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            warnings.warn(
+                f"the Ray cluster at {cluster.address!r} asks for no token: whoever reaches its ports runs "
+                "what he likes on it; start all its nodes with RAY_AUTH_MODE=token",
+                stacklevel=2,
+            )
         resources = {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}
         tune.Tuner(
             tune.with_resources(trainable(objective), resources),
@@ -93,19 +102,29 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
         )
 
 
-def check_cluster(cluster: Cluster, device: str) -> None:
-    """Raise ValueError, naming the setting of a cluster, if no trial can train on the device there."""
-    address, cpus, gpus = cluster.address, cluster.cpus_per_trial, cluster.gpus_per_trial
+def check_cluster(cluster: Cluster, device: str, *, join: bool = False) -> None:
+    """Raise ValueError, naming the setting of a cluster, if no trial can train on the device there.
+
+    With `join` a cluster that this process has not joined is joined for a moment, to see what its nodes have.
+    """
+    address, gpus = cluster.address, cluster.gpus_per_trial
     if (gpus > 0) != device.startswith("cuda"):
         raise ValueError(f"gpus_per_trial: expected above 0 for 'cuda' alone, got {gpus} for {device!r}")
-    if address is not None and "://" in address:
+    if address is not None and ("://" in address or "@" in address):
         raise ValueError(
             f"address: expected 'auto' or HOST:PORT of a cluster that this machine is a node of, got "
-            f"{address!r}: through a Ray Client the driver would run elsewhere, without this run's folder"
+            f"{without_password(address)!r}: through a Ray Client the driver would run elsewhere, without "
+            "this run's folder"
         )
-    here = os.cpu_count() or 1
-    if address is None and not ray.is_initialized() and cpus > here:
-        raise ValueError(f"cpus_per_trial: expected at most this machine's {here}, got {cpus}")
+    if ray.is_initialized():
+        check_room(cluster)
+    elif address is None:
+        check_here(cluster)
+    else:
+        check_answers(address)
+        if join:
+            with connected(address):
+                check_room(cluster)
 
 
 def _folder_name(trial: Trial) -> str:
@@ -143,7 +162,7 @@ def _surroundings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
     """Ray in this process: the one that runs, a cluster's, or one of its own that ends with this."""
     if ray.is_initialized():
         yield
@@ -161,12 +180,6 @@ def _connected(address: str | None) -> Iterator[None]:
                 f"address: no Ray cluster at {address!r} takes this process ({reason}). Is it up, is this "
                 "machine a node of it, and do RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH give its token?"
             ) from error
-        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-            warnings.warn(
-                f"the Ray cluster at {address!r} asks for no token: whoever reaches its ports runs what he "
-                "likes on it; start all its nodes with RAY_AUTH_MODE=token",
-                stacklevel=3,
-            )
     try:
         yield
     finally:

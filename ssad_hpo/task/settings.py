@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 from ssad_hpo.bounds import (
     MOST_RATE,
     MOST_SEED,
-    MOST_THREADS,
     check_choices,
     check_real,
     check_text,
@@ -215,7 +214,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         check_text(self, *(n for n in ("address", "checkpoint_path") if getattr(self, n) is not None))
-        real("cpus_per_trial", self.cpus_per_trial, 0, MOST_THREADS)
+        real("cpus_per_trial", self.cpus_per_trial, 0, 1_000_000)
         if self.cpus_per_trial == 0:
             raise ValueError("cpus_per_trial: expected a number above 0, got 0")
         real("gpus_per_trial", self.gpus_per_trial, 0, 1024)

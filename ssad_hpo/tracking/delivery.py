@@ -18,9 +18,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from ssad_hpo.address import without_password
+from ssad_hpo.address import without_password, without_password_of
 from ssad_hpo.tracking.outbox import (
     State,
     load_state,
@@ -52,7 +51,9 @@ def main() -> None:
     """
     mode, outbox, parent = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     tracking_uri = os.environ["MLFLOW_TRACKING_URI"]
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Starred(tracking_uri))
+    logging.basicConfig(handlers=[handler])
 
     def orphaned() -> bool:
         return os.getppid() != parent
@@ -64,6 +65,17 @@ def main() -> None:
         result = _follow(outbox, tracking_uri, orphaned)
     with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it
         os.write(sys.stdout.fileno(), json.dumps(asdict(result)).encode())
+
+
+class _Starred(logging.Formatter):
+    """What libraries log may hold the address with its password."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self.tracking_uri = tracking_uri
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_password_of(self.tracking_uri, super().format(record))
 
 
 def _follow(outbox: Path, tracking_uri: str, orphaned: Callable[[], bool]) -> SyncResult:
@@ -112,6 +124,8 @@ def deliver(
                 lines = list(itertools.islice(read_records(outbox, state.offset), CHUNK))
                 records = [record for _, record in lines if record is not None]
                 refused = send(client, outbox, state, again + records, stop)
+                for refusal in refused:
+                    refusal["reason"] = without_password_of(tracking_uri, refusal["reason"])
                 state.refused = state.refused[len(again) :] + refused
                 state.offset = lines[-1][0] if lines else state.offset
                 save_state(outbox, state)
@@ -119,15 +133,9 @@ def deliver(
                 if len(lines) < CHUNK:
                     break
     except Exception as problem:  # a server can fail in any way, and none may end the writer
-        error = _without_secrets(f"{type(problem).__name__}: {problem}", tracking_uri)
+        error = without_password_of(tracking_uri, f"{type(problem).__name__}: {problem}")
     reasons = tuple(refusal["reason"] for refusal in state.refused) if state else ()
     return SyncResult(delivered, pending(outbox), reasons, error)
-
-
-def _without_secrets(text: str, tracking_uri: str) -> str:
-    """An error as it may be written down: without the password that the address holds."""
-    password = urlsplit(tracking_uri).password
-    return text.replace(password, "***") if password else text
 
 
 def _connect(tracking_uri: str) -> MlflowClient:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from ssad_hpo.address import hides_password, without_password
 
 
 def default_tracking_uri() -> str:
@@ -36,14 +39,14 @@ def absolute_uri(tracking_uri: str) -> str:
     if scheme == "file" or (not scheme and tracking_uri != "databricks"):
         raise ValueError(
             "tracking_uri: expected sqlite:///FILE, a database's URL or a server's http(s) address, got "
-            f"{tracking_uri!r}: MLflow no longer writes to folders, use sqlite:///mlflow.db instead "
-            "(`mlflow migrate-filestore` takes old runs along)"
+            f"{without_password(tracking_uri)!r}: MLflow no longer writes to folders, use "
+            "sqlite:///mlflow.db instead (`mlflow migrate-filestore` takes old runs along)"
         )
     if scheme != "sqlite":
         return tracking_uri
     path, mark, options = tracking_uri.removeprefix("sqlite:///").partition("?")
     if path in ("", ":memory:", tracking_uri):
-        raise ValueError(f"tracking_uri: expected sqlite:///FILE, got {tracking_uri!r}")
+        raise ValueError(f"tracking_uri: expected sqlite:///FILE, got {without_password(tracking_uri)!r}")
     return f"{sqlite_uri(Path(unquote(path)).absolute())}{mark}{options}"
 
 
@@ -61,9 +64,16 @@ def sqlite_uri(database: Path) -> str:
 
 
 def ui_command(tracking_uri: str) -> str:
-    """The shell command that opens MLflow's pages on a tracking URI."""
-    tracking_uri = absolute_uri(tracking_uri)
+    """The shell command that opens MLflow's pages on a tracking URI.
+
+    It holds no password: a browser asks for it, and a database's address is taken from MLFLOW_TRACKING_URI.
+    """
+    tracking_uri = without_password(absolute_uri(tracking_uri))
     if tracking_uri.startswith(("http://", "https://")):
-        return f"python -m webbrowser {shlex.quote(tracking_uri)}"
+        page = re.sub(r"(?<=://)[^@]*@|[?#].*", "", tracking_uri)
+        return f"python -m webbrowser {shlex.quote(page)}"
     mlflow = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
+    if hides_password(tracking_uri):
+        # By the environment: an option would be seen in the process list.
+        return f'MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI" {mlflow} ui'
     return f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {shlex.quote(tracking_uri)}"
