@@ -190,6 +190,8 @@ def test_a_sweep_of_which_every_trial_diverges_says_so_and_ends(task: Task, data
         )
     trials = optuna.load_study(study_name=None, storage=open_journal(open_run("r").journal)).trials
     assert [trial.state for trial in trials] == [TrialState.FAIL] * 3
-    assert all("diverged: loss nan by step 30 under cutavg(" in str(read_trial(t).reason) for t in trials)
+    ended = [read_trial(trial) for trial in trials]
+    assert all(t.status == "failed" for t in ended)  # by their own fault
+    assert all("diverged: loss nan by step 30 under cutavg(" in str(t.reason) for t in ended)
     assert sync_run("r").remaining == 0
     check_every_trial_is_told(database, trials, "FAILED")
