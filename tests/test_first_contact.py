@@ -244,8 +244,8 @@ def test_a_space_of_two_points_has_two_trials_by_any_sampler(sampler: str, task:
 
 
 def test_a_grid_is_counted_before_it_is_listed() -> None:
-    with pytest.raises(ValueError, match=r"grid_points: expected a grid of at most 100,000 .* got 1e\+18"):
-        Search(SearchSpace("cutavg"), sampler="grid", grid_points=10**9)
+    with pytest.raises(ValueError, match=r"grid_points: expected a grid of at most 100,000 .* got 1e\+09"):
+        Search(SearchSpace("cutpaste"), sampler="grid", grid_points=1000)
     grid = Search(SearchSpace({"cutavg": {"patch_area": Range(0.01, 0.1)}}), sampler="grid", n_trials=9)
     assert (grid.total, grid.space.grid_size(4)) == (9, 16)
 

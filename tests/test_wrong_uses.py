@@ -349,7 +349,7 @@ FILES: list[tuple[str, Callable[[Place], Any], str, str]] = [
     ("journal a FIFO", lambda p: as_fifo(Path("good/journal.log")), SCORE, "first trial"),
     (
         "journal a text for a number",
-        lambda p: rewrite(Path("good/journal.log"), lambda b: b.replace(b'"loss": ', b'"loss": "x", "y": ')),
+        lambda p: rewrite(Path("good/journal.log"), lambda b: b.replace(b'"loss":', b'"loss":"x","y":')),
         SCORE,
         "trial 0",
     ),

@@ -75,7 +75,7 @@ def load_folder(
     >>> for i, name in enumerate(["train/good/0", "train/good/1", "test/good/0", "test/crack/0"]):
     ...     path = Path("cloth", f"{name}.png")
     ...     path.parent.mkdir(parents=True, exist_ok=True)
-    ...     Image.new("L", (40, 30), i).save(path)
+    ...     Image.new("L", (34, 30), i).save(path)
     >>> cloth = load_folder("cloth", image_size=16)
     >>> cloth.task.train.shape, sorted(cloth.labels.tolist())
     (torch.Size([2, 1, 16, 16]), [0, 1])

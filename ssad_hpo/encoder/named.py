@@ -118,7 +118,7 @@ def _of_timm(name: str, image_size: tuple[int, int], others: Sequence[str]) -> N
     import timm
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*others, *timm.list_models()], n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, sorted({*others, *timm.list_models()}), n=3, cutoff=0.5)
         meant = f"; the nearest are {', '.join(near)}" if near else ""
         raise ValueError(
             f"encoder: expected 'small' or a torchvision classifier such as 'resnet18' or a timm model, "
