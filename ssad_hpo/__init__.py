@@ -26,7 +26,12 @@ _ROOMS = {
     "train_deep_svdd": "baselines",
     "CRITERIA": "criteria",
     "dsv": "criteria",
+    "dsv_unclamped": "criteria",
     "evaluate_all": "criteria",
+    "excess": "criteria",
+    "p_anomalies": "criteria",
+    "pu_auc": "criteria",
+    "shift": "criteria",
     "smooth_alignment": "criteria",
     "soft_alignment": "criteria",
     "two_sided_alignment": "criteria",
@@ -40,6 +45,7 @@ _ROOMS = {
     "load_folders": "data",
     "semantic_data": "data",
     "Detector": "detector",
+    "CombinedDetector": "combined",
     "CollapseWarning": "bilevel",
     "Tuning": "bilevel",
     "TuningResult": "bilevel",
@@ -61,7 +67,11 @@ _ROOMS = {
     "score_images": "experiment",
 }
 # Ready-made objectives on the embedded testbed -> their criterion.
-_OBJECTIVES = {"dsv_objective": "dsv", "smooth_alignment_objective": "smooth_alignment"}
+_OBJECTIVES = {
+    "dsv_objective": "dsv",
+    "pu_auc_objective": "pu_auc",
+    "smooth_alignment_objective": "smooth_alignment",
+}
 
 __all__ = sorted([*_ROOMS, *_OBJECTIVES, "__version__"])
 
@@ -69,6 +79,7 @@ if TYPE_CHECKING:
     from ssad_hpo.search import Objective
 
     dsv_objective: Objective
+    pu_auc_objective: Objective
     smooth_alignment_objective: Objective
 
 

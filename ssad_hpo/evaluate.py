@@ -55,6 +55,7 @@ class StudyEvaluation:
         spearman: rank correlation of -criterion with AUC, -1..1, higher is better; None where it is
             undefined: fewer than 3 candidates, or all equal in criterion or AUC.
         n_candidates: how many there were.
+        auc_combined: AUC of several that score together, which is no choice of one; None where none do.
     """
 
     auc_selected: float
@@ -64,6 +65,7 @@ class StudyEvaluation:
     regret: float
     spearman: float | None
     n_candidates: int
+    auc_combined: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """The figures by name, for tracking; without those that are undefined."""
@@ -71,7 +73,10 @@ class StudyEvaluation:
 
 
 def evaluate_candidates(
-    aucs: Mapping[int, float], criterion_values: Mapping[int, float], selected: int
+    aucs: Mapping[int, float],
+    criterion_values: Mapping[int, float],
+    selected: int,
+    combined: float | None = None,
 ) -> StudyEvaluation:
     """Compare the selected candidate with the oracle, the worst and a random choice.
 
@@ -79,6 +84,7 @@ def evaluate_candidates(
         aucs: the AUC of each candidate that could have been chosen, by trial number.
         criterion_values: the criterion's value for the same trials, lower is better.
         selected: the trial that was chosen; it need not be the criterion's minimum.
+        combined: the AUC of several of them together.
 
     Raises:
         ValueError: naming the argument, when there is no candidate, the two mappings hold different
@@ -109,6 +115,7 @@ def evaluate_candidates(
         regret=float(values.max() - aucs[selected]),
         spearman=rank_agreement(criteria, values),
         n_candidates=len(trials),
+        auc_combined=combined,
     )
 
 

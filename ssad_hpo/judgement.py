@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssad_hpo.criteria import DegenerateError, check_sets, evaluate_all
+from ssad_hpo.criteria import CRITERIA, DegenerateError, check_sets, evaluate_all
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.task import DetectorError, Task
 
@@ -16,18 +16,38 @@ class Judged:
     """What is known of a detector without labels.
 
     Attributes:
-        criteria: every criterion (lower is better), and the unclamped "separability".
-        embeddings: the three sets that they were computed from.
+        criteria: every criterion (lower is better) that the task has images for, the standard errors that are
+            known, and the unclamped "separability".
+        embeddings: the sets that they were computed from.
         scores: (N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous.
+        held_out: (N_held,) those of held-out normal images; None where there are none.
     """
 
     criteria: dict[str, float]
     embeddings: Embeddings
     scores: Tensor
+    held_out: Tensor | None = None
+
+
+def check_criterion(name: str, criterion: str, task: Task) -> None:
+    """Raise ValueError for a criterion that there is not, or that a task lacks the images for.
+
+    Args:
+        name: of the setting, for the message.
+        criterion: a key of `CRITERIA`.
+        task: to be searched or tuned on.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"{name}: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
+    if task.held_out is None and "held_out" in CRITERIA[criterion].needs:
+        raise ValueError(
+            f"{name}: {criterion} is of held-out normal images, and {task.name} has none; give a folder of "
+            "them (held_out, --held-out) or a share of train (held_out_share, --held-out-share)"
+        )
 
 
 def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
-    """Judge a detector by its embeddings of the task's images, and score the unlabelled ones.
+    """Judge a detector by its embeddings of the task's images, and score those that it did not see.
 
     Gives the detector its density.
 
@@ -41,23 +61,26 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
             hyperparameters.
     """
     when = "" if step is None else f" at step {step}"
-    sets = detector.embed_task(task.train, task.unlabeled)
+    sets = detector.embed_task(task)
     try:
         check_sets(sets.train, sets.augmented, sets.unlabeled)
-        scores = _scores(detector, task, sets)
-        criteria = evaluate_all(sets.train, sets.augmented, sets.unlabeled, scores)
+        detector.fit_density(sets.train)
+        scores = _scores(detector, task.unlabeled, sets.unlabeled)
+        held_out = None
+        if task.held_out is not None and sets.held_out is not None:
+            held_out = _scores(detector, task.held_out, sets.held_out)
+        criteria = evaluate_all(sets.train, sets.augmented, sets.unlabeled, scores, held_out)
     except DegenerateError as error:
         raise DetectorError(f"collapsed{when} under {detector.augmentation}: {error}") from error
-    return Judged(criteria, sets, scores)
+    return Judged(criteria, sets, scores, held_out)
 
 
-def _scores(detector: Detector, task: Task, sets: Embeddings) -> Tensor:
-    """Anomaly scores of the unlabelled images; gives the detector its density."""
-    detector.fit_density(sets.train)
+def _scores(detector: Detector, images: Tensor, embeddings: Tensor) -> Tensor:
+    """Anomaly scores of images whose embeddings are there already."""
     if detector.training.score == "density":
-        scores = detector.density_score(sets.unlabeled)
+        scores = detector.density_score(embeddings)
     else:
-        scores = detector.score(task.unlabeled)
+        scores = detector.score(images)
     if not scores.isfinite().all():
         raise DetectorError(f"diverged: scores are not finite under {detector.augmentation}")
     return scores

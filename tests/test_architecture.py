@@ -31,6 +31,7 @@ ALLOWED = {
     "detector": {"task", "augment", "encoder", "numerics", "bounds", "files"},
     "baselines": {"task", "augment", "encoder", "numerics"},
     "judgement": {"task", "criteria", "detector"},
+    "combined": {"task", "detector", "bounds", "files"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
     "raytune": {"task", "search", "address"},
@@ -45,7 +46,7 @@ ONLY_ROOM_OF = {"ray": "raytune", "mlflow": "tracking", "matplotlib": "report"}
 # Where labels may be: read (data), judged (evaluate), shown (report, tracking), handed on (experiment, cli).
 WITHOUT_LABELS = {
     "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "judgement", "search",
-    "bilevel", "raytune", "storage", "numerics",
+    "bilevel", "raytune", "storage", "numerics", "combined",
 }  # fmt: skip
 LABEL_WORDS = {"label", "labels", "truth"}
 

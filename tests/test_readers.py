@@ -84,7 +84,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "detector.json": ("detector.json", lambda path: Detector.load(path.parent)),
     "detector.safetensors": ("detector.safetensors", lambda path: Detector.load(path.parent)),
     "journal": ("journal.log", lambda path: chosen(path.parent)),
-    "trajectory": ("trajectory.csv", lambda path: read_trajectory(chosen(path.parents[2]))),
+    "trajectory": ("trajectory.csv", lambda path: read_trajectory(chosen(path.parents[2]).selected)),
 }
 
 

@@ -28,9 +28,9 @@ from ssad_hpo.bilevel.result import (
     last_training_loss,
 )
 from ssad_hpo.bilevel.settings import Tuning
-from ssad_hpo.criteria import DegenerateError
+from ssad_hpo.criteria import VALIDATION_LOSS, DegenerateError
 from ssad_hpo.detector import Detector, check_device, untrained_network
-from ssad_hpo.judgement import judge
+from ssad_hpo.judgement import check_criterion, judge
 from ssad_hpo.numerics import prepare_allocator
 from ssad_hpo.task import DetectorError, Recorder, Task, Teller, Training
 
@@ -49,6 +49,8 @@ def prepare(
     """
     check_device(device)
     tuning.warm_start_steps(training.steps)
+    if tuning.choose_by != VALIDATION_LOSS:
+        check_criterion("choose_by", tuning.choose_by, task)
     if training.frozen_stages or training.encoder_learning_rate is not None:
         raise ValueError(
             "training: a tuning moves the whole encoder at one rate, expected frozen_stages 0 and no "
@@ -225,9 +227,10 @@ def _finish(descent: Descent, start: Tensor) -> TunedStart:
         validation_loss = float(tuning.loss_function(sets.train, sets.augmented, sets.unlabeled))
     except DegenerateError as error:
         raise DetectorError(f"collapsed at step {descent.step} under {augmentation}: {error}") from error
-    passed = len(sets.train) + len(sets.augmented) + len(sets.unlabeled)
+    unseen = len(sets.unlabeled) + (0 if sets.held_out is None else len(sets.held_out))
+    passed = len(sets.train) + len(sets.augmented) + unseen
     if training.score == "classifier":
-        passed += len(task.unlabeled)
+        passed += unseen
     trajectory = tuple(descent.trajectory)
     training_loss = last_training_loss(trajectory)
     signs = collapse_signs(problem.coordinates, descent.point, training_loss, tolerance=tuning.learning_rate)

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 # Headings of the table of ranks, which must fit into 80 columns.
-_SHORT = {"discordance": "dis", "smooth_alignment": "smooth", "soft_alignment": "soft"}
+_SHORT = {
+    "discordance": "dis",
+    "smooth_alignment": "smooth",
+    "soft_alignment": "soft",
+    "dsv_unclamped": "dsv-u",
+}
 
 
 def show(result: StudyResult) -> None:
@@ -75,6 +80,7 @@ def show(result: StudyResult) -> None:
             f"· random {figures.auc_random:.3f} · oracle {figures.auc_oracle:.3f} "
             f"· worst {figures.auc_worst:.3f} · regret {figures.regret:.3f}"
             + ("" if figures.spearman is None else f" · Spearman {figures.spearman:.2f}")
+            + ("" if figures.auc_combined is None else f" · combined {figures.auc_combined:.3f}")
         )
     else:
         say(f"chosen without labels: {word} {result.selected.number}, {result.selected.augmentation}")
@@ -83,6 +89,7 @@ def show(result: StudyResult) -> None:
             f"[yellow]trial {result.selected.number} hardly tells augmented images from normal ones: loss "
             f"{result.selected.loss:.2f}, a coin has 0.69; its choice means little, use more --steps[/]"
         )
+    _show_evidence(result)
     say("\nnext:")
     name = escape(run_name(result.run.folder))
     if result.lost:
@@ -94,6 +101,31 @@ def show(result: StudyResult) -> None:
         say(f"  {plain(ui_command(settings.tracking_uri))}")
     say(f"  {escape(command())} report {name}")
     say(f"  {escape(command())} score {name} IMAGES...")
+
+
+def _show_evidence(result: StudyResult) -> None:
+    """What held-out images say: whether anomalies are seen, what is combined, and what is doubtful."""
+    evidence = result.evidence
+    if evidence is None:
+        return
+    word = result.run.settings.word
+    if evidence.anomalies_seen:
+        say(f"anomalies seen: images without any would look like these with p = {evidence.p_anomalies:.3f}")
+    else:
+        say(
+            "[yellow]no anomaly seen: the unlabelled images do not stand out against held-out normal ones by "
+            f"any {word} (p = {evidence.p_anomalies:.2f}), so there is nothing to choose by[/]"
+        )
+    if evidence.shifted:
+        say(
+            f"[yellow]the unlabelled scores of {word} {result.selected.number} are higher than those of "
+            "held-out images as a whole: either most are anomalies, or normal ones look different there; "
+            "held-out images should come from the same days and machines[/]"
+        )
+    if evidence.combined is not None:
+        heads = " and what tells unlabelled from held-out images" if evidence.heads else ""
+        members = ", ".join(map(str, evidence.members))
+        say(f"combined detector: the mean of {word}s {members}{heads}; `score` uses it, unless --single")
 
 
 def show_ranking(ranking: Ranking) -> None:

@@ -169,6 +169,8 @@ IMAGES = Group(
     option("--anomaly", help="Take test/good and test/ANOMALY only, a pair as in published benchmarks."),
     option("--train", type=Path, help="A folder of normal images; goes with --unlabeled."),
     option("--unlabeled", type=Path, help="A folder with the unlabelled mixture of normal and anomalous."),
+    option("--held-out", help="A folder of more normal images, which no detector is trained on."),
+    option("--held-out-share", type=float, default=0.0, help="Or the share of train to set aside for that."),
     option("--image-size", type=int, default=64, help="Shorter side of images of folders, pixels."),
     option(
         "--keep-ratio/--squeeze",
@@ -205,6 +207,10 @@ _SEARCHED = (
     option("--reduction-factor", type=int, help="With asha, the best of every so many trials goes on."),
     SEED,
     option("--keep", type=int, help="How many of the best detectors to keep."),
+    option("--combine", type=int, help="How many of the best candidates score together in the end."),
+    option(
+        "--contrast-heads/--no-contrast-heads", help="Whether these look for what is new among unlabelled."
+    ),
 )
 SEARCH = Group("Search", *_SEARCHED, defaults=_search)
 SWEEP = Group("Search", *_SEARCHED, defaults=_sweep)

@@ -78,11 +78,13 @@ def select(files: tuple[Path, ...], by: str) -> None:
 @click.option("--out", type=Path, help="The CSV file to write; by default standard output.")
 @click.option(*SKIP_UNREADABLE[0], **SKIP_UNREADABLE[1])
 @click.option(*BIT_DEPTH[0], **BIT_DEPTH[1])
+@click.option("--single", is_flag=True, help="Score by the selected candidate, where several are combined.")
 @click.option(*DEVICE[0], **DEVICE[1], default="cpu")
 def score(
     place: str,
     paths: tuple[Path, ...],
     out: Path | None,
+    single: bool,
     skip_unreadable: bool,
     bit_depth: int | None,
     device: str,
@@ -96,7 +98,7 @@ def score(
     with _Table(out) as table:  # where they go is looked at before anything is scored
         if missing := [path for path in paths if not path.exists()]:
             raise click.UsageError(f"{missing[0]}: there is no such file or folder of images")
-        detector = load_detector(place, device)
+        detector = load_detector(place, device, single=single)
         bit_depth = bit_depth_of(place) if bit_depth is None else bit_depth
         for path, value in score_images(
             detector, list(paths), skip_unreadable=skip_unreadable, bit_depth=bit_depth

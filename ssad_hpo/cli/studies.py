@@ -241,7 +241,7 @@ def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **o
     Raises:
         click.UsageError: for none of these, or both. ValueError: for a PATH that is not there.
     """
-    from ssad_hpo.data import WHOLE_DEPTH, Source, find_source
+    from ssad_hpo.data import Source, find_source
 
     if (train is None) != (unlabeled is None):
         raise click.UsageError("--train and --unlabeled go together")
@@ -253,8 +253,6 @@ def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **o
         raise click.UsageError(
             f"{refused[0]} is for a folder in the layout of MVTec AD; leave it out, or --train"
         )
-    if of_folder["bit_depth"] == WHOLE_DEPTH:
-        del of_folder["bit_depth"]
     return Source("folders", {"train": str(train), "unlabeled": str(unlabeled), **of_folder})
 
 

@@ -1,9 +1,11 @@
 """Label-free criteria of how well f_aug imitates the anomalies hidden in the unlabelled images."""
 
+from ssad_hpo.criteria.evidence import NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.criteria.functions import (
     base,
     discordance,
     dsv,
+    dsv_unclamped,
     mmd,
     mmd_normalised,
     separability,
@@ -12,23 +14,40 @@ from ssad_hpo.criteria.functions import (
     std,
     two_sided_alignment,
 )
-from ssad_hpo.criteria.pairs import DegenerateError, check_sets
-from ssad_hpo.criteria.table import CRITERIA, VALIDATION_LOSS, Criterion, evaluate_all, measured
+from ssad_hpo.criteria.held_out import excess, pu_auc, shift
+from ssad_hpo.criteria.pairs import DegenerateError, check_rows, check_sets
+from ssad_hpo.criteria.table import (
+    CRITERIA,
+    VALIDATION_LOSS,
+    Criterion,
+    error_of,
+    evaluate_all,
+    measured,
+)
 
 __all__ = [
     "CRITERIA",
+    "NO_EVIDENCE",
     "VALIDATION_LOSS",
     "Criterion",
     "DegenerateError",
     "base",
+    "check_rows",
     "check_sets",
     "discordance",
     "dsv",
+    "dsv_unclamped",
+    "error_of",
     "evaluate_all",
+    "excess",
     "measured",
     "mmd",
     "mmd_normalised",
+    "p_anomalies",
+    "pu_auc",
     "separability",
+    "shift",
+    "shifted_as_a_whole",
     "smooth_alignment",
     "soft_alignment",
     "std",

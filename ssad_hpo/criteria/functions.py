@@ -108,6 +108,18 @@ def dsv(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
     return Pairs(train, augmented, unlabeled).dsv
 
 
+def dsv_unclamped(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
+    """`dsv` without its clamp, L_dis - L_sep / L_dis, a deviation from the published loss; lower is better.
+
+    The clamp stands against augmented embeddings that fall together with the train ones. It also makes all
+    detectors equal in separability that separate well, which is most of them with a pretrained encoder.
+
+    Raises:
+        DegenerateError: as `base`.
+    """
+    return Pairs(train, augmented, unlabeled).dsv_unclamped
+
+
 def smooth_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tensor:
     """L_val of ST-SSAD: half the mean, over Z_test, of the distances to mean(Z_trn) and to mean(Z_aug).
 

@@ -56,6 +56,10 @@ class Pairs:
     def dsv(self) -> Tensor:
         return self.discordance - self.separability.clamp(max=_SEPARABILITY_CLAMP) / self.discordance
 
+    @property
+    def dsv_unclamped(self) -> Tensor:
+        return self.discordance - self.separability / self.discordance
+
     @cached_property
     def separability(self) -> Tensor:
         """From second moments, in O((N_test + N_aug) D^2), without a pair.
@@ -116,19 +120,22 @@ def _sqrt(square: Tensor) -> Tensor:
 def check_sets(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> None:
     """Raise DegenerateError, naming it, for a set from which no criterion can be computed; see `base`."""
     for name, rows in (("train", train), ("augmented", augmented), ("unlabeled", unlabeled)):
-        if not isinstance(rows, Tensor) or not rows.is_floating_point():
-            came = getattr(rows, "dtype", type(rows).__name__)
-            raise DegenerateError(f"{name}: expected a floating-point tensor, got {came}")
-        if rows.ndim != 2 or rows.shape[0] < 2 or rows.shape[1] < 1:
-            raise DegenerateError(f"{name}: expected (N, D) with N >= 2, got {tuple(rows.shape)}")
-        if rows.shape[1] != train.shape[1]:
-            raise DegenerateError(
-                f"{name}: expected rows of train's length {train.shape[1]}, got {rows.shape[1]}"
-            )
-        if not rows.isfinite().all():
-            bad = int((~rows.isfinite().all(1)).sum())
-            raise DegenerateError(f"{name}: expected finite values, got NaN or infinity in {bad} rows")
+        check_rows(name, rows, train.shape[1] if getattr(train, "ndim", 0) == 2 else None)
         # Identical up to rounding: a collapsed network's rows may differ in their last bits.
         tolerance = 8 * torch.finfo(rows.dtype).eps * rows[0].abs().max()
         if ((rows - rows[0]).abs() <= tolerance).all():
             raise DegenerateError(f"{name}: expected rows that differ, got {len(rows)} identical ones")
+
+
+def check_rows(name: str, rows: Tensor, length: int | None) -> None:
+    """Raise DegenerateError, naming it, for what is no set of finite embeddings (of a length, if given)."""
+    if not isinstance(rows, Tensor) or not rows.is_floating_point():
+        came = getattr(rows, "dtype", type(rows).__name__)
+        raise DegenerateError(f"{name}: expected a floating-point tensor, got {came}")
+    if rows.ndim != 2 or rows.shape[0] < 2 or rows.shape[1] < 1:
+        raise DegenerateError(f"{name}: expected (N, D) with N >= 2, got {tuple(rows.shape)}")
+    if length is not None and rows.shape[1] != length:
+        raise DegenerateError(f"{name}: expected rows of train's length {length}, got {rows.shape[1]}")
+    if not rows.isfinite().all():
+        bad = int((~rows.isfinite().all(1)).sum())
+        raise DegenerateError(f"{name}: expected finite values, got NaN or infinity in {bad} rows")

@@ -6,9 +6,10 @@ and the order of a directory cannot reach anything that sees a Task.
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from ssad_hpo.data.decode import (
 )
 from ssad_hpo.task import Task
 
+IMAGE_SIZE = 64  # pixels of the shorter side, unless asked for otherwise
 # What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.
 _DARK = 16
 _StrPath = str | os.PathLike[str]
@@ -41,11 +43,23 @@ class CategoryError(DataError):
 
 @dataclass(frozen=True)
 class _Half:
-    """`train` or `unlabeled`: its folder, its images and their ground truth, if known."""
+    """`train`, `unlabeled` or held-out: its folder, its images and their ground truth, if known."""
 
     folder: Path
     paths: list[Path]
     labels: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the images of a task are read, and what is set aside; see `load_folder`."""
+
+    image_size: int
+    keep_ratio: bool
+    bit_depth: int
+    skip_unreadable: bool
+    held_out: _StrPath | None
+    held_out_share: float
 
 
 def load_folder(
@@ -53,10 +67,12 @@ def load_folder(
     category: str | None = None,
     anomaly: str | None = None,
     *,
-    image_size: int = 256,
+    image_size: int = IMAGE_SIZE,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
+    held_out: _StrPath | None = None,
+    held_out_share: float = 0.0,
 ) -> DataSet:
     """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
 
@@ -89,6 +105,8 @@ def load_folder(
             they are squeezed into squares.
         bit_depth: of grey values in files of 16 bits; a camera's may be 10 or 12.
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
+        held_out: a folder of normal images that no detector is trained on; see `Task.held_out`.
+        held_out_share: the share of train that is set aside for that instead; see `Task.set_aside`.
 
     Returns:
         The task, named CATEGORY or CATEGORY/ANOMALY, and its labels, if there are any.
@@ -99,31 +117,32 @@ def load_folder(
         ValueError: for an image_size that cannot be.
     """
     name, train, unlabeled = _find_halves(root, category, anomaly)
-    return _load(name, train, unlabeled, image_size, keep_ratio, bit_depth, skip_unreadable)
+    how = _Reading(image_size, keep_ratio, bit_depth, skip_unreadable, held_out, held_out_share)
+    return _load(name, train, unlabeled, how)
 
 
 def load_folders(
     train: _StrPath,
     unlabeled: _StrPath,
     *,
-    image_size: int = 256,
+    image_size: int = IMAGE_SIZE,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
+    held_out: _StrPath | None = None,
+    held_out_share: float = 0.0,
 ) -> DataSet:
     """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
 
-    Images are read as in `load_folder`. There is no ground truth. The task is named "images".
+    Images are read, and some set aside, as in `load_folder`. There is no ground truth. The task is named
+    "images".
 
     Raises:
-        DataError: as `load_folder`, or if an image file lies in both folders.
+        DataError: as `load_folder`, or if an image file lies in two of the folders.
     """
     normal, mixture = (_Half(Path(folder), find_images(folder)) for folder in (train, unlabeled))
-    shared = {os.path.realpath(path) for path in normal.paths}
-    for path in mixture.paths:
-        if os.path.realpath(path) in shared:
-            raise DataError(f"{path}: is in train and in unlabeled; give two folders that share no image")
-    return _load("images", normal, mixture, image_size, keep_ratio, bit_depth, skip_unreadable)
+    how = _Reading(image_size, keep_ratio, bit_depth, skip_unreadable, held_out, held_out_share)
+    return _load("images", normal, mixture, how)
 
 
 def find_categories(root: _StrPath) -> list[str]:
@@ -197,79 +216,82 @@ def _shown(name: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
-def _load(
-    name: str,
-    train: _Half,
-    unlabeled: _Half,
-    image_size: int,
-    keep_ratio: bool,
-    bit_depth: int,
-    skip_unreadable: bool,
-) -> DataSet:
-    halves = (train, unlabeled)
-    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, bit_depth, skip_unreadable)
+def _load(name: str, train: _Half, unlabeled: _Half, how: _Reading) -> DataSet:
+    halves = {"train": train, "unlabeled": unlabeled}
+    if how.held_out is not None:
+        if how.held_out_share:
+            raise DataError("held_out_share: there is a folder of held-out images already; leave one out")
+        halves["held_out"] = _Half(Path(how.held_out), find_images(how.held_out))
+    _check_apart(halves)
+    decoded = _decode(list(halves.values()), how)
     lost = [
         f"{path} {images.unreadable[content.digest]}"
-        for half, (contents, images) in zip(halves, decoded, strict=True)
+        for half, (contents, images) in zip(halves.values(), decoded, strict=True)
         for path, content in zip(half.paths, contents, strict=True)
         if content.digest in images.unreadable
     ]
     if lost:
         warnings.warn(f"{name}: {skipped(lost)}", stacklevel=3)
-    (_, train_images), (contents, unlabeled_images) = decoded
-    for doubt in _doubts(train_images, unlabeled_images):
+    images = dict(zip(halves, (images for _, images in decoded), strict=True))
+    for doubt in _doubts(images):
         warnings.warn(f"{name}: {doubt}", stacklevel=3)
-    task = Task(name, torch.from_numpy(train_images.pixels), torch.from_numpy(unlabeled_images.pixels))
+    task = Task(name, **{half: torch.from_numpy(read.pixels) for half, read in images.items()})
+    if how.held_out_share:
+        task = task.set_aside(how.held_out_share)
     if unlabeled.labels is None:
         return DataSet(task)
+    (contents, read) = decoded[1]
     rows = [
-        (unlabeled_images.digests[content.digest], label)
+        (read.digests[content.digest], label)
         for content, label in zip(contents, unlabeled.labels, strict=True)
-        if content.digest in unlabeled_images.digests
+        if content.digest in read.digests
     ]
     return DataSet(task, np.array([label for _, label in sorted(rows)], np.int8))
 
 
-def _doubts(train: DecodedSet, unlabeled: DecodedSet) -> Iterator[str]:
+def _check_apart(halves: Mapping[str, _Half]) -> None:
+    """Raise DataError if a file lies in two halves."""
+    places: dict[str, str] = {}
+    for name, half in halves.items():
+        for path in half.paths:
+            first = places.setdefault(os.path.realpath(path), name)
+            if first != name:
+                raise DataError(f"{path}: is in {first} and in {name}; give folders that share no image")
+
+
+def _doubts(images: Mapping[str, DecodedSet]) -> Iterator[str]:
     """What is likely to be a mistake with images that can be read."""
-    known = set(train.digests.values())
-    shared = sum(digest in known for digest in unlabeled.digests.values())
-    if shared:
-        yield (
-            f"{shared} of {len(unlabeled.digests)} unlabeled images have the same content as one in train; "
-            "what is to be judged should not have been trained on"
-        )
-    for half, images in (("train", train.pixels), ("unlabeled", unlabeled.pixels)):
-        dark = sum(int(image.max()) <= _DARK for image in images)
-        if 2 * dark >= len(images):
+    for first, second in itertools.combinations(images, 2):
+        known = set(images[first].digests.values())
+        shared = sum(digest in known for digest in images[second].digests.values())
+        if shared:
             yield (
-                f"{dark} of {len(images)} {half} images are nearly black; where 16 bits hold only "
+                f"{shared} of {len(images[second].digests)} {second} images have the same content as one in "
+                f"{first}; what is to be judged should not have been trained on"
+            )
+    for name, half in images.items():
+        dark = sum(int(image.max()) <= _DARK for image in half.pixels)
+        if 2 * dark >= len(half.pixels):
+            yield (
+                f"{dark} of {len(half.pixels)} {name} images are nearly black; where 16 bits hold only "
                 "10 or 12, give bit_depth (--bit-depth 12)"
             )
 
 
-def _decode_halves(
-    train: _Half,
-    unlabeled: _Half,
-    image_size: int,
-    keep_ratio: bool,
-    bit_depth: int,
-    skip_unreadable: bool,
-) -> list[tuple[list[FileContent], DecodedSet]]:
-    """For each half the contents of its files and their images."""
-    check_image_size(image_size)
-    check_bit_depth(bit_depth)
-    halves = (train, unlabeled)
+def _decode(halves: Sequence[_Half], how: _Reading) -> list[tuple[list[FileContent], DecodedSet]]:
+    """For each half, train first, the contents of its files and their images."""
+    check_image_size(how.image_size)
+    check_bit_depth(how.bit_depth)
     for half in halves:
         _check_count(half.folder, len(half.paths))
     contents = [identify(half.folder, half.paths) for half in halves]
-    channels = 1 if all(content.grey is not False for both in contents for content in both) else 3
-    size = image_size, image_size
-    if keep_ratio:
-        size = common_size(train.paths, image_size)
+    channels = 1 if all(content.grey is not False for one in contents for content in one) else 3
+    size = how.image_size, how.image_size
+    if how.keep_ratio:
+        size = common_size(halves[0].paths, how.image_size)
     decoded = []
     for half, files in zip(halves, contents, strict=True):
-        images = decode_set(half.paths, files, size, channels, skip_unreadable, bit_depth)
+        images = decode_set(half.paths, files, size, channels, how.skip_unreadable, how.bit_depth)
         _check_count(half.folder, len(images.pixels))
         decoded.append((files, images))
     return decoded

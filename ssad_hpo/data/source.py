@@ -15,7 +15,6 @@ import numpy as np
 from ssad_hpo.augment import KINDS, Augmentation
 from ssad_hpo.data import folder, testbed
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import WHOLE_DEPTH
 from ssad_hpo.task import SearchSpace, Task
 
 # A new data set is a loader and a row here; CONTRIBUTING.md has the recipe.
@@ -25,7 +24,7 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
     "folder": folder.load_folder,
     "folders": folder.load_folders,
 }
-_FOLDER_ARGUMENTS = ("root", "train", "unlabeled")
+_FOLDER_ARGUMENTS = ("root", "train", "unlabeled", "held_out")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Source:
             for name, value in plain.items():
                 if isinstance(value, Augmentation):
                     plain[name] = SearchSpace({value.kind: value.hyperparameters}).to_json()
-                elif name in _FOLDER_ARGUMENTS:
+                elif name in _FOLDER_ARGUMENTS and value is not None:
                     plain[name] = os.path.abspath(value)
             plain = json.loads(json.dumps(plain))
         except TypeError as error:
@@ -164,29 +163,19 @@ def _area(text: str) -> float | None:
 
 
 def find_source(
-    place: str | Path,
-    *,
-    category: str | None = None,
-    anomaly: str | None = None,
-    image_size: int = 64,
-    keep_ratio: bool = True,
-    bit_depth: int = WHOLE_DEPTH,
-    skip_unreadable: bool = False,
+    place: str | Path, *, category: str | None = None, anomaly: str | None = None, **of_folder: Any
 ) -> Source:
     """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
 
     Args:
         place: a folder, or a built-in name; a folder of that name goes first.
-        category, anomaly, image_size, keep_ratio, bit_depth, skip_unreadable: of a folder, see `load_folder`.
+        category, anomaly: of a folder, as all others, see `load_folder`.
 
     Raises:
         ValueError: if it is neither.
     """
     if Path(place).is_dir():
-        arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": image_size}
-        arguments |= {"keep_ratio": keep_ratio, "skip_unreadable": skip_unreadable}
-        if bit_depth != WHOLE_DEPTH:
-            arguments["bit_depth"] = bit_depth
+        arguments = {"category": category, "anomaly": anomaly, "image_size": folder.IMAGE_SIZE, **of_folder}
         return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")

@@ -32,6 +32,8 @@ def controlled_data(
     n_unlabeled: int = 128,
     contamination: float = 0.5,
     seed: int = 0,
+    n_held_out: int = 0,
+    held_out_columns: Literal["unlabeled", "train"] = "unlabeled",
 ) -> DataSet:
     """Random crops of a texture, some of them made anomalous by a known f_gen.
 
@@ -47,6 +49,9 @@ def controlled_data(
         n_train, n_unlabeled: numbers of images, at least 2 each.
         contamination: share of anomalies among the unlabeled images, 0..1, rounded to whole images.
         seed: of crops, of which images become anomalies, and of f_gen.
+        n_held_out: number of held-out normal images, 0 or at least 2; the other images stay the same.
+        held_out_columns: where these come from: "unlabeled", so that they are as the unlabelled normal ones,
+            or "train", so that they are shifted against these, as a share of train would be.
 
     Returns:
         A task with 1 channel, named TEXTURE/KIND, with /AREA if it is not 0.05, or TEXTURE/OTHER, and its
@@ -59,7 +64,9 @@ def controlled_data(
     widest = photograph.shape[1] - _TRAIN_COLUMNS
     if not isinstance(image_size, int) or not 1 <= image_size <= widest:
         raise ValueError(f"image_size: expected 1..{widest} pixels on a texture, got {image_size!r}")
-    _check_numbers(n_train, n_unlabeled, contamination, seed)
+    _check_numbers(n_train, n_unlabeled, contamination, seed, n_held_out)
+    if held_out_columns not in ("unlabeled", "train"):
+        raise ValueError(f"held_out_columns: expected 'unlabeled' or 'train', got {held_out_columns!r:.80}")
     generator = torch.Generator().manual_seed(seed)
     train = _crops(photograph[:, :_TRAIN_COLUMNS], n_train, image_size, generator)
     unlabeled = _crops(photograph[:, _TRAIN_COLUMNS:], n_unlabeled, image_size, generator)
@@ -72,10 +79,14 @@ def controlled_data(
         # By the very code that a search may imitate the anomalies with.
         changed = augment(unlabeled[anomalous].float() / 255, anomaly, generator)
         unlabeled[anomalous] = (changed * 255).round().to(torch.uint8)
+    held_out = None
+    if n_held_out:
+        columns = slice(_TRAIN_COLUMNS, None) if held_out_columns == "unlabeled" else slice(_TRAIN_COLUMNS)
+        held_out = _crops(photograph[:, columns], n_held_out, image_size, generator)
     labels = np.zeros(n_unlabeled, np.int8)
     labels[anomalous.numpy()] = 1
     unlabeled, labels = _by_content(unlabeled, labels)
-    return DataSet(Task(_controlled_name(texture, anomaly), train, unlabeled), labels)
+    return DataSet(Task(_controlled_name(texture, anomaly), train, unlabeled, held_out), labels)
 
 
 def _by_content(unlabeled: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
@@ -119,6 +130,7 @@ def semantic_data(
     n_unlabeled: int = 80,
     contamination: float = 0.5,
     seed: int = 0,
+    n_held_out: int = 0,
 ) -> DataSet:
     """One handwritten digit is normal; anomalies are other digits, or the same digit turned.
 
@@ -134,6 +146,7 @@ def semantic_data(
         n_train, n_unlabeled: numbers of images, at least 2 each.
         contamination: share of anomalies among the unlabeled images, 0..1, rounded to whole images.
         seed: of the choice of images, their order and their angles.
+        n_held_out: number of held-out normal images, 0 or at least 2; the other images stay the same.
 
     Returns:
         A task with 1 channel, named digits/NORMAL or digits/NORMAL/rotated, and its labels.
@@ -150,7 +163,7 @@ def semantic_data(
     whole("image_size", image_size, 1, MOST_PIXELS)
     if image_size < 8:
         raise ValueError(f"image_size: expected at least 8 pixels for digits, got {image_size}")
-    _check_numbers(n_train, n_unlabeled, contamination, seed)
+    _check_numbers(n_train, n_unlabeled, contamination, seed, n_held_out)
     generator = torch.Generator().manual_seed(seed)
     digits = load_digits()
     images = torch.from_numpy(digits.images).float()[:, None] / 16  # values are 0..16
@@ -160,16 +173,16 @@ def semantic_data(
 
     normals = _shuffled(images[is_normal], generator)
     needed = n_normal + (n_anomalous if anomalies == "rotated" else 0)
-    if needed > len(normals):
+    if needed + n_held_out > len(normals):
         raise ValueError(
-            f"n_train, n_unlabeled: expected no more than the {len(normals)} images of digit {normal} "
-            f"together, got {needed}"
+            f"n_train, n_unlabeled, n_held_out: expected no more than the {len(normals)} images of digit "
+            f"{normal} together, got {needed + n_held_out}"
         )
     if anomalies == "rotated":
         turns = torch.randint(1, 4, (n_anomalous,), generator=generator)
         upright = normals[n_normal:needed]
-        held_out = [image.rot90(int(k), (1, 2)) for image, k in zip(upright, turns, strict=True)]
-        changed = torch.stack(held_out) if held_out else upright
+        turned = [image.rot90(int(k), (1, 2)) for image, k in zip(upright, turns, strict=True)]
+        changed = torch.stack(turned) if turned else upright
     else:
         changed = _shuffled(images[~is_normal], generator)[:n_anomalous]
     order = torch.randperm(n_unlabeled, generator=generator)
@@ -177,7 +190,8 @@ def semantic_data(
     labels = (order >= n_unlabeled - n_anomalous).numpy().astype(np.int8)
     name = f"digits/{normal}" + ("/rotated" if anomalies == "rotated" else "")
     unlabeled, labels = _by_content(_enlarged(unlabeled, image_size), labels)
-    return DataSet(Task(name, _enlarged(normals[:n_train], image_size), unlabeled), labels)
+    held_out = _enlarged(normals[needed : needed + n_held_out], image_size) if n_held_out else None
+    return DataSet(Task(name, _enlarged(normals[:n_train], image_size), unlabeled, held_out), labels)
 
 
 def _shuffled(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -189,9 +203,12 @@ def _enlarged(images: torch.Tensor, size: int) -> torch.Tensor:
     return (images * 255).round().to(torch.uint8)
 
 
-def _check_numbers(n_train: int, n_unlabeled: int, contamination: float, seed: int) -> None:
+def _check_numbers(n_train: int, n_unlabeled: int, contamination: float, seed: int, n_held_out: int) -> None:
     for name, count in (("n_train", n_train), ("n_unlabeled", n_unlabeled)):
         whole(name, count, 2, 100_000)
+    whole("n_held_out", n_held_out, 0, 100_000)
+    if n_held_out == 1:
+        raise ValueError("n_held_out: expected 0 or at least 2, got 1")
     if not (is_number(contamination) and 0 <= contamination <= 1):
         raise ValueError(f"contamination: expected a share of anomalies, 0..1, got {contamination!r:.80}")
     whole("seed", seed, 0, MOST_SEED)

@@ -5,7 +5,14 @@ of its embedding to a Gaussian fitted to the train embeddings, as in DSV (Yoo et
 section 2.1).
 """
 
-from ssad_hpo.detector.model import Detector, Embeddings, Transform, pseudo_anomalies, untrained_network
+from ssad_hpo.detector.model import (
+    Detector,
+    Embeddings,
+    Transform,
+    is_detector,
+    pseudo_anomalies,
+    untrained_network,
+)
 from ssad_hpo.detector.training import Checkpoint, train, untrained_detector
 from ssad_hpo.numerics import check_device, resolve_precision
 
@@ -15,6 +22,7 @@ __all__ = [
     "Embeddings",
     "Transform",
     "check_device",
+    "is_detector",
     "pseudo_anomalies",
     "resolve_precision",
     "train",

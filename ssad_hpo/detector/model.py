@@ -18,7 +18,7 @@ from ssad_hpo.bounds import MOST_PIXELS, whole
 from ssad_hpo.encoder import Network, build_network
 from ssad_hpo.files import FileError, open_regular, read_json, reading
 from ssad_hpo.numerics import autocast, check_device, seeded, to_float
-from ssad_hpo.task import Augmentation, DetectorError, Range, Training
+from ssad_hpo.task import Augmentation, DetectorError, Range, Task, Training
 
 # Images embedded at once: large enough for the device, small enough for the memory at 256 pixels.
 _EMBED_BATCH = 256
@@ -34,11 +34,13 @@ class Embeddings:
 
     Attributes:
         train, augmented, unlabeled: embeddings of `train`, of `augment(train)` and of `unlabeled`.
+        held_out: of held-out normal images; None where there are none.
     """
 
     train: Tensor
     augmented: Tensor
     unlabeled: Tensor
+    held_out: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,14 @@ class Detector:
             pseudo_anomalies(to_float(block), self.augmentation, generator) for block in self._blocks(images)
         )
 
-    def embed_task(self, train: Tensor, unlabeled: Tensor) -> Embeddings:
-        """The three sets of embeddings that every criterion takes; see `embed` and `embed_augmented`."""
-        return Embeddings(self.embed(train), self.embed_augmented(train), self.embed(unlabeled))
+    def embed_task(self, task: Task) -> Embeddings:
+        """The sets of embeddings that criteria take; see `embed` and `embed_augmented`."""
+        return Embeddings(
+            self.embed(task.train),
+            self.embed_augmented(task.train),
+            self.embed(task.unlabeled),
+            None if task.held_out is None else self.embed(task.held_out),
+        )
 
     def fit_density(self, train_embeddings: Tensor) -> None:
         """Fit the Gaussian of the anomaly score to (N, D) train embeddings (Ledoit-Wolf covariance)."""
@@ -251,7 +258,7 @@ class Detector:
                 for a device that is not there.
         """
         check_device(device)
-        if not (folder / _SETTINGS_FILE).is_file():
+        if not is_detector(folder):
             raise FileNotFoundError(f"{folder}: holds no detector (no {_SETTINGS_FILE})")
         with reading(folder, "cannot be read as a detector", "restore it from a copy, or train it again"):
             return cls._read(folder, device)
@@ -310,3 +317,8 @@ class Detector:
             raise ValueError(
                 f"images: expected uint8 (N, {expected}), got {images.dtype} {tuple(images.shape)}"
             )
+
+
+def is_detector(folder: Path) -> bool:
+    """Whether a folder holds a detector."""
+    return (folder / _SETTINGS_FILE).is_file()

@@ -5,13 +5,14 @@ Selecting comes first and sees no label; only then is the ground truth read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
 
 from ssad_hpo import data
 from ssad_hpo.evaluate import StudyEvaluation, auc, evaluate_candidates
+from ssad_hpo.experiment.combining import Evidence, evidence_of
 from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
 from ssad_hpo.search import Candidate, candidates, select
 from ssad_hpo.task import StudyRecorder, Task
@@ -25,6 +26,7 @@ class StudyResult:
         run: its folder and settings.
         study: Optuna's study.
         selected: the candidate with the lowest criterion; chosen without labels.
+        evidence: what held-out images say, the combined detector among it; None without such images.
         aucs: AUC of every candidate by trial number; None where there is no ground truth.
         evaluation: selected, oracle, random and worst AUC; None where there is no ground truth.
         undelivered: records that did not reach MLflow yet; `sync_run` delivers them.
@@ -34,8 +36,9 @@ class StudyResult:
     run: Run
     study: optuna.Study
     selected: Candidate
-    aucs: dict[int, float] | None
-    evaluation: StudyEvaluation | None
+    evidence: Evidence | None = None
+    aucs: dict[int, float] | None = None
+    evaluation: StudyEvaluation | None = None
     undelivered: int = 0
     lost: int = 0
 
@@ -58,15 +61,15 @@ def load_task(run: Run, task: Task | None = None) -> Task:
     return task
 
 
-def chosen(run: str | Path) -> Candidate:
-    """The candidate that a run has chosen; reads neither images nor ground truth.
+def chosen(run: str | Path) -> StudyResult:
+    """What a run has chosen; reads neither images nor ground truth.
 
     Raises:
         RunError: if there is no such run. ValueError: if it has no candidate yet.
     """
     opened = open_run(run)
     with locked(opened.folder):
-        return select(_study_of(opened), opened.settings.criterion, opened.artifacts)
+        return choose(opened, _study_of(opened))
 
 
 def open_result(run: str | Path) -> StudyResult:
@@ -79,34 +82,48 @@ def open_result(run: str | Path) -> StudyResult:
     opened = open_run(run)
     with locked(opened.folder):
         study = _study_of(opened)
-        selected = select(study, opened.settings.criterion, opened.artifacts)
-        return compare_with_truth(opened, study, selected)
+        return compare_with_truth(choose(opened, study))
 
 
-def compare_with_truth(run: Run, study: optuna.Study, selected: Candidate) -> StudyResult:
-    """Read the ground truth, if there is any, and compare the candidate that was selected with the others."""
-    criterion = run.settings.criterion
+def choose(run: Run, study: optuna.Study) -> StudyResult:
+    """Choose among the candidates of a study, and combine them if that was asked for, without labels."""
+    selected = select(study, run.settings.criterion, run.artifacts)
+    return StudyResult(run, study, selected, evidence_of(run, study, selected))
+
+
+def compare_with_truth(result: StudyResult) -> StudyResult:
+    """Read the ground truth, if there is any, and compare what was chosen with the candidates."""
+    run, criterion = result.run, result.run.settings.criterion
     if run.settings.source is None:
-        return StudyResult(run, study, selected, None, None)
+        return result
     load_task(run)  # the ground truth of other images than those that were scored would mislead silently
     labels = data.read_labels(run.settings.source)
     if labels is None or len(set(labels.tolist())) < 2:
-        return StudyResult(run, study, selected, None, None)
-    choices = candidates(study, run.artifacts)
+        return result
+    choices = candidates(result.study, run.artifacts)
     aucs = {c.number: auc(labels, c.scores()) for c in choices}
     values = {c.number: c.criteria[criterion] for c in choices}
-    return StudyResult(run, study, selected, aucs, evaluate_candidates(aucs, values, selected.number))
+    combined = None if result.evidence is None else result.evidence.combined
+    return replace(
+        result,
+        aucs=aucs,
+        evaluation=evaluate_candidates(
+            aucs, values, result.selected.number, None if combined is None else auc(labels, combined.scores)
+        ),
+    )
 
 
 def record_result(recorder: StudyRecorder, result: StudyResult) -> None:
     """Tell MLflow of the choice, and of its comparison with the ground truth."""
     criterion = result.run.settings.criterion
-    recorder.study_metrics(
-        {
-            "selected_trial": result.selected.number,
-            f"{criterion}_selected": result.selected.criteria[criterion],
-        }
-    )
+    chosen_by = {
+        "selected_trial": float(result.selected.number),
+        f"{criterion}_selected": result.selected.criteria[criterion],
+    }
+    if result.evidence is not None:
+        chosen_by["p_anomalies"] = result.evidence.p_anomalies
+        chosen_by["combined_candidates"] = float(len(result.evidence.members))
+    recorder.study_metrics(chosen_by)
     if result.aucs is not None and result.evaluation is not None:
         for number, value in result.aucs.items():
             recorder.trial_metrics(str(number), {"auc": value})

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 
-from ssad_hpo.data import builtin, load
+from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.data import Source, builtin, load
 from ssad_hpo.search import Objective
 from ssad_hpo.task import Search
 
 TASK = "gravel/cutavg"
+_HELD_OUT = 128  # normal images beside the task's own, for criteria that need them
 
 
 @cache
@@ -23,4 +25,7 @@ def ready_objective(criterion: str) -> Objective:
     >>> print(dsv_objective.criterion, dsv_objective.task.name, dsv_objective.training.steps)
     dsv gravel/cutavg 250
     """
-    return Objective(load(builtin(TASK)), Search(criterion=criterion))
+    source = builtin(TASK)
+    if "held_out" in CRITERIA[criterion].needs:
+        source = Source(source.loader, {**source.arguments, "n_held_out": _HELD_OUT})
+    return Objective(load(source), Search(criterion=criterion))

@@ -60,6 +60,11 @@ class Run:
         return self.folder / "artifacts"
 
     @property
+    def combined(self) -> Path:
+        """The combined detector, where one was asked for."""
+        return self.folder / "combined"
+
+    @property
     def outbox(self) -> Path:
         return self.folder / "outbox.jsonl"
 

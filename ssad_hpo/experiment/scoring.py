@@ -9,35 +9,51 @@ from pathlib import Path
 import numpy as np
 
 from ssad_hpo import data
-from ssad_hpo.detector import Detector
+from ssad_hpo.combined import CombinedDetector, is_combined
+from ssad_hpo.detector import Detector, is_detector
+from ssad_hpo.experiment.combining import combined_detector
 from ssad_hpo.experiment.outcome import chosen
 from ssad_hpo.experiment.run_folder import open_run
+from ssad_hpo.search import candidates
 
 # Images decoded and scored at a time: memory stays flat, and a bad file costs no more than these.
 _BLOCK = 256
 
 
-def load_detector(place: str | Path, device: str = "cpu") -> Detector:
-    """The detector in a folder that `Detector.save` wrote, or the one that a run has chosen.
+def load_detector(
+    place: str | Path, device: str = "cpu", *, single: bool = False
+) -> Detector | CombinedDetector:
+    """The detector in a folder that `save` wrote, or the one that a run ends with.
+
+    Args:
+        place: a folder, or a run.
+        device: where to score.
+        single: of a run that combines candidates, the selected one alone.
 
     Raises:
         ValueError: if it is neither.
     """
-    if (Path(place) / "detector.json").is_file():
-        return Detector.load(Path(place), device)
-    return chosen(place).detector(device)
+    folder = Path(place)
+    if is_combined(folder):
+        return CombinedDetector.load(folder, device)
+    if is_detector(folder):
+        return Detector.load(folder, device)
+    result = chosen(place)
+    if single or result.evidence is None or result.evidence.combined is None:
+        return result.selected.detector(device)
+    return combined_detector(result.evidence, candidates(result.study, result.run.artifacts), device)
 
 
 def bit_depth_of(place: str | Path) -> int:
     """That of the images which a run's detectors were trained on; of a detector's folder the whole."""
-    if (Path(place) / "detector.json").is_file():
+    if is_detector(Path(place)) or is_combined(Path(place)):
         return data.WHOLE_DEPTH
     source = open_run(place).settings.source
     return data.WHOLE_DEPTH if source is None else source.arguments.get("bit_depth", data.WHOLE_DEPTH)
 
 
 def score_images(
-    detector: Detector,
+    detector: Detector | CombinedDetector,
     places: Sequence[str | Path],
     *,
     skip_unreadable: bool = False,

@@ -12,8 +12,10 @@ from ssad_hpo import data, numerics, tracking
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
 from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
+from ssad_hpo.experiment.combining import combined_detector
 from ssad_hpo.experiment.outcome import (
     StudyResult,
+    choose,
     compare_with_truth,
     load_task,
     open_result,
@@ -22,7 +24,7 @@ from ssad_hpo.experiment.outcome import (
 from ssad_hpo.experiment.run_folder import Run, RunError, choose_run_folder, claimed, locked, open_run
 from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
-from ssad_hpo.search import Objective, open_study, run_search, select, was_interrupted
+from ssad_hpo.search import Objective, candidates, open_study, run_search, was_interrupted
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
 
@@ -210,9 +212,11 @@ def _conduct(
                 study = _search(run, task, everyone)
             else:
                 study = tune_run(run, task, everyone, recorder)
-            selected = select(study, settings.criterion, run.artifacts)
+            result = choose(run, study)
+            if result.evidence is not None and result.evidence.combined is not None:
+                combined_detector(result.evidence, candidates(study, run.artifacts)).save(run.combined)
             # The work is over and the choice is made; only now may ground truth be read.
-            result = compare_with_truth(run, study, selected)
+            result = compare_with_truth(result)
         except BaseException as error:
             if was_interrupted(error):
                 recorder.study_ended("interrupted")

@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from ssad_hpo.augment import NONE, check_fits
 from ssad_hpo.criteria import CRITERIA, measured
 from ssad_hpo.detector import Detector, train, untrained_detector, untrained_network
-from ssad_hpo.judgement import Judged, judge
+from ssad_hpo.judgement import Judged, check_criterion, judge
 from ssad_hpo.search import record
 from ssad_hpo.search.store import FolderStore, MemoryStore, Store, trial_name
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, Search, Task, Teller, Training
@@ -144,8 +144,7 @@ class Objective:
         self.task = task
         self.search = search or Search()
         self.training = training or Training()
-        if self.criterion not in CRITERIA:
-            raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, got {self.criterion!r}")
+        check_criterion("criterion", self.criterion, task)
         channels, height, width = task.train.shape[1:]
         for kind, hyperparameters in self.search.space.kinds.items():
             check_fits(Augmentation(kind, hyperparameters), height=height, width=width)
@@ -248,7 +247,7 @@ class Objective:
     def drop_detectors(self, study: optuna.Study, address: str, criteria: Mapping[str, float]) -> None:
         """Have the store forget the detectors that are not worth keeping, now that a trial is finished.
 
-        Kept are the `search.keep` best by the criterion and the best by each other one.
+        Kept are the `search.keep` best by the criterion, those to be combined, and the best by each other one.
 
         Args:
             study: with the trials that finished before.
@@ -263,7 +262,7 @@ class Objective:
         finished[address] = criteria
         order = list(finished)  # of equal ones the earlier trial is the better
         best: set[str] = set()
-        for name in CRITERIA:
+        for name in sorted(CRITERIA.keys() & criteria.keys()):
             ranked = sorted(order, key=lambda kept: finished[kept][name])
-            best.update(ranked[: self.search.keep if name == self.criterion else 1])
+            best.update(ranked[: max(self.search.keep, self.search.combine) if name == self.criterion else 1])
         self.store.drop_detectors(finished.keys() - best)

@@ -1,8 +1,8 @@
 """Offline selection: choose among detectors that somebody has trained already.
 
 A detector is one npz file, written by any tool: embeddings `train`, `augmented` and `unlabeled`, (N, D)
-each, and, where there are any, anomaly `scores` of the unlabelled samples, (N_test,). Neither a model
-nor a search is needed.
+each, and, where there are any, anomaly `scores` of the unlabelled samples, (N_test,), and `held_out_scores`,
+(N_held,), of normal samples that the detector has not seen. Neither a model nor a search is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import CRITERIA, evaluate_all
 from ssad_hpo.files import FileError
-from ssad_hpo.search.arrays import SCORES, SETS, read_arrays
+from ssad_hpo.search.arrays import HELD_OUT_SCORES, SCORES, SETS, read_arrays
 
 _REMEDY = "write it anew with finite train, augmented and unlabeled embeddings, (N, D) each, or leave it out"
 
@@ -66,7 +66,7 @@ def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Rank
     for path in paths:
         if not path.exists():
             raise FileError(f"{path}: cannot be read as an npz file of arrays (there is no such file)")
-        read = read_arrays(path, _REMEDY, optional=(SCORES,))
+        read = read_arrays(path, _REMEDY, SETS, optional=(SCORES, HELD_OUT_SCORES))
         arrays = {name: array.astype(np.float64) for name, array in read.items()}
         samples = samples or len(arrays["unlabeled"])
         if len(arrays["unlabeled"]) != samples:
@@ -74,7 +74,9 @@ def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Rank
                 f"{path}: expected {samples} unlabelled samples as in {paths[0]}, "
                 f"got {len(arrays['unlabeled'])}"
             )
-        rows.append(evaluate_all(*(torch.from_numpy(arrays[n]) for n in (*SETS, SCORES) if n in arrays)))
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        scored = [tensors.get(name) for name in (SCORES, HELD_OUT_SCORES)]
+        rows.append(evaluate_all(*(tensors[name] for name in SETS), *scored))
         if not np.isfinite(list(rows[-1].values())).all():
             raise FileError(f"{path}: its embeddings are too large for any criterion; normalise their rows")
         if SCORES in arrays:
@@ -83,7 +85,10 @@ def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Rank
         name: np.array([row[name] for row in rows]) for name in CRITERIA if all(name in r for r in rows)
     }
     ranks = {name: rankdata(value) for name, value in values.items()}
-    if len(scores) < len(paths) and (selector in SELECTORS or "scores" in CRITERIA[selector].needs):
+    if selector not in values and selector in CRITERIA:
+        needed = " and ".join({"held_out": HELD_OUT_SCORES}.get(n, n) for n in CRITERIA[selector].needs)
+        raise ValueError(f"selector: {selector!r} needs {needed} in every file, and some have none")
+    if len(scores) < len(paths) and selector in SELECTORS:
         raise ValueError(f"selector: {selector!r} needs scores in every file, and some have none")
     if len(scores) == len(paths) > 1:
         matrix = np.stack(scores, axis=1)

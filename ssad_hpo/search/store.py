@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.judgement import Judged
-from ssad_hpo.search.arrays import SCORES, SETS, read_arrays
+from ssad_hpo.search.arrays import HELD_OUT, HELD_OUT_SCORES, SCORES, SETS, read_arrays
 
 _ARRAYS_FILE, _DETECTOR_FOLDER = "arrays.npz", "detector"
 _MEMORY_SCHEME = "memory:"
@@ -37,13 +37,15 @@ class Kept:
 
     Attributes:
         scores: (N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous.
-        embeddings: the three sets that its criteria were computed from.
+        embeddings: the sets that its criteria were computed from.
         detector: None where the trial was not among the best.
+        held_out: (N_held,) anomaly scores of held-out normal images; None where there are none.
     """
 
     scores: np.ndarray
     embeddings: Embeddings
     detector: Detector | None
+    held_out: np.ndarray | None = None
 
 
 class Store(Protocol):
@@ -63,7 +65,7 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """Trials under ROOT/NAME/: arrays.npz (train, augmented, unlabeled, scores) and detector/."""
+    """Trials under ROOT/NAME/: arrays.npz (as `arrays` reads them) and detector/."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
@@ -113,7 +115,8 @@ class MemoryStore:
         _memory_stores[self._prefix] = self
 
     def put(self, name: str, judged: Judged, detector: Detector) -> str:
-        self.trials[name] = Kept(judged.scores.numpy(), judged.embeddings, detector)
+        held_out = None if judged.held_out is None else judged.held_out.numpy()
+        self.trials[name] = Kept(judged.scores.numpy(), judged.embeddings, detector, held_out)
         return self._prefix + name
 
     def adopt(self, name: str, folder: Path) -> str:
@@ -138,12 +141,11 @@ _memory_stores: weakref.WeakValueDictionary[str, MemoryStore] = weakref.WeakValu
 
 def write_trial(folder: Path, judged: Judged, detector: Detector) -> None:
     """Write what is kept of a trial into an empty folder."""
+    sets = judged.embeddings
+    arrays = {name: getattr(sets, name) for name in (*SETS, HELD_OUT)}
+    arrays |= {SCORES: judged.scores, HELD_OUT_SCORES: judged.held_out}
     np.savez(
-        folder / _ARRAYS_FILE,
-        train=judged.embeddings.train.numpy(),
-        augmented=judged.embeddings.augmented.numpy(),
-        unlabeled=judged.embeddings.unlabeled.numpy(),
-        scores=judged.scores.numpy(),
+        folder / _ARRAYS_FILE, **{n: tensor.numpy() for n, tensor in arrays.items() if tensor is not None}
     )
     detector.save(folder / _DETECTOR_FOLDER)
 
@@ -175,10 +177,10 @@ def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
         return store.trials[name]
     folder = Path(address)
     arrays = read_arrays(_arrays_of(address), _REMEDY)
-    sets = [torch.from_numpy(arrays[name]) for name in SETS]
+    sets = {n: torch.from_numpy(arrays[n]) for n in (*SETS, HELD_OUT) if n in arrays}
     detector_folder = folder / _DETECTOR_FOLDER
     detector = Detector.load(detector_folder, device) if detector_folder.is_dir() else None
-    return Kept(arrays[SCORES], Embeddings(*sets), detector)
+    return Kept(arrays[SCORES], Embeddings(**sets), detector, arrays.get(HELD_OUT_SCORES))
 
 
 def _arrays_of(address: str) -> Path:
@@ -192,4 +194,4 @@ def load_scores(address: str) -> np.ndarray:
     """The (N_test,) anomaly scores alone; see `open_kept`."""
     if address.startswith(_MEMORY_SCHEME):
         return open_kept(address).scores
-    return read_arrays(_arrays_of(address), _REMEDY, names=(SCORES,))[SCORES]
+    return read_arrays(_arrays_of(address), _REMEDY, names=(SCORES,), optional=())[SCORES]

@@ -140,6 +140,9 @@ class Search:
         reduction_factor: of "asha": of the trials that are judged at a rung, the best of every so many go on.
         seed: of the sampler.
         keep: how many of the best detectors to keep; the best one by each other criterion is kept as well.
+        combine: how many of the best candidates score together in the end, where there are held-out images; 1
+            for none but the selected one.
+        contrast_heads: whether these also look for what tells the unlabelled images from held-out ones.
 
     Raises:
         ValueError: naming the setting that is out of its range.
@@ -155,6 +158,8 @@ class Search:
     reduction_factor: int = 4
     seed: int = 0
     keep: int = 3
+    combine: int = 1
+    contrast_heads: bool = True
 
     def __post_init__(self) -> None:
         space: Any = self.space
@@ -162,7 +167,11 @@ class Search:
             object.__setattr__(self, "space", SearchSpace(space))
         check_text(self, "criterion")
         whole_numbers = {"n_trials": (1, 1_000_000), "grid_points": (2, 1000), "reduction_factor": (2, 1000)}
-        check_whole(self, {**whole_numbers, "seed": (0, MOST_SEED), "keep": (1, 1_000_000)})
+        check_whole(
+            self, {**whole_numbers, "seed": (0, MOST_SEED), "keep": (1, 1_000_000), "combine": (1, 1_000_000)}
+        )
+        if not isinstance(self.contrast_heads, bool):
+            raise ValueError(f"contrast_heads: expected true or false, got {self.contrast_heads!r:.80}")
         check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
         if self.sampler == "gp" and len(self.space.kinds) > 1:
             kinds = ", ".join(self.space.kinds)
