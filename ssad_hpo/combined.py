@@ -118,7 +118,7 @@ def combine(candidates: Sequence[Scored], *, heads: bool = True) -> Combination:
 
     Args:
         candidates: one or more, with scores of held-out images.
-        heads: whether contrast heads join. They know the anomalies that the unlabelled images hold, and hardly
+        heads: whether contrast heads join. They know anomalies that the unlabelled images hold, hardly
             others.
 
     Raises:
@@ -149,7 +149,7 @@ def combine(candidates: Sequence[Scored], *, heads: bool = True) -> Combination:
 
 
 def contrast_head(unlabeled: Tensor, held_out: Tensor) -> tuple[Head, Tensor, Tensor]:
-    """A ridge regression of unlabelled (+1) against held-out (-1) embeddings, both of equal total weight.
+    """A ridge regression of unlabelled (+1) against held-out (-1) embeddings, of equal total weight.
 
     Fitted in five folds. The ridge is a tenth of the mean eigenvalue of the weighted covariance.
 
@@ -231,7 +231,7 @@ class CombinedDetector:
         return total / len(self.detectors)
 
     def save(self, folder: Path) -> None:
-        """Write the detectors and how they are combined into a folder of safetensors and JSON, all or nothing.
+        """Write the detectors and how they are combined into a folder, safetensors and JSON, all or nothing.
 
         Raises:
             ValueError: as `Detector.save`.

@@ -82,12 +82,12 @@ def evaluate_all(
     scores: Tensor | None = None,
     held_out: Tensor | None = None,
 ) -> dict[str, float]:
-    """Every criterion of `CRITERIA`, known standard errors, and "separability", from one pass over pairs.
+    """Every criterion of `CRITERIA`, standard errors, "separability", from one pass over pairs.
 
     Args:
         train, augmented, unlabeled: (N, D) embeddings, as for each criterion.
         scores: (N_test,) anomaly scores of the unlabelled images.
-        held_out: (N_held,) those of held-out normal images. Criteria that need what there is not are left out.
+        held_out: (N_held,) those of held-out normal images; what needs images that are not there is left out.
 
     Returns:
         Name -> value; equal to the single functions.

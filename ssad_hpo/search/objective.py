@@ -247,7 +247,7 @@ class Objective:
     def drop_detectors(self, study: optuna.Study, address: str, criteria: Mapping[str, float]) -> None:
         """Have the store forget the detectors that are not worth keeping, now that a trial is finished.
 
-        Kept are the `search.keep` best by the criterion, those to be combined, and the best by each other one.
+        Kept are the `search.keep` best by the criterion, those to combine, and the best by each other one.
 
         Args:
             study: with the trials that finished before.
