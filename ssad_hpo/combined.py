@@ -93,6 +93,13 @@ class Part:
     head: Head | None = None
     head_scale: Scale | None = None
 
+    def __call__(self, scores: np.ndarray | Tensor, embeddings: Tensor) -> Tensor:
+        """(N,) float64 of new images: of the candidate's scores of them and its embeddings."""
+        total = self.scale(_log(scores))
+        if self.head is not None and self.head_scale is not None:
+            total = total + self.head_scale(self.head(embeddings))
+        return total
+
 
 @dataclass(frozen=True, eq=False)
 class Combination:
@@ -176,7 +183,7 @@ def contrast_head(unlabeled: Tensor, held_out: Tensor) -> tuple[Head, Tensor, Te
 def _ridge(unlabeled: Tensor, held_out: Tensor) -> Head:
     rows = torch.cat([unlabeled, held_out])
     targets = torch.cat([rows.new_ones(len(unlabeled)), -rows.new_ones(len(held_out))])
-    weight = torch.where(targets > 0, 0.5 / len(unlabeled), 0.5 / len(held_out))
+    weight = torch.where(targets > 0, 0.5 / len(unlabeled), 0.5 / len(held_out)).to(rows.dtype)
     centre = weight @ rows
     rest = rows - centre
     weighted = rest * weight[:, None]
@@ -223,9 +230,7 @@ class CombinedDetector:
             embeddings = detector.embed(images)
             of_density = detector.training.score == "density"
             scores = detector.density_score(embeddings) if of_density else detector.score(images)
-            total += part.scale(_log(scores))
-            if part.head is not None and part.head_scale is not None:
-                total += part.head_scale(part.head(embeddings))
+            total += part(scores, embeddings)
         if not total.isfinite().all():
             raise DetectorError("diverged: scores of the combined detector are not finite")
         return total / len(self.detectors)
