@@ -22,7 +22,7 @@ from ssad_hpo.augment import NONE
 from ssad_hpo.data import Source, builtin, load
 from ssad_hpo.detector import train, untrained_detector
 from ssad_hpo.judgement import Judged, judge
-from ssad_hpo.task import Augmentation, DetectorError, Training
+from ssad_hpo.task import PRETRAINED, Augmentation, DetectorError, Training
 from studies.lab.cells import cell_path, run_missing
 from studies.lab.options import study_parser
 from studies.lab.results import Row
@@ -34,7 +34,7 @@ EMBEDDED = (
 IMAGE_SIZE = 128
 HELD_OUT_SHARE, HELD_OUT = 0.25, 64
 SCRATCH = Training(evaluate_at=(1.0,))
-TUNED = Training(encoder="tf_efficientnet_lite0", weights="pretrained", evaluate_at=(1.0,))
+TUNED = replace(PRETRAINED, evaluate_at=(1.0,))
 
 
 @dataclass(frozen=True)
