@@ -27,7 +27,7 @@ from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
 from ssad_hpo.cli import app, main
 from ssad_hpo.experiment import open_result, open_run
 from ssad_hpo.search import candidates, select
-from ssad_hpo.task import Cluster, Range, Search, Training
+from ssad_hpo.task import PRETRAINED, Cluster, Range, Search, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -175,7 +175,11 @@ def test_options_have_the_defaults_of_the_product_and_show_them(
     assert len(own) >= 12
     assert {name: options[name] for name in own} == own
     shown = re.sub(r"[│\s]+", " ", call(command, "--help").out)
-    assert all(f"[default: {value}]" in shown for value in own.values() if isinstance(value, int | str))
+    for name, value in own.items():
+        of_folders = getattr(PRETRAINED, name, value) if command != "tune" else value
+        both = f"({value}; for folders {of_folders})"
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            assert f"[default: {value if of_folders == value else both}]" in shown
 
 
 def test_every_option_of_a_search_reaches_its_settings(

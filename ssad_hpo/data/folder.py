@@ -29,7 +29,7 @@ from ssad_hpo.data.decode import (
 )
 from ssad_hpo.task import Task
 
-IMAGE_SIZE = 64  # pixels of the shorter side, unless asked for otherwise
+IMAGE_SIZE = 128  # pixels of the shorter side, unless asked for otherwise
 # What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.
 _DARK = 16
 _StrPath = str | os.PathLike[str]
