@@ -244,7 +244,9 @@ _SEARCHED = (
     option("--keep", type=int, help="How many of the best detectors to keep."),
     option("--combine", type=int, help="How many of the best candidates score together in the end."),
     option(
-        "--contrast-heads/--no-contrast-heads", help="Whether these look for what is new among unlabelled."
+        "--contrast-heads/--no-contrast-heads",
+        "contrast_heads",
+        help="Whether these also look for what tells the unlabelled images from held-out ones.",
     ),
 )
 SEARCH = Group("Search", *_SEARCHED, defaults=_search)
