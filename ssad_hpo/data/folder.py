@@ -29,7 +29,6 @@ from ssad_hpo.data.decode import (
 )
 from ssad_hpo.task import Task
 
-IMAGE_SIZE = 64  # pixels of the shorter side, unless asked for otherwise
 # What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.
 _DARK = 16
 _StrPath = str | os.PathLike[str]
@@ -67,7 +66,7 @@ def load_folder(
     category: str | None = None,
     anomaly: str | None = None,
     *,
-    image_size: int = IMAGE_SIZE,
+    image_size: int = 256,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
@@ -125,7 +124,7 @@ def load_folders(
     train: _StrPath,
     unlabeled: _StrPath,
     *,
-    image_size: int = IMAGE_SIZE,
+    image_size: int = 256,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,

@@ -175,7 +175,7 @@ def find_source(
         ValueError: if it is neither.
     """
     if Path(place).is_dir():
-        arguments = {"category": category, "anomaly": anomaly, "image_size": folder.IMAGE_SIZE, **of_folder}
+        arguments = {"category": category, "anomaly": anomaly, "image_size": 64, **of_folder}
         return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
