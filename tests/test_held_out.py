@@ -259,7 +259,7 @@ def test_a_shift_as_a_whole_is_told_from_anomalies() -> None:
 def test_what_needs_held_out_images_is_measured_where_there_are_some() -> None:
     task = held_out_task()
     training = Training(width=2, steps=8)
-    detector = untrained_detector(task.train, Augmentation("cutout"), training, "cpu")
+    detector = untrained_detector(training, (1, 16, 16), Augmentation("cutout"), torch.device("cpu"))
     judged = judge(detector, task)
     assert judged.criteria.keys() == set(measured()) and error_of("pu_auc") in measured()
     assert judged.held_out is not None and task.held_out is not None
