@@ -28,7 +28,9 @@ from ssad_hpo.criteria import (
 GOLDEN = Path(__file__).parent / "golden"
 ARGUMENTS = ("train", "augmented", "unlabeled")
 LOSSES_ALONE = {"mmd_normalised": mmd_normalised, "two_sided_alignment": two_sided_alignment}
-FUNCTIONS = {**{n: c.function for n, c in CRITERIA.items()}, "separability": separability, **LOSSES_ALONE}
+# Criteria of embeddings; those of scores are in test_held_out.py.
+OF_SETS = {name: row.function for name, row in CRITERIA.items() if row.needs == ARGUMENTS}
+FUNCTIONS = {**OF_SETS, "separability": separability, **LOSSES_ALONE}
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 # Relative accuracy in the type that the values are computed in.
@@ -63,6 +65,7 @@ def slow_values(train, augmented, unlabeled):
     ]
     values["separability"] = np.std(projections) / (np.mean(within) / 2)
     values["dsv"] = values["discordance"] - min(values["separability"], 0.5) / values["discordance"]
+    values["dsv_unclamped"] = values["discordance"] - values["separability"] / values["discordance"]
 
     everything = np.array([*either, *unlabeled])
     middle = everything.mean(axis=0)
@@ -93,6 +96,10 @@ def test_the_table_holds_the_criteria_that_rank_detectors():
         "std",
         "smooth_alignment",
         "soft_alignment",
+        "dsv_unclamped",
+        "pu_auc",
+        "excess",
+        "shift",
     ]
     assert all(criterion.function.__name__ == name for name, criterion in CRITERIA.items())
 
@@ -114,6 +121,7 @@ def golden_cases():
 @pytest.mark.parametrize(("sets", "expected", "tolerance"), golden_cases())
 def test_every_value_is_the_golden_one(sets, expected, tolerance):
     expected = {name: value for name, value in expected.items() if name != "separability_clamped"}
+    expected["dsv_unclamped"] = expected["discordance"] - expected["separability"] / expected["discordance"]
     assert evaluate_all(*sets) == pytest.approx(expected, rel=tolerance)
     single = {name: float(FUNCTIONS[name](*sets)) for name in expected}
     assert single == pytest.approx(expected, rel=tolerance)
@@ -159,7 +167,15 @@ def test_a_criterion_does_not_depend_on_where_the_sets_lie_and_how_they_are_turn
 
 @pytest.mark.parametrize(
     "name",
-    ["dsv", "discordance", "separability", "smooth_alignment", "soft_alignment", *LOSSES_ALONE],
+    [
+        "dsv",
+        "dsv_unclamped",
+        "discordance",
+        "separability",
+        "smooth_alignment",
+        "soft_alignment",
+        *LOSSES_ALONE,
+    ],
 )
 @pytest.mark.parametrize("factor", [0.01, 30.0])
 def test_a_relative_criterion_does_not_depend_on_a_common_scale(name, factor):
@@ -250,6 +266,7 @@ def test_the_streamed_value_is_the_one_with_gradients(name, dtype):
 MEASURE_MEMORY = """
 import torch
 from ssad_hpo.criteria import CRITERIA, evaluate_all, separability
+of_sets = [c.function for c in CRITERIA.values() if c.needs == ("train", "augmented", "unlabeled")]
 torch.set_num_threads(1)
 
 def peak_mb():  # of this program; getrusage would count the one that started it
@@ -259,10 +276,10 @@ def peak_mb():  # of this program; getrusage would count the one that started it
 generator = torch.Generator().manual_seed(0)
 sets = [torch.randn(n, 64, generator=generator) for n in (3000, 3000, 6000)]
 few = [rows[:50] for rows in sets]
-evaluate_all(*few), [c.function(*few) for c in CRITERIA.values()]  # what the first call loads is not counted
+evaluate_all(*few), [function(*few) for function in of_sets]  # what the first call loads is not counted
 start = peak_mb()
 evaluate_all(*sets)
-for function in (*(c.function for c in CRITERIA.values()), separability):
+for function in (*of_sets, separability):
     function(*sets)
 streamed = peak_mb() - start
 held = torch.cdist(torch.cat(sets[:2]), sets[2])  # 6,000 x 6,000 float32: 137 MiB
@@ -406,6 +423,6 @@ def test_a_criterion_of_scores_is_left_out_where_there_are_none(monkeypatch):
 
 def test_a_criterion_that_needs_what_nobody_gives_is_refused():
     with pytest.raises(
-        ValueError, match="needs: expected some of train, augmented, unlabeled, scores, got x"
+        ValueError, match="needs: expected some of train, augmented, unlabeled, scores, held_out, got x"
     ):
         Criterion(dsv, needs=("train", "x"))

@@ -17,9 +17,14 @@ from ssad_hpo import data
 pytestmark = pytest.mark.usefixtures("cache_folder")
 
 
-def test_a_task_of_a_folder_has_three_fields_and_no_labels(tmp_path):
+def test_a_task_of_a_folder_has_images_and_no_labels(tmp_path):
     task = data.load_folder(make_category(tmp_path / "bottle"), image_size=SIZE).task
-    assert [field.name for field in dataclasses.fields(task)] == ["name", "train", "unlabeled"]
+    assert [field.name for field in dataclasses.fields(task)] == [
+        "name",
+        "train",
+        "unlabeled",
+        "held_out",
+    ]
     assert vars(task).keys() == {"name", "train", "unlabeled"}
     assert task.train.shape == (4, 3, SIZE, SIZE) and task.unlabeled.shape == (12, 3, SIZE, SIZE)
     assert task.train.dtype == task.unlabeled.dtype == torch.uint8

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ssad_hpo import data
 from ssad_hpo.bilevel import Tuning
@@ -35,12 +36,20 @@ pytestmark = pytest.mark.usefixtures("workplace")
 IMAGE_SIZE = 16
 # TPE leans on the history from the 11th trial on.
 SEARCH = Search({"cutavg": {}, "cutout": {}}, n_trials=12, pruner="asha")
+# The same with a part of train held out, by whose scores candidates are chosen and combined.
+HELD_OUT = Search({"cutavg": {}, "cutout": {}}, "pu_auc", n_trials=11, pruner="asha", combine=3)
+SHARE = 0.4
 TRAINING = Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 0.75, 1.0))
 
 
 def search(images: Path | data.Source, run: Path) -> StudyResult:
     source = find_source(images, image_size=IMAGE_SIZE) if isinstance(images, Path) else images
     return run_study(source, SEARCH, TRAINING, run=run, tracking_uri=None)
+
+
+def search_by_held_out(images: Path, run: Path) -> StudyResult:
+    source = find_source(images, image_size=IMAGE_SIZE, held_out_share=SHARE)
+    return run_study(source, HELD_OUT, TRAINING, run=run, tracking_uri=None)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +80,7 @@ def observations(study: Any) -> list[dict[str, Any]]:
 
 def check_same_search(result: StudyResult, expected: StudyResult) -> None:
     assert observations(result.study) == observations(expected.study)
-    for criterion in CRITERIA:
+    for criterion in sorted(CRITERIA.keys() & expected.selected.criteria.keys()):
         chosen = select(result.study, criterion), select(expected.study, criterion)
         assert chosen[0].number == chosen[1].number
     assert result.selected.number == expected.selected.number
@@ -80,6 +89,27 @@ def check_same_search(result: StudyResult, expected: StudyResult) -> None:
     for mine, theirs in zip(candidates(result.study), candidates(expected.study), strict=True):
         assert mine.number == theirs.number
         assert np.array_equal(mine.scores(), theirs.scores())
+    check_same_evidence(result, expected)
+
+
+def check_same_evidence(result: StudyResult, expected: StudyResult) -> None:
+    """All that is told of held-out images and of the combined detector, to the last bit."""
+    mine, theirs = result.evidence, expected.evidence
+    if mine is None or theirs is None:
+        assert mine is theirs
+        return
+    told = [(e.p_anomalies, e.shifted, e.members, e.heads) for e in (mine, theirs)]
+    assert told[0] == told[1]
+    if mine.combined is None or theirs.combined is None:
+        assert mine.combined is theirs.combined
+        return
+    for name in ("scores", "held_out"):
+        assert torch.equal(getattr(mine.combined, name), getattr(theirs.combined, name))
+    files = [sorted(p for p in r.run.combined.rglob("*") if p.is_file()) for r in (result, expected)]
+    assert [p.relative_to(result.run.combined) for p in files[0]] == [
+        p.relative_to(expected.run.combined) for p in files[1]
+    ]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
 def rename_the_defects(test: Path) -> None:
@@ -142,6 +172,45 @@ def test_names_and_folders_of_the_defects_change_nothing_at_all(
     result = search(images, tmp_path / "run")
     check_same_search(result, published())
     assert result.aucs == published().aucs and result.evaluation == published().evaluation
+
+
+@pytest.fixture(scope="module")
+def published_with_held_out(
+    tmp_path_factory: pytest.TempPathFactory, make_category: Callable[..., Path]
+) -> StudyResult:
+    place = tmp_path_factory.mktemp("held out")
+    return search_by_held_out(make_category(place / "cloth"), place / "run")
+
+
+def test_names_and_folders_change_nothing_of_held_out_images_and_the_combined_detector(
+    tmp_path: Path, make_category: Callable[..., Path], published_with_held_out: StudyResult
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    for change in (rename_every_file, shuffle_between_the_defects, nest_and_touch, remove_the_masks):
+        change(images / "test")
+    for number, path in enumerate(sorted((images / "train" / "good").iterdir(), reverse=True)):
+        path.rename(path.with_name(f"{number * 5 % 14:02} normal{path.suffix}"))
+    result = search_by_held_out(images, tmp_path / "run")
+    evidence = published_with_held_out.evidence
+    assert evidence is not None and len(evidence.members) == 3
+    check_same_search(result, published_with_held_out)
+    assert result.evaluation == published_with_held_out.evaluation
+    assert result.evaluation is not None and result.evaluation.auc_combined is not None
+
+
+def test_false_labels_change_the_figure_of_the_combined_detector_and_nothing_else(
+    tmp_path: Path, make_category: Callable[..., Path], published_with_held_out: StudyResult
+) -> None:
+    images = make_category(tmp_path / "cloth")
+    (images / "test" / "good").rename(images / "test" / "was good")
+    (images / "test" / "scratch").rename(images / "test" / "good")
+    result = search_by_held_out(images, tmp_path / "run")
+    check_same_search(result, published_with_held_out)
+    false = data.read_labels(find_source(images, image_size=IMAGE_SIZE))
+    assert false is not None and result.evaluation is not None and result.evidence is not None
+    assert result.evidence.combined is not None
+    assert result.evaluation.auc_combined == auc(false, result.evidence.combined.scores.numpy())
+    assert result.evaluation != published_with_held_out.evaluation
 
 
 def take_good_away(test: Path) -> None:
@@ -259,9 +328,9 @@ def test_labels_are_read_once_and_after_the_last_trial_has_ended(
 def test_a_task_holds_images_only_and_the_objective_is_given_no_more(
     tmp_path: Path, published: Callable[[], StudyResult]
 ) -> None:
-    assert [field.name for field in dataclasses.fields(Task)] == ["name", "train", "unlabeled"]
+    assert [field.name for field in dataclasses.fields(Task)] == ["name", "train", "unlabeled", "held_out"]
     task = data.load(published().run.settings.source)
-    assert vars(task).keys() == {"name", "train", "unlabeled"}
+    assert vars(task).keys() == {"name", "train", "unlabeled", "held_out"}
     nameless = Task("", task.train, task.unlabeled)
     training = published().run.settings.training
     objective = Objective(nameless, SEARCH, training, artifacts=tmp_path / "artifacts")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from held_out import ALWAYS
 from optuna.trial import TrialState
 from small_sweeps import SEARCH, TRAINING, small_task, states
 
 from ssad_hpo import Objective, candidates, select
-from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.raytune.ledger import CHECKPOINT, Ledger, patiently
 from ssad_hpo.search import evaluations, is_final, make_sampler, metric_names, open_kept, records
 from ssad_hpo.search.record import read_trial
@@ -240,7 +240,7 @@ def test_the_best_detectors_are_kept_across_trials_by_the_criterion(
     for n in range(5):
         tell_whole(ledger, f"trial{n}", tmp_path / "workers")
     best = {t.number for t in sorted(study.trials, key=lambda t: t.value)[:2]}
-    best |= {int(np.argmin([t.user_attrs[name] for t in study.trials])) for name in CRITERIA}
+    best |= {int(np.argmin([t.user_attrs[name] for t in study.trials])) for name in ALWAYS}
     kept = {c.number for c in candidates(study) if c.kept().detector is not None}
     assert kept == best and len(candidates(study)) == 5
     names = {path.name for path in Path(candidates(study)[0].address).iterdir()}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from combined_runs import clear_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,6 +23,7 @@ from ssad_hpo.augment import augment
 from ssad_hpo.bilevel import CollapseWarning, Tuning
 from ssad_hpo.bilevel.checkpoint import CheckpointFile
 from ssad_hpo.bilevel.tuning import prepare
+from ssad_hpo.combined import CombinedDetector
 from ssad_hpo.data import Source, load, read_images
 from ssad_hpo.detector import Detector
 from ssad_hpo.experiment import open_run, read_trajectory
@@ -44,6 +46,12 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
+
+
+@pytest.fixture(scope="module")
+def combined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A combined detector, contrast heads in it."""
+    return clear_run(tmp_path_factory.mktemp("combined") / "run", combine=2).run.combined
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +114,57 @@ def test_a_reader_of_damaged_bytes_reads_or_refuses_in_our_words(name: str, run:
                 assert "not finite" in str(error)
     finally:
         path.write_bytes(content)
+
+
+def combined_in_our_words(folder: Path) -> None:
+    """A combined detector of spoilt files is refused in a sentence, or gives finite scores, or says not."""
+    found = in_our_words(lambda: CombinedDetector.load(folder))
+    if found is not None:
+        try:
+            assert found.score(torch.zeros((3, *found.image_shape), dtype=torch.uint8)).isfinite().all()
+        except DetectorError as error:
+            assert "not finite" in str(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["combined.json", "combined.safetensors", "detector.json", "detector.safetensors"]
+)
+@quickly
+@given(data=st.data())
+def test_a_combined_detector_of_damaged_bytes_scores_or_is_refused(
+    name: str, combined: Path, data: Any
+) -> None:
+    path = sorted(combined.rglob(name))[-1]
+    content = path.read_bytes()
+    try:
+        path.write_bytes(damaged(content, data))
+        combined_in_our_words(combined)
+    finally:
+        path.write_bytes(content)
+
+
+@quickly
+@given(data=st.data())
+def test_a_combined_detector_with_anything_in_any_place_scores_or_is_refused(
+    combined: Path, data: Any
+) -> None:
+    path = combined / "combined.json"
+    content = path.read_text()
+    values = json.loads(content)
+
+    def places(inner: Any) -> list[Any]:
+        return sorted(inner) if isinstance(inner, dict) else list(range(len(inner)))
+
+    inner, key = values, data.draw(st.sampled_from(places(values)))
+    while isinstance(inner[key], (dict, list)) and data.draw(st.booleans()):
+        inner = inner[key]
+        key = data.draw(st.sampled_from(places(inner)))
+    inner[key] = data.draw(plain)
+    try:
+        path.write_text(json.dumps(values))
+        combined_in_our_words(combined)
+    finally:
+        path.write_text(content)
 
 
 @quickly

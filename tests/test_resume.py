@@ -37,6 +37,7 @@ from ssad_hpo.experiment import (
     StudyInterrupted,
     StudyResult,
     evaluate_run,
+    load_detector,
     open_result,
     open_run,
     resume_study,
@@ -63,15 +64,23 @@ STUDIES: dict[str, dict[str, Any]] = {
     "grid": {"n_trials": 9, "sampler": "grid", "space": SearchSpace("cutavg"), "grid_points": 2},
     "asha": {"n_trials": 6, "sampler": "random", "pruner": "asha", "space": TWO_KINDS},
     "failing": {"n_trials": 6, "sampler": "random", "space": COLLAPSING},
+    "combined": {
+        "n_trials": 5,
+        "sampler": "random",
+        "space": TWO_KINDS,
+        "criterion": "pu_auc",
+        "keep": 1,
+        "combine": 3,
+    },
 }
 # A moment to die at: ("write", n) before the n-th write to the journal, ("written", n) after it with the
 # journal's lock still held, ("publish", n) before the n-th trial's artifacts get their name, ("text", t)
-# when the journal has come to contain t.
+# when the journal has come to contain t, ("combine", 1) before the combined detector gets its name.
 Moment = tuple[str, int | str]
 
 
 def task_of_the_studies() -> Task:
-    return controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
+    return controlled_data(image_size=16, n_train=20, n_unlabeled=14, n_held_out=12).task
 
 
 def start(study: str, folder: Path, **others: Any) -> StudyResult:
@@ -98,6 +107,8 @@ def die_at(moment: Moment, folder: Path, of: signal.Signals) -> None:
                 os.kill(os.getpid(), of)
         elif event == "os.rename" and str(arguments[0]).startswith(artifacts):
             seen["publish"] += Path(arguments[0]).is_dir()
+        elif event == "os.rename" and str(arguments[0]) == str(folder / "combined.partial"):
+            seen["combine"] += 1
         else:
             return
         if seen[kind] == when:
@@ -208,13 +219,31 @@ def check_equal(result: StudyResult, expected: StudyResult) -> None:
     places = [position(s, s.trials[r.selected.number]) for r in (result, expected) for s in (r.study,)]
     assert places[0] == places[1]
     assert result.selected.criteria == expected.selected.criteria
+    check_same_evidence(result, expected)
     assert not list(result.run.folder.glob("*.lock*"))
+
+
+def check_same_evidence(result: StudyResult, expected: StudyResult) -> None:
+    """What is said of held-out images, and how the combined detector scores, does not depend on a kill."""
+    mine, theirs = result.evidence, expected.evidence
+    assert mine is not None and theirs is not None
+    assert (mine.p_anomalies, mine.shifted) == (theirs.p_anomalies, theirs.shifted)
+    assert (mine.combined is None) == (theirs.combined is None)
+    if mine.combined is None or theirs.combined is None:
+        assert not result.run.combined.exists()
+        return
+    for name in ("scores", "held_out"):
+        assert torch.equal(getattr(mine.combined, name), getattr(theirs.combined, name))
+    images = task_of_the_studies().unlabeled
+    saved = [load_detector(r.run.combined).score(images) for r in (result, expected)]
+    assert torch.equal(*saved)
 
 
 def check_same_artifacts(a: FrozenTrial, b: FrozenTrial) -> None:
     mine, theirs = (open_kept(str(read_trial(trial).address)) for trial in (a, b))
     assert np.array_equal(mine.scores, theirs.scores)
-    for name in ("train", "augmented", "unlabeled"):
+    assert mine.held_out is not None and np.array_equal(mine.held_out, theirs.held_out)
+    for name in ("train", "augmented", "unlabeled", "held_out"):
         assert torch.equal(getattr(mine.embeddings, name), getattr(theirs.embeddings, name))
     assert (mine.detector is None) == (theirs.detector is None)
 
@@ -292,6 +321,17 @@ def test_a_grid_that_was_killed_after_its_last_candidate_is_complete(
     expected = undisturbed("grid")
     killed("grid", tmp_path / "run", ("written", writes_of(expected) - 1))
     check_survives(tmp_path / "run", tmp_path, expected)
+
+
+@pytest.mark.parametrize("moment", [("publish", 4), ("text", "pu_auc"), ("combine", 1)])
+def test_candidates_score_together_after_a_kill_as_if_there_had_been_none(
+    moment: Moment, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed("combined")
+    assert expected.evidence is not None and len(expected.evidence.members) == 3
+    killed("combined", tmp_path / "run", moment)
+    check_survives(tmp_path / "run", tmp_path, expected)
+    assert not list((tmp_path / "run").glob("combined.*"))
 
 
 def test_artifacts_that_a_kill_cut_off_are_cleared_away(tmp_path: Path, undisturbed: Undisturbed) -> None:

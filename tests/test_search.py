@@ -19,11 +19,12 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from held_out import held_out_task
 from optuna.trial import FrozenTrial, TrialState
 
 import ssad_hpo
-from ssad_hpo import Objective, candidates, controlled_data, select
-from ssad_hpo.criteria import CRITERIA, evaluate_all
+from ssad_hpo import Objective, candidates, select
+from ssad_hpo.criteria import CRITERIA, evaluate_all, measured
 from ssad_hpo.judgement import Judged
 from ssad_hpo.search import (
     Candidate,
@@ -52,7 +53,8 @@ COLLAPSING = {"patch_area": 1e6}
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return controlled_data(image_size=16, n_train=24, n_unlabeled=16).task
+    """With held-out images, so that every criterion is known."""
+    return held_out_task()
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_a_bare_study_optimizes_the_objective_and_gives_a_working_detector(
 def test_a_finished_trial_carries_all_its_attributes(objective: Objective, task: Task) -> None:
     study = study_of(objective, n_trials=4)
     for trial, record in zip(study.trials, records(study), strict=True):
-        assert record.criteria.keys() == CRITERIA.keys() | {"separability"}
+        assert record.criteria.keys() == set(measured())
         assert trial.user_attrs.keys() == record.criteria.keys() | {
             "loss",
             "seconds",
@@ -109,9 +111,11 @@ def test_a_finished_trial_carries_all_its_attributes(objective: Objective, task:
         drawn = {f"{kind}.{name}": value for name, value in record.augmentation.hyperparameters.items()}
         fixed = {"cutpaste.patch_aspect": 1.0} if kind == "cutpaste" else {}
         assert drawn == {name: value for name, value in trial.params.items() if "." in name} | fixed
-        sets = open_kept(record.address).embeddings
+        kept = open_kept(record.address)
+        sets, scores = kept.embeddings, [torch.from_numpy(kept.scores), torch.from_numpy(kept.held_out)]
         assert len(sets.train) == len(sets.augmented) == 24 and len(sets.unlabeled) == 16
-        assert evaluate_all(sets.train, sets.augmented, sets.unlabeled) == record.criteria
+        assert sets.held_out is not None and len(sets.held_out) == len(scores[1]) == 13
+        assert evaluate_all(sets.train, sets.augmented, sets.unlabeled, *scores) == record.criteria
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -134,7 +138,7 @@ def test_the_same_hyperparameters_always_give_the_same_detector(objective: Objec
     study.optimize(again, n_trials=1)
     first, _, third = study.trials
     assert third.intermediate_values == first.intermediate_values
-    for name in (*CRITERIA, "separability", "loss"):
+    for name in (*measured(), "loss"):
         assert third.user_attrs[name] == first.user_attrs[name]
     before, _, after = (open_kept(record.address) for record in records(study))
     assert np.array_equal(before.scores, after.scores)
@@ -170,7 +174,7 @@ def test_a_recorder_hears_every_trial_from_start_to_end(objective: Objective, li
         assert params == {"augmentation": kind, **trial.user_attrs["hyperparameters"]}
         assert tags == {"augmentation": kind, "criterion": "dsv", "task": "gravel/cutavg"}
     for trial, step, metrics in listener.of("progress"):
-        assert metrics.keys() == CRITERIA.keys() | {"separability", "loss"}
+        assert metrics.keys() == {*measured(), "loss"}
         assert metrics["dsv"] == study.trials[int(trial)].intermediate_values[step]
     for trial, status, metrics, reason in listener.of("ended"):
         assert (status, reason) == ("complete", None)

@@ -19,10 +19,10 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from small_sweeps import SEARCH, SPACE, TRAINING, small_task, states
-from starting import start_sweep
+from starting import start_study, start_sweep
 
-from ssad_hpo import Objective, select
-from ssad_hpo.experiment import RunError, StudyInterrupted, open_result, open_run, resume_study
+from ssad_hpo import Objective, controlled_data, select
+from ssad_hpo.experiment import RunError, StudyInterrupted, load_detector, open_result, open_run, resume_study
 from ssad_hpo.raytune import StudySearcher, sweep, trainable
 from ssad_hpo.search import evaluations, is_final, make_sampler, records
 from ssad_hpo.search.record import read_trial
@@ -97,6 +97,30 @@ def test_a_sweep_tells_each_trials_status_and_selects_by_full_budget(
     assert not list((tmp_path / "shared").rglob("checkpoint_*"))  # what is kept is in the objective's store
     sweep(objective, study, Cluster(checkpoint_path=str(tmp_path / "shared")))
     assert study.trials == trials  # nothing is left to do
+
+
+def test_a_sweep_by_held_out_images_chooses_and_combines_as_a_search_does(
+    local_ray: str, tmp_path: Path
+) -> None:
+    task = controlled_data(image_size=16, n_train=16, n_unlabeled=12, n_held_out=12).task
+    search = {
+        "space": SPACE,
+        "sampler": "random",
+        "criterion": "pu_auc",
+        "n_trials": 5,
+        "keep": 1,
+        "combine": 3,
+    }
+    settings: dict[str, Any] = {**search, "training": TRAINING, "tracking_uri": None}
+    swept = start_sweep(task, run=tmp_path / "swept", max_concurrent=2, **settings)
+    searched = start_study(task, run=tmp_path / "searched", **settings)
+    assert [trial.value for trial in swept.study.trials] == [t.value for t in searched.study.trials]
+    assert swept.selected.number == searched.selected.number
+    mine, theirs = swept.evidence, searched.evidence
+    assert mine is not None and theirs is not None and mine.members == theirs.members
+    assert mine.p_anomalies == theirs.p_anomalies and len(mine.members) == 3
+    saved = [load_detector(result.run.combined).score(task.unlabeled) for result in (swept, searched)]
+    assert torch.equal(*saved)
 
 
 def go_on(firsts: list[float], factor: int) -> list[bool]:

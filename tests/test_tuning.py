@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from held_out import ALWAYS
 from optuna.trial import TrialState
 from tuned_runs import ANOMALY, SOURCE, TRAINING, TUNING, Tracked, all_of, quick
 
 from ssad_hpo import controlled_data, data
 from ssad_hpo.bilevel import LOSSES, CollapseWarning, tune
-from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.evaluate import auc
 from ssad_hpo.experiment import (
     RunError,
@@ -57,7 +57,7 @@ def test_every_start_is_a_trial_that_ran_its_whole_budget(tracked: Tracked) -> N
         assert trial.params.keys() == {"augmentation", "cutdiff.patch_area", "cutdiff.patch_aspect"}
         assert trial.user_attrs["images"] > 0
     assert result.study.trials[1].user_attrs["start"] == {"patch_area": 0.2, "patch_aspect": 1.5}
-    for name in CRITERIA:
+    for name in ALWAYS:
         assert select(result.study, name) in candidates(result.study)
 
 

@@ -50,6 +50,8 @@ NUMBERS = {
     "--grid-points": ("grid_points", "1", "1000000"),
     "--reduction-factor": ("reduction_factor", "1", str(HUGE)),
     "--keep": ("keep", "0", str(HUGE)),
+    "--combine": ("combine", "0", "-1", str(HUGE)),
+    "--held-out-share": ("held_out_share", "1", "1.5", "-0.5", "nan", "inf", "0.01"),
     "--frozen-stages": ("frozen_stages", "-1", str(HUGE)),
     "--evaluate-at": ("evaluate", "0.5", "1,0.5", "nan", "inf,1", "0.5,0.5,1", "-1,1", "x"),
 }
@@ -98,6 +100,20 @@ WORDS = [
     *((f"{SEARCH} --device {device}", "device") for device in ("meta", "mps", "cuda:99", "vulkan", "cpu:x")),
     *((f"score good --device {device} cloth", "device") for device in ("meta", "xla", "cuda:9")),
     (f"{SEARCH} --anomaly ../../etc", "anomaly"),
+    *((f"{SEARCH} --criterion {name}", "--held-out-share") for name in ("pu_auc", "excess", "shift")),
+    (f"{SWEEP} --criterion pu_auc", "--held-out-share"),
+    (f"{TUNE} --choose-by pu_auc", "--held-out-share"),
+    (f"{SEARCH} --held-out more --held-out-share 0.3", "held_out_share"),
+    (f"{SEARCH} --criterion pu_auc --held-out-share 0", "--held-out-share"),
+    (f"{SEARCH} --held-out empty", "empty"),
+    (f"{SEARCH} --held-out nowhere", "nowhere"),
+    (f"{SEARCH} --held-out single", "single"),
+    (f"{SEARCH} --held-out cloth/train", "is in train and in held_out"),
+    ("search gravel/cutavg --held-out more", "--held-out"),
+    ("search gravel/cutavg --held-out-share 0.2", "--held-out-share"),
+    ("search gravel/cutavg --criterion pu_auc", "pu_auc"),
+    ("select one.npz --by pu_auc", "held_out_scores"),
+    ("score good cloth --single --out nowhere/x.csv", "nowhere/x.csv"),
     (f"{SEARCH} --weights cloth", "weights"),
     (f"{SEARCH} --weights missing.pt --encoder resnet18", "weights"),
     (f"{SEARCH} --encoder resnet18 --width 8 --image-size 0", "image_size"),
@@ -153,10 +169,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_category: Callable[..., 
     folder = tmp_path_factory.mktemp("wrong") / "place"
     make_category(folder / "cloth", grey=True)
     (folder / "empty").mkdir()
+    for name, count in (("more", 3), ("single", 1)):
+        (folder / name).mkdir()
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 256, (20, 20), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
     # The photograph of another place would do as well: addresses of images are absolute.
     training = Training(steps=4, batch_size=4, evaluate_at=(1.0,), width=8)
     source = Source("folder", {"root": str(folder / "cloth"), "image_size": 16})
     run_study(source, Search(n_trials=1), training, run=folder / "good", tracking_uri=None)
+    shutil.copy(next((folder / "good" / "artifacts").glob("*/arrays.npz")), folder / "one.npz")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
         quick(folder / "tuned")
@@ -229,6 +251,13 @@ SETTINGS: list[tuple[tuple[str, ...], Any]] = [
     (("method", "search", "criterion"), []),
     (("method", "search", "n_trials"), 1e300),
     (("method", "search", "seed"), HUGE),
+    (("method", "search", "combine"), 0),
+    (("method", "search", "combine"), "all"),
+    (("method", "search", "contrast_heads"), "yes"),
+    (("source", "arguments", "held_out"), "/nowhere/at/all"),
+    (("source", "arguments", "held_out"), 3),
+    (("source", "arguments", "held_out_share"), "a quarter"),
+    (("source", "arguments", "held_out_share"), 2),
     (("method", "search", "sampler"), {}),
     (("method", "search", "space"), {}),
     (("method", "search", "space"), {"cutavg": {"patch_area": "big"}}),

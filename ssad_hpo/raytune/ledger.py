@@ -184,7 +184,7 @@ class Ledger:
             return
         metrics = _metrics(result)
         criteria = {name: value for name, value in metrics.items() if name != "loss"}
-        patiently(lambda: self.objective.drop_detectors(self.study, address, criteria))
+        patiently(lambda: self.objective.drop_detectors(self.study, trial.number, address, criteria))
         whole = record.complete(
             criteria,
             loss=metrics["loss"],

@@ -182,7 +182,7 @@ class Objective:
                     raise optuna.TrialPruned(f"stopped at step {evaluation.step}")
             judged = evaluation.judged
             address = self.store.put(trial_name(trial.study, trial), judged, evaluation.detector)
-            self.drop_detectors(trial.study, address, judged.criteria)
+            self.drop_detectors(trial.study, trial.number, address, judged.criteria)
             kept = record.complete(
                 judged.criteria,
                 loss=evaluation.loss,
@@ -244,25 +244,31 @@ class Objective:
             if whole and other.augmentation == augmentation:
                 raise optuna.TrialPruned(f"its only hyperparameters were trained as trial {other.number}")
 
-    def drop_detectors(self, study: optuna.Study, address: str, criteria: Mapping[str, float]) -> None:
+    def drop_detectors(
+        self, study: optuna.Study, number: int, address: str, criteria: Mapping[str, float]
+    ) -> None:
         """Have the store forget the detectors that are not worth keeping, now that a trial is finished.
 
         Kept are the `search.keep` best by the criterion, those to combine, and the best by each other one.
 
         Args:
             study: with the trials that finished before.
-            address: of the one that is in the store, but not yet finished in the study.
+            number: of the one that is in the store, but not yet finished in the study.
+            address: of it.
             criteria: its criteria.
         """
         finished = {
-            trial.address: trial.criteria
+            trial.number: (trial.address, trial.criteria)
             for trial in record.records(study)
             if trial.status == "complete" and trial.address is not None
         }
-        finished[address] = criteria
-        order = list(finished)  # of equal ones the earlier trial is the better
+        finished[number] = address, criteria
+        order = sorted(finished)  # of equal ones the earlier trial is the better, as in `select`
         best: set[str] = set()
-        for name in sorted(CRITERIA.keys() & criteria.keys()):
-            ranked = sorted(order, key=lambda kept: finished[kept][name])
-            best.update(ranked[: max(self.search.keep, self.search.combine) if name == self.criterion else 1])
-        self.store.drop_detectors(finished.keys() - best)
+        for name in CRITERIA:
+            # A trial of an older run may lack a criterion that came later.
+            judged = [kept for kept in order if name in finished[kept][1]]
+            ranked = sorted(judged, key=lambda kept: finished[kept][1][name])
+            count = max(self.search.keep, self.search.combine) if name == self.criterion else 1
+            best.update(finished[kept][0] for kept in ranked[:count])
+        self.store.drop_detectors({kept for kept, _ in finished.values()} - best)

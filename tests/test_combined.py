@@ -1,0 +1,303 @@
+"""Candidates that score together: contrast heads and their folds, scales, files, and whole runs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from combined_runs import CLEAR, clear_run
+from conftest import Ended
+from sklearn.linear_model import Ridge
+
+from ssad_hpo import data
+from ssad_hpo.combined import Combination, CombinedDetector, combine, contrast_head, is_combined
+from ssad_hpo.detector import Detector, Embeddings
+from ssad_hpo.evaluate import auc
+from ssad_hpo.experiment import StudyResult, load_detector, open_result, resume_study
+from ssad_hpo.search import candidates
+from ssad_hpo.search.store import Kept
+from ssad_hpo.task import DetectorError
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def unit_rows(rng: np.random.Generator, n: int, d: int = 6) -> torch.Tensor:
+    rows = rng.normal(size=(n, d)) + np.arange(d)
+    return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def slow_ridge(unlabeled: np.ndarray, held_out: np.ndarray) -> Ridge:
+    rows = np.concatenate([unlabeled, held_out])
+    targets = np.repeat([1.0, -1.0], [len(unlabeled), len(held_out)])
+    weights = np.where(targets > 0, 0.5 / len(unlabeled), 0.5 / len(held_out))
+    eigenvalues = np.linalg.eigvalsh(np.cov(rows.T, aweights=weights, ddof=0))
+    return Ridge(alpha=0.1 * eigenvalues.mean(), solver="cholesky").fit(rows, targets, sample_weight=weights)
+
+
+def slow_heads(
+    unlabeled: np.ndarray, held_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Cross-fitted scores of both sets, one image at a time, and the mean of the heads for others."""
+
+    def head(fold: int) -> Ridge:
+        kept = [[row for i, row in enumerate(rows) if i % 5 != fold] for rows in (unlabeled, held_out)]
+        return slow_ridge(*map(np.array, kept))
+
+    heads = [head(fold) for fold in range(5)]
+    own = [
+        np.array([heads[i % 5].predict(row[None])[0] for i, row in enumerate(rows)])
+        for rows in (unlabeled, held_out)
+    ]
+    return own[0], own[1], lambda rows: np.mean([head.predict(rows) for head in heads], axis=0)
+
+
+# Heads
+
+
+@pytest.mark.parametrize("sizes", [(23, 17), (40, 8), (9, 30)], ids=str)
+@pytest.mark.parametrize("d", [3, 60])
+def test_a_contrast_head_is_the_slow_ridge_of_all_folds_but_ones_own(sizes: tuple[int, int], d: int) -> None:
+    rng = np.random.default_rng(0)
+    unlabeled, held_out, others = (unit_rows(rng, n, d) for n in (*sizes, 12))
+    head, *scores = contrast_head(unlabeled, held_out)
+    own_unlabeled, own_held_out, mean = slow_heads(unlabeled.numpy(), held_out.numpy())
+    assert scores[0].numpy() == pytest.approx(own_unlabeled, abs=1e-8)
+    assert scores[1].numpy() == pytest.approx(own_held_out, abs=1e-8)
+    assert head(others).numpy() == pytest.approx(mean(others.numpy()), abs=1e-8)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["unlabeled", "held_out"])
+def test_no_image_is_scored_by_a_head_that_was_fitted_on_it(which: int) -> None:
+    rng = np.random.default_rng(1)
+    sets = [unit_rows(rng, 20), unit_rows(rng, 20)]
+    other = unit_rows(rng, 1)[0]
+
+    def scores_with(row: torch.Tensor) -> list[torch.Tensor]:
+        changed = [rows.clone() for rows in sets]
+        changed[which][3] = row
+        return list(contrast_head(*changed)[1:])
+
+    before, after = scores_with(sets[which][3]), scores_with(other)
+    halfway = scores_with((sets[which][3] + other) / 2)
+    fold = torch.arange(20) % 5 == 3
+    for mine, theirs in zip(before, after, strict=True):
+        mates = fold.clone()
+        mates[3] = False
+        assert torch.equal(mine[mates], theirs[mates])  # their head does not know the image that changed
+        assert ((mine - theirs).abs() > 1e-9)[~fold].all()  # all other heads do
+    # Its own score is a linear function of it, as it would not be if it had a part in the fit.
+    middle = (before[which][3] + after[which][3]) / 2
+    assert float(halfway[which][3]) == pytest.approx(float(middle), abs=1e-12)
+    assert float(before[which][3]) != pytest.approx(float(after[which][3]), abs=1e-6)
+
+
+def test_heads_see_no_difference_between_two_sets_of_noise_with_more_features_than_images() -> None:
+    rng = np.random.default_rng(2)
+    seen = []
+    for _ in range(10):
+        _, of_unlabeled, of_held_out = contrast_head(unit_rows(rng, 30, 100), unit_rows(rng, 30, 100))
+        labels = np.repeat([1, 0], 30).astype(np.int8)
+        seen.append(auc(labels, torch.cat([of_unlabeled, of_held_out]).numpy()))
+    assert abs(np.mean(seen) - 0.5) < 0.1  # heads that had seen their own images would have 1
+
+
+def test_heads_of_two_held_out_images_have_two_folds() -> None:
+    rng = np.random.default_rng(3)
+    head, of_unlabeled, of_held_out = contrast_head(unit_rows(rng, 7), unit_rows(rng, 2))
+    assert of_unlabeled.isfinite().all() and of_held_out.isfinite().all() and head.weights.shape == (6,)
+
+
+# Combinations
+
+
+def made_up(seed: int, n_unlabeled: int = 21, n_held_out: int = 16) -> Kept:
+    rng = np.random.default_rng(seed)
+    sets = [unit_rows(rng, n) for n in (5, 5, n_unlabeled, n_held_out)]
+    scores = [np.exp(rng.normal(seed, 1 + seed, n)) for n in (n_unlabeled, n_held_out)]
+    return Kept(scores[0], Embeddings(*sets), None, scores[1])
+
+
+def standardised(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    return (scores - held_out.mean()) / held_out.std()
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_a_combination_is_the_mean_of_what_the_method_defines(heads: bool) -> None:
+    kept = [made_up(seed) for seed in range(3)]
+    together = combine(kept, heads=heads)
+    expected = {"scores": np.zeros(21), "held_out": np.zeros(16)}
+    for candidate in kept:
+        assert candidate.held_out is not None and candidate.embeddings.held_out is not None
+        normal = np.log(candidate.held_out)
+        expected["scores"] += standardised(np.log(candidate.scores), normal) / 3
+        expected["held_out"] += standardised(normal, normal) / 3
+        if heads:
+            own, own_held_out, _ = slow_heads(
+                candidate.embeddings.unlabeled.numpy(), candidate.embeddings.held_out.numpy()
+            )
+            expected["scores"] += standardised(own, own_held_out) / 3
+            expected["held_out"] += standardised(own_held_out, own_held_out) / 3
+    for name, values in expected.items():
+        assert getattr(together, name).numpy() == pytest.approx(values, abs=1e-7)
+    assert float(together.held_out.mean()) == pytest.approx(0, abs=1e-9) and len(together.parts) == 3
+    assert all((part.head is not None) == heads for part in together.parts)
+
+
+def test_what_cannot_be_combined_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^candidates: expected at least one"):
+        combine([])
+    kept = made_up(0)
+    with pytest.raises(ValueError, match=r"^candidates: a combination needs held-out normal images"):
+        combine([Kept(kept.scores, kept.embeddings, None)])
+    with pytest.raises(DetectorError, match="scores of the held-out images are all the same"):
+        combine([Kept(kept.scores, kept.embeddings, None, np.ones(16))])
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    return clear_run(tmp_path_factory.mktemp("together") / "run", combine=3)
+
+
+def combination_of(result: StudyResult) -> Combination:
+    assert result.evidence is not None and result.evidence.combined is not None
+    return result.evidence.combined
+
+
+def test_a_run_combines_its_best_candidates_and_keeps_their_detectors(together: StudyResult) -> None:
+    evidence = together.evidence
+    assert evidence is not None and evidence.anomalies_seen and evidence.heads
+    ranked = sorted(candidates(together.study), key=lambda c: (c.criteria["pu_auc"], c.number))
+    assert evidence.members == tuple(c.number for c in ranked[:3])
+    assert together.selected.number == evidence.members[0]
+    assert all(candidate.kept().detector is not None for candidate in ranked[:3])  # though keep is 1
+    kept = [candidate.kept() for candidate in ranked[:3]]
+    assert torch.equal(combination_of(together).scores, combine(kept).scores)
+    labels = data.read_labels(CLEAR)
+    assert labels is not None and together.evaluation is not None
+    assert together.evaluation.auc_combined == auc(labels, combination_of(together).scores.numpy())
+    assert together.evaluation.metrics()["auc_combined"] == together.evaluation.auc_combined
+
+
+def test_new_images_are_scored_by_all_members_and_the_means_of_their_heads(together: StudyResult) -> None:
+    evidence, images = together.evidence, data.load(CLEAR).unlabeled
+    assert evidence is not None
+    by_number = {candidate.number: candidate for candidate in candidates(together.study)}
+    expected = np.zeros(len(images))
+    for number in evidence.members:
+        kept = by_number[number].kept()
+        assert (
+            kept.detector is not None and kept.held_out is not None and kept.embeddings.held_out is not None
+        )
+        rows, normal = kept.detector.embed(images), np.log(kept.held_out)
+        sets = kept.embeddings.unlabeled.double().numpy(), kept.embeddings.held_out.double().numpy()
+        _, own_held_out, mean = slow_heads(*sets)
+        expected += standardised(np.log(kept.detector.density_score(rows).numpy()), normal) / 3
+        expected += standardised(mean(rows.double().numpy()), own_held_out) / 3
+    combined = load_detector(together.run.folder)
+    assert isinstance(combined, CombinedDetector) and combined.image_shape == (1, 16, 16)
+    assert combined.score(images).numpy() == pytest.approx(expected, abs=1e-5)
+    assert combined.score(images[:0]).shape == (0,)
+
+
+LOAD_AND_SCORE = """
+import sys, numpy as np, torch
+from ssad_hpo.experiment import load_detector
+torch.set_num_threads(1)
+detector = load_detector(sys.argv[1])
+np.save(sys.argv[3], detector.score(torch.from_numpy(np.load(sys.argv[2]))).numpy())
+"""
+
+
+def test_a_combined_detector_in_another_process_scores_the_same(
+    together: StudyResult, tmp_path: Path
+) -> None:
+    images, combined = data.load(CLEAR).unlabeled, load_detector(together.run.folder)
+    assert is_combined(together.run.combined) and isinstance(combined, CombinedDetector)
+    combined.save(tmp_path / "copy")
+    np.save(tmp_path / "images.npy", images.numpy())
+    here = combined.score(images).numpy()
+    for folder in (together.run.combined, tmp_path / "copy"):
+        files = [folder, tmp_path / "images.npy", tmp_path / "scores.npy"]
+        subprocess.run([sys.executable, "-c", LOAD_AND_SCORE, *map(str, files)], check=True)
+        assert np.array_equal(np.load(tmp_path / "scores.npy"), here)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_one_candidate_is_what_a_search_without_combining_ends_with(
+    together: StudyResult, tmp_path: Path
+) -> None:
+    alone = clear_run(tmp_path / "alone")
+    assert [t.value for t in alone.study.trials] == [t.value for t in together.study.trials]
+    assert alone.selected.number == together.selected.number
+    assert alone.evidence is not None and together.evidence is not None
+    assert alone.evidence.combined is None and alone.evidence.members == ()
+    assert alone.evidence.p_anomalies == together.evidence.p_anomalies
+    assert alone.evaluation is not None and alone.evaluation.auc_combined is None
+    assert "auc_combined" not in alone.evaluation.metrics() and not alone.run.combined.exists()
+    single, images = load_detector(alone.run.folder), data.load(CLEAR).unlabeled
+    assert isinstance(single, Detector)
+    assert np.array_equal(single.score(images).numpy(), alone.selected.scores())
+    assert sum(c.kept().detector is not None for c in candidates(alone.study)) < 5
+    same = load_detector(together.run.folder, single=True)
+    assert isinstance(same, Detector) and torch.equal(same.score(images), single.score(images))
+
+
+def test_heads_stay_out_where_they_are_not_wanted_or_no_anomaly_is_seen(
+    together: StudyResult, tmp_path: Path
+) -> None:
+    result = clear_run(tmp_path / "run", combine=2, contrast_heads=False)
+    assert result.evidence is not None and result.evidence.anomalies_seen and not result.evidence.heads
+    # What looks like normal images has no head to tell noise from noise.
+    folder = shutil.copytree(together.run.folder, tmp_path / "clean")
+    for path in (folder / "artifacts").glob("*/arrays.npz"):
+        with np.load(path) as file:
+            arrays = dict(file)
+        n = len(arrays["held_out_scores"])
+        arrays["held_out_scores"] = np.sort(arrays["scores"])[:: len(arrays["scores"]) // n][:n] + 1e-3
+        np.savez(path, **arrays)
+    clean = open_result(folder)
+    assert clean.evidence is not None and not clean.evidence.anomalies_seen
+    assert clean.evidence.combined is not None and not clean.evidence.heads
+
+
+def test_a_run_that_goes_on_combines_anew(together: StudyResult, tmp_path: Path) -> None:
+    folder = shutil.copytree(together.run.folder, tmp_path / "longer")
+    longer, whole = resume_study(folder, n_trials=7), clear_run(tmp_path / "whole", n_trials=7, combine=3)
+    assert longer.evidence is not None and whole.evidence is not None
+    assert longer.evidence.members == whole.evidence.members
+    assert torch.equal(combination_of(longer).scores, combination_of(whole).scores)
+    images = data.load(CLEAR).unlabeled
+    saved = [load_detector(result.run.combined).score(images) for result in (longer, whole)]
+    assert torch.equal(*saved)
+
+
+def test_score_is_of_the_combined_detector_and_with_single_of_the_selected_one(
+    together: StudyResult, tmp_path: Path, call: Callable[..., Ended]
+) -> None:
+    from PIL import Image
+
+    images = data.load(CLEAR).unlabeled[:3]
+    for i, image in enumerate(images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+
+    def said(*words: str | Path) -> list[float]:
+        ended = call("score", *words, *files)
+        assert ended.code == 0, ended
+        return [float(line.rpartition(",")[2]) for line in ended.out.splitlines()[-3:]]
+
+    combined = load_detector(together.run.folder).score(images).tolist()
+    single = together.selected.detector().score(images).tolist()
+    assert said(together.run.folder) == pytest.approx(combined, abs=1e-4)
+    assert said(together.run.combined) == pytest.approx(combined, abs=1e-4)
+    assert said(together.run.folder, "--single") == pytest.approx(single, abs=1e-4)
+    assert combined != pytest.approx(single, abs=1e-2)
