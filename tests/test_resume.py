@@ -308,11 +308,16 @@ def test_a_study_in_a_database_survives_a_kill(tmp_path: Path, undisturbed: Undi
     assert not result.run.journal.exists()
 
 
-def test_after_a_kill_nothing_is_left_running_in_mlflow(tmp_path: Path, empty_mlflow: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["one kill", "another as its trial is closed"])
+def test_after_a_kill_nothing_is_left_running_in_mlflow(
+    again: bool, tmp_path: Path, empty_mlflow: Path
+) -> None:
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path / 'mlflow.db')}"
     killed("random", tmp_path / "run", ("publish", 3), tracking_uri=uri)
+    if again:  # Optuna has just been told that trial 2 failed
+        killed("random", tmp_path / "run", ("text", '"state":3'), again=True)
     result = resume(tmp_path / "run")
     if result.undelivered:  # the killed process's writer held the outbox still; `sync` waits for it
         assert sync_run(tmp_path / "run").remaining == 0
