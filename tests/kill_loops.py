@@ -205,16 +205,18 @@ class Killed:
 
     def _tuned(self) -> Progress:
         """Optuna has only the starts that ended; the others are in the outbox."""
-        told = [r for r in records_in(self.folder / "outbox.jsonl") if "trial" in r and "status" in r]
+        told = [r for r in self._outbox() if "trial" in r and "status" in r]
         last = Counter({r["trial"]: r["status"] for r in told}.values())
         begun = sum(r["status"] == "running" for r in told)
         return Progress(begun, last["running"], last["complete"] + last["failed"])
 
     def studies_begun(self) -> int:
         """How many processes came as far as to tell MLflow that the study begins."""
+        return sum(r.get("status") == "running" and "trial" not in r for r in self._outbox())
+
+    def _outbox(self) -> list[dict[str, Any]]:
         outbox = self.folder / "outbox.jsonl"
-        told = records_in(outbox) if outbox.exists() else []
-        return sum(r.get("status") == "running" and "trial" not in r for r in told)
+        return records_in(outbox) if outbox.exists() else []
 
 
 def loop_trials(loop: Loop) -> list[str]:
