@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import io
 import os
 import random
 import re
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -389,7 +390,8 @@ def scores(run: Killed) -> list[list[str]]:
     """Rows of the table that `ssad-hpo score` writes for the unlabelled images."""
     table = run.place / "scores.csv"
     images = Path(run.first[0]) / "test"
-    score.main([str(run.folder), str(images), "--out", str(table)], standalone_mode=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        score.main([str(run.folder), str(images), "--out", str(table)], standalone_mode=False)
     with table.open(newline="") as file:
         return list(csv.reader(file))
 
@@ -406,8 +408,8 @@ def files_of(run: Killed) -> Counter[str]:
     own = ("copy.log", "errors", "scores.csv")
     found = [path for path in run.place.rglob("*") if not path.is_dir() and path.name not in own]
     names = [path.relative_to(run.place).as_posix() for path in found]
-    if run.loop.command == "sweep":  # Ray leaves notes of every Tuner; checkpoints are what matters
-        names = [name for name in names if "/checkpoints/" not in name or "/checkpoint_" in name]
+    # Ray leaves notes of every Tuner, also where nobody disturbs it; checkpoints are what matters.
+    names = [name for name in names if "/ray/" not in name or "/checkpoint_" in name]
     return Counter(re.sub(r"[0-9a-f]{16,}|(?<=trial-)\d{5}-[0-9a-f]{8}", "*", name) for name in names)
 
 
@@ -457,9 +459,9 @@ def kill_loop(loop: Loop, kills: int, place: Path, seed: int = 0, more: str = ""
     return told
 
 
-def table(rows: list[list[str]]) -> str:
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def line(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:
@@ -471,7 +473,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    rows, wrong = [], []
+    wrong: list[str] = []
+    print(f"{line(COLUMNS)}\n{line(['---'] * len(COLUMNS))}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, make in (("search", search_loop), ("tuning", tuning_loop), ("sweep", sweep_loop)):
             if (kills := getattr(given, name)) == 0:
@@ -480,9 +483,8 @@ def main() -> int:
             with ray_of_two_processors() if name == "sweep" else contextlib.nullcontext() as address:
                 more = f"--address {address}" if address else ""
                 told = kill_loop(make(kills), kills, place, given.seed, more)
-            rows.append(told.row(name))
+            print(line(told.row(name)), flush=True)
             wrong += [f"- {name}: {what}" for what in told.wrong]
-    print(table(rows))
     print("\n" + ("\n".join(wrong) or "Nothing was lost, nothing was run twice, nothing differs."))
     return 1 if wrong else 0
 
