@@ -40,7 +40,7 @@ def ray_of_two_processors() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="r")
     token = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")}
     os.environ.update(RAY_AUTH_TOKEN=os.urandom(16).hex(), RAY_USAGE_STATS_ENABLED="0")
-    context = ray.init(
+    ray.init(
         "local",
         num_cpus=2,
         object_store_memory=100 * 2**20,
@@ -49,7 +49,7 @@ def ray_of_two_processors() -> Iterator[str]:
         log_to_driver=False,
     )
     try:
-        yield context.address_info["gcs_address"]
+        yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
         for name, value in token.items():
