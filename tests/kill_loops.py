@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import os
 import random
 import re
@@ -44,8 +42,7 @@ from servers import ray_of_two_processors
 from told import check_delivered_exactly, records_in, runs_of
 from tuned_runs import all_of
 
-from ssad_hpo.cli.runs import score
-from ssad_hpo.experiment import StudyResult, open_result, sync_run
+from ssad_hpo.experiment import StudyResult, load_detector, open_result, score_images, sync_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = "--image-size 32 --width 8 --batch-size 8"
@@ -116,13 +113,16 @@ def tuning_loop(kills: int) -> Loop:
 
 def sweep_loop(kills: int) -> Loop:
     """Random draws and no pruner: what a sweep's trials find then depends on nothing but their place."""
-    options = f"{SMALL} -a cutout -a cutavg --steps 150 --keep 2 --evaluate-at 0.25,0.5,1"
-    return Loop("sweep", f"{options} --sampler random --pruner none", trials=2 * kills + 2, only_open=True)
+    options = f"{SMALL} -a cutout -a cutavg --steps 100 --keep 2 --evaluate-at 0.25,0.5,0.75,1"
+    return Loop("sweep", f"{options} --sampler random --pruner none", trials=kills + 3, only_open=True)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: trials begun by now (again, if they were cut off), those open, and those ended."""
+    """How far a run is: trials begun by now (again, if they were cut off), those open, and those ended.
+
+    A sweep's trial is open once its worker has reported.
+    """
 
     begun: int = 0
     open: int = 0
@@ -200,9 +200,12 @@ class Killed:
         study = study_of_copy(self.folder / "journal.log", self.place / "copy.log")
         if study is None:
             return Progress()
-        states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
-        begun = states.total() - states[TrialState.WAITING]
-        return Progress(begun, states[TrialState.RUNNING], len(finals_by_position(study)))
+        trials = study.get_trials(deepcopy=False)
+        begun = sum(trial.state != TrialState.WAITING for trial in trials)
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        if self.loop.command == "sweep":  # else most kills would hit before a worker has its trial
+            running = [trial for trial in running if trial.intermediate_values]
+        return Progress(begun, len(running), len(finals_by_position(study)))
 
     def _tuned(self) -> Progress:
         """Optuna has only the starts that ended; the others are in the outbox."""
@@ -386,14 +389,10 @@ def held(wrong: list[str], what: str) -> Iterator[None]:
         wrong.append(f"{what}: {str(error)[:300]}")
 
 
-def scores(run: Killed) -> list[list[str]]:
-    """Rows of the table that `ssad-hpo score` writes for the unlabelled images."""
-    table = run.place / "scores.csv"
+def scores(run: Killed) -> list[tuple[str, float]]:
+    """What `ssad-hpo score` writes into scores.csv, of the unlabelled images."""
     images = Path(run.first[0]) / "test"
-    with contextlib.redirect_stdout(io.StringIO()):
-        score.main([str(run.folder), str(images), "--out", str(table)], standalone_mode=False)
-    with table.open(newline="") as file:
-        return list(csv.reader(file))
+    return [(str(path), value) for path, value in score_images(load_detector(run.folder), [images])]
 
 
 def compare_files(run: Killed, other: Killed) -> list[str]:
@@ -405,7 +404,7 @@ def compare_files(run: Killed, other: Killed) -> list[str]:
 
 
 def files_of(run: Killed) -> Counter[str]:
-    own = ("copy.log", "errors", "scores.csv")
+    own = ("copy.log", "errors")
     found = [path for path in run.place.rglob("*") if not path.is_dir() and path.name not in own]
     names = [path.relative_to(run.place).as_posix() for path in found]
     # Ray leaves notes of every Tuner, also where nobody disturbs it; checkpoints are what matters.
