@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kill_loops import Loop, Told, kill_loop, search_loop, sweep_loop, tuning_loop
+from kill_loops import Loop, kill_loop, search_loop, sweep_loop, tuning_loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workplace")]
 
 
-def test_a_search_and_a_tuning_that_are_killed_at_random_moments_end_like_undisturbed_ones(
-    tmp_path: Path,
+@pytest.mark.parametrize("make", [search_loop, tuning_loop])
+def test_a_run_that_is_killed_at_random_moments_ends_like_an_undisturbed_one(
+    make: Callable[[int], Loop], tmp_path: Path
 ) -> None:
-    def kill(loop: Loop) -> Told:
-        (place := tmp_path / loop.command).mkdir()
-        return kill_loop(loop, 3, place)
-
-    with ThreadPoolExecutor() as both:  # the processes that are killed are beside each other
-        for told in both.map(kill, (search_loop(3), tuning_loop(3))):
-            assert told.wrong == []
-            assert told.kills.total() == 3
+    (place := tmp_path / "loop").mkdir()
+    told = kill_loop(make(3), 3, place)
+    assert told.wrong == []
+    assert told.kills.total() == 3
 
 
 @pytest.mark.services
