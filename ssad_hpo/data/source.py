@@ -15,6 +15,7 @@ import numpy as np
 from ssad_hpo.augment import KINDS, Augmentation
 from ssad_hpo.data import folder, testbed
 from ssad_hpo.data.dataset import DataSet
+from ssad_hpo.data.decode import WHOLE_DEPTH
 from ssad_hpo.task import SearchSpace, Task
 
 # A new data set is a loader and a row here; CONTRIBUTING.md has the recipe.
@@ -25,6 +26,8 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
     "folders": folder.load_folders,
 }
 _FOLDER_ARGUMENTS = ("root", "train", "unlabeled", "held_out")
+# Left out of a folder's address where they are the default, so that it is the same as that of an older run.
+_LEFT_OUT = {"bit_depth": WHOLE_DEPTH, "held_out": None, "held_out_share": 0.0}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Source:
                 elif name in _FOLDER_ARGUMENTS and value is not None:
                     plain[name] = os.path.abspath(value)
             plain = json.loads(json.dumps(plain))
+            if self.loader in ("folder", "folders"):
+                plain = {n: v for n, v in plain.items() if n not in _LEFT_OUT or v != _LEFT_OUT[n]}
         except TypeError as error:
             raise ValueError(f"arguments: {error} (loader {self.loader!r})") from error
         object.__setattr__(self, "arguments", plain)
@@ -175,7 +180,8 @@ def find_source(
         ValueError: if it is neither.
     """
     if Path(place).is_dir():
-        arguments = {"category": category, "anomaly": anomaly, "image_size": 64, **of_folder}
+        arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": 64}
+        arguments |= {"keep_ratio": True, "skip_unreadable": False, **of_folder}
         return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
