@@ -270,6 +270,20 @@ def test_heads_stay_out_where_they_are_not_wanted_or_no_anomaly_is_seen(
     assert clean.evidence.combined is not None and not clean.evidence.heads
 
 
+def test_detectors_that_are_spoilt_spoil_neither_the_choice_nor_what_is_told_of_it(
+    together: StudyResult, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(together.run.folder, tmp_path / "spoilt")
+    for path in (folder / "artifacts").rglob("detector.safetensors"):
+        path.write_bytes(b"")
+    spoilt = open_result(folder)
+    assert torch.equal(combination_of(spoilt).scores, combination_of(together).scores)
+    assert spoilt.evaluation == together.evaluation
+    with pytest.raises(ValueError, match="detector"):
+        load_detector(folder)
+    assert isinstance(load_detector(folder / "combined"), CombinedDetector)
+
+
 def test_a_run_that_goes_on_combines_anew(together: StudyResult, tmp_path: Path) -> None:
     folder = shutil.copytree(together.run.folder, tmp_path / "longer")
     longer, whole = resume_study(folder, n_trials=7), clear_run(tmp_path / "whole", n_trials=7, combine=3)

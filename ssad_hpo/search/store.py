@@ -156,12 +156,13 @@ def trial_name(study: optuna.Study, trial: optuna.trial.BaseTrial | FrozenTrial)
     return f"trial-{trial.number:05d}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
-def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
+def open_kept(address: str, device: str | torch.device = "cpu", *, arrays_alone: bool = False) -> Kept:
     """Read what was kept of a trial.
 
     Args:
         address: from the trial's record.
         device: where the detector goes.
+        arrays_alone: leave its detector on the disk.
 
     Raises:
         FileNotFoundError: if it is no longer there; the message says why.
@@ -179,7 +180,8 @@ def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
     arrays = read_arrays(_arrays_of(address), _REMEDY)
     sets = {n: torch.from_numpy(arrays[n]) for n in (*SETS, HELD_OUT) if n in arrays}
     detector_folder = folder / _DETECTOR_FOLDER
-    detector = Detector.load(detector_folder, device) if detector_folder.is_dir() else None
+    wanted = not arrays_alone and detector_folder.is_dir()
+    detector = Detector.load(detector_folder, device) if wanted else None
     return Kept(arrays[SCORES], Embeddings(**sets), detector, arrays.get(HELD_OUT_SCORES))
 
 
