@@ -186,7 +186,9 @@ def page(rows: list[Row], training: Training, options: argparse.Namespace) -> st
     shown = ("difference (95 % interval)", "least to most", "+ / − / 0, sign test", "mean size")
     selection = ["criterion", "float32", "bf16", *shown, "between two seeds", "same candidate"]
     compared = ["of", "precisions, mean", "least", "two seeds of float32, mean", "least", "median difference"]
-    ranking = markdown_table(compared, [correlation_row(table, name) for name in (*CRITERIA, "auc")])
+    # Those of held-out images are in no row, as there are none.
+    criteria = [name for name in CRITERIA if all(name in row for row in rows if "failure" not in row)]
+    ranking = markdown_table(compared, [correlation_row(table, name) for name in (*criteria, "auc")])
     return f"""# bf16 against float32
 
 {made_by("precision", options)}
@@ -204,7 +206,7 @@ Means over {len(tasks) * len(seeds)} pairs of task and seed. Differences are bf1
 and seed: positive ones are in favour of bf16. The *mean size* of these differences is to be seen beside that
 *between two seeds* of float32 on the same task, which is what chance alone does to a selection.
 
-{markdown_table(selection, [selection_row(table, criterion) for criterion in CRITERIA])}
+{markdown_table(selection, [selection_row(table, criterion) for criterion in criteria])}
 With tasks as the unit (means over seeds), DSV's difference is {interval(of_tasks)}. Of all
 {len(every)} pairs of detectors, selected or not, AUC differs by {interval(every)}; {signs(every)}.
 Those of one task are not independent, so that these last two figures claim too much.

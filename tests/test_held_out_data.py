@@ -162,6 +162,16 @@ def test_the_address_of_a_run_keeps_the_folder_absolute(
     assert data.load(source).held_out is not None
 
 
+def test_an_address_without_held_out_images_is_that_of_an_older_run(tmp_path: Path) -> None:
+    root = make_category(tmp_path / "cloth")
+    older = {"root": str(root), "category": None, "anomaly": None, "image_size": 16}
+    older |= {"keep_ratio": True, "skip_unreadable": False}
+    said = find_source(root, image_size=16, held_out=None, held_out_share=0.0, bit_depth=16)
+    assert said == find_source(root, image_size=16) and said.arguments == older
+    pair = {"train": str(root / "train"), "unlabeled": str(root / "test")}
+    assert Source("folders", {**pair, "held_out": None, "held_out_share": 0.0}) == Source("folders", pair)
+
+
 # Built-in data sets
 
 

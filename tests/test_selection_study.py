@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from held_out import ALWAYS
 
 from ssad_hpo.consensus import SELECTORS
-from ssad_hpo.criteria import CRITERIA
 from studies.lab.selector_tables import (
     ANY_KIND,
     RANDOM_DYNAMIC,
@@ -35,7 +35,7 @@ def made_up_rows():
             row = {"task": f"{texture}/cutavg", "train_set": texture, "anomaly": "cutavg", "f_aug": "cutout"}
             row |= {"candidate": candidate, "seed": seed, "auc": auc, "separability": 0.2 + auc / 2}
             row |= {"patch_area": 0.1 if candidate == "a" else 0.2, "angle": None, "loss": 1 - auc}
-            row |= dict.fromkeys(CRITERIA, auc) | {"dsv": -auc, "discordance": 2 - auc}
+            row |= dict.fromkeys(ALWAYS, auc) | {"dsv": -auc, "discordance": 2 - auc}
             row |= dict.fromkeys(SELECTORS, auc) if candidate != RANDOM_DYNAMIC else {}
             rows.append(row)
     return rows

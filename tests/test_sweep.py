@@ -102,7 +102,7 @@ def test_a_sweep_tells_each_trials_status_and_selects_by_full_budget(
 def test_a_sweep_by_held_out_images_chooses_and_combines_as_a_search_does(
     local_ray: str, tmp_path: Path
 ) -> None:
-    task = controlled_data(image_size=16, n_train=16, n_unlabeled=12, n_held_out=12).task
+    task = controlled_data(image_size=32, n_train=16, n_unlabeled=12, n_held_out=12).task
     search = {
         "space": SPACE,
         "sampler": "random",

@@ -138,6 +138,8 @@ def _read_parts(
         numbers_of = torch.tensor([value for values in numbers.values() for value in values])
         if not numbers_of.isfinite().all() or (part.head and not part.head.weights.isfinite().all()):
             raise ValueError(f"part {i} has numbers that are not finite")
+        if not all(scale.spread > 0 for scale in (part.scale, part.head_scale) if scale is not None):
+            raise ValueError(f"part {i} has a spread that is not above 0")
         parts.append(part)
     if len({detector.image_shape for detector in detectors}) > 1:
         raise ValueError("its detectors take images of different shapes")

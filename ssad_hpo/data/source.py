@@ -26,6 +26,8 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
     "folders": folder.load_folders,
 }
 _FOLDER_ARGUMENTS = ("root", "train", "unlabeled", "held_out")
+# Left out of a folder's address where they are the default, so that it is the same as that of an older run.
+_LEFT_OUT = {"bit_depth": WHOLE_DEPTH, "held_out": None, "held_out_share": 0.0}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Source:
                 elif name in _FOLDER_ARGUMENTS and value is not None:
                     plain[name] = os.path.abspath(value)
             plain = json.loads(json.dumps(plain))
+            if self.loader in ("folder", "folders"):
+                plain = {n: v for n, v in plain.items() if n not in _LEFT_OUT or v != _LEFT_OUT[n]}
         except TypeError as error:
             raise ValueError(f"arguments: {error} (loader {self.loader!r})") from error
         object.__setattr__(self, "arguments", plain)
@@ -186,18 +190,12 @@ def find_source(
         ValueError: if it is neither.
     """
     if Path(place).is_dir():
-        arguments = {
-            "root": str(place),
-            "category": category,
-            "anomaly": anomaly,
-            "image_size": image_size,
-            "keep_ratio": keep_ratio,
-            "bit_depth": bit_depth,
-            "skip_unreadable": skip_unreadable,
-            "held_out": held_out,
-            "held_out_share": held_out_share,
-        }
-        return Source("folder", arguments)
+        arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": image_size}
+        arguments |= {"keep_ratio": keep_ratio, "skip_unreadable": skip_unreadable}
+        others = {"bit_depth": bit_depth, "held_out": held_out, "held_out_share": held_out_share}
+        usual = {"bit_depth": WHOLE_DEPTH, "held_out": None, "held_out_share": 0.0}
+        arguments |= {name: value for name, value in others.items() if value != usual[name]}
+        return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
     try:

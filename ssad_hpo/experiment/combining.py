@@ -88,10 +88,10 @@ class Evidence:
 
 def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence | None:
     """What held-out images say of a run's candidates; None where there are no such images."""
-    if selected.kept().held_out is None:
+    if selected.kept(arrays_alone=True).held_out is None:
         return None
     choices = candidates(study, run.artifacts)
-    kept = {choice.number: choice.kept() for choice in choices}
+    kept = {choice.number: choice.kept(arrays_alone=True) for choice in choices}
     held_out = {n: torch.from_numpy(k.held_out) for n, k in kept.items() if k.held_out is not None}
     scores = {number: torch.from_numpy(kept[number].scores) for number in held_out}
     p = p_anomalies(list(scores.values()), list(held_out.values()))

@@ -53,9 +53,9 @@ class Candidate:
         """(N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous."""
         return load_scores(self.address)
 
-    def kept(self, device: str | torch.device = "cpu") -> Kept:
-        """Scores, embeddings and, if it was kept, the detector."""
-        return open_kept(self.address, device)
+    def kept(self, device: str | torch.device = "cpu", *, arrays_alone: bool = False) -> Kept:
+        """Scores, embeddings and, if it was kept and is wanted, the detector."""
+        return open_kept(self.address, device, arrays_alone=arrays_alone)
 
     def detector(self, device: str | torch.device = "cpu") -> Detector:
         """The trained detector.

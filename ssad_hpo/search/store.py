@@ -164,12 +164,13 @@ def frozen_name(study: optuna.Study) -> str:
     return name
 
 
-def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
+def open_kept(address: str, device: str | torch.device = "cpu", *, arrays_alone: bool = False) -> Kept:
     """Read what was kept of a trial.
 
     Args:
         address: from the trial's record.
         device: where the detector goes.
+        arrays_alone: leave its detector on the disk.
 
     Raises:
         FileNotFoundError: if it is no longer there; the message says why.
@@ -187,7 +188,8 @@ def open_kept(address: str, device: str | torch.device = "cpu") -> Kept:
     arrays = read_arrays(_arrays_of(address), _REMEDY)
     sets = {n: torch.from_numpy(arrays[n]) for n in (*SETS, HELD_OUT) if n in arrays}
     detector_folder = folder / _DETECTOR_FOLDER
-    detector = Detector.load(detector_folder, device) if detector_folder.is_dir() else None
+    wanted = not arrays_alone and detector_folder.is_dir()
+    detector = Detector.load(detector_folder, device) if wanted else None
     return Kept(arrays[SCORES], Embeddings(**sets), detector, arrays.get(HELD_OUT_SCORES))
 
 
