@@ -155,7 +155,7 @@ def standardised(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("heads", "further"), [(True, 2.0), (True, 0.0), (False, 2.0)])
 def test_a_combination_is_the_mean_of_what_the_method_defines(heads: bool, further: float) -> None:
-    kept = [made_up(seed, further=further) for seed in range(3)]
+    kept = [made_up(seed, 60, 50, further=further) for seed in range(3)]
     together = combine(kept, heads=heads)
     parts: dict[str, list[np.ndarray]] = {"scores": [], "held_out": []}
     for candidate in kept:

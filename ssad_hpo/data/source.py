@@ -56,7 +56,7 @@ class Source:
             for name, value in plain.items():
                 if isinstance(value, Augmentation):
                     plain[name] = SearchSpace({value.kind: value.hyperparameters}).to_json()
-                elif name in _FOLDER_ARGUMENTS and value is not None:
+                elif name in _FOLDER_ARGUMENTS and (name, value) != ("held_out", None):
                     plain[name] = os.path.abspath(value)
             plain = json.loads(json.dumps(plain))
             if self.loader in ("folder", "folders"):

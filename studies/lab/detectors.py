@@ -118,7 +118,7 @@ def run_cell(cell: Cell, folder: Path) -> Row:
             (last,) = train(task.train, cell.augmentation, cell.training)
             detector, loss = last.detector, last.loss
         judged = judge(detector, task)
-    except DetectorError as error:
+    except (DetectorError, ValueError) as error:  # a patch that does not fit tall images
         return {"failure": str(error)}
     _keep_arrays(judged, cell.path(folder).with_suffix(".npz"))
     return {"loss": loss, "precision": detector.training.precision, **judged.criteria}
