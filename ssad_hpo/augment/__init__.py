@@ -11,7 +11,7 @@ Angles are degrees, counter-clockwise.
 
 from ssad_hpo.augment.augmentation import Augmentation, Hyperparameters
 from ssad_hpo.augment.color import jitter
-from ssad_hpo.augment.drawing import Value, apply, augment, check_fits, draw_noise
+from ssad_hpo.augment.drawing import Value, apply, augment, check_fits, draw_noise, fits
 from ssad_hpo.augment.kinds import KINDS, NONE, Coordinate, Hyperparameter, Kind, hyperparameter_of, kind_of
 from ssad_hpo.augment.ranges import Range
 
@@ -29,6 +29,7 @@ __all__ = [
     "augment",
     "check_fits",
     "draw_noise",
+    "fits",
     "hyperparameter_of",
     "jitter",
     "kind_of",

@@ -90,6 +90,15 @@ def check_fits(augmentation: Augmentation, *, height: int, width: int) -> None:
                 )
 
 
+def fits(augmentation: Augmentation, *, height: int, width: int) -> bool:
+    """Whether every patch of the augmentation's hyperparameters fits into the image; see `check_fits`."""
+    try:
+        check_fits(augmentation, height=height, width=width)
+    except ValueError:
+        return False
+    return True
+
+
 def check_images(images: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(

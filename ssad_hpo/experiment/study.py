@@ -113,6 +113,8 @@ def run_study(
         threads = threads or max(1, int(cluster.cpus_per_trial))
         cluster = prepare_cluster(cluster, method, folder, device, storage)
     device = device or "cpu"
+    height, width = task.train.shape[2:]
+    method = replace(method, space=method.space.within(height=height, width=width))
     if isinstance(method, Tuning):
         training = prepare_tuning(method, training or DEFAULT_TRAINING, task, device)
     else:

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +140,11 @@ class Objective:
         device: str | torch.device = "cpu",
         recorder: Recorder | None = None,
     ) -> None:
+        search, (channels, height, width) = search or Search(), task.train.shape[1:]
         self.task = task
-        self.search = search or Search()
+        self.search = replace(search, space=search.space.within(height=height, width=width))
         self.training = training or Training()
         check_criterion("criterion", self.criterion, task)
-        channels, height, width = task.train.shape[1:]
         for kind, hyperparameters in self.search.space.kinds.items():
             check_fits(Augmentation(kind, hyperparameters), height=height, width=width)
         untrained_network(self.training, (channels, height, width))  # an encoder that cannot be, says so now

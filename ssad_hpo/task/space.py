@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ssad_hpo.augment import NONE, Augmentation, Hyperparameters, Range
+from ssad_hpo.augment import NONE, Augmentation, Hyperparameters, Range, fits
 
 if TYPE_CHECKING:
     import optuna
+
+_AREA, _SMALLER = "patch_area", 0.95
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,24 @@ class SearchSpace:
             raise ValueError(f"SearchSpace: expected kinds that change images, got {NONE!r}")
         whole = {kind: Augmentation(kind, given).hyperparameters for kind, given in kinds.items()}
         object.__setattr__(self, "kinds", whole)
+
+    def within(self, *, height: int, width: int) -> SearchSpace:
+        """This space for images of a size: patch areas that nobody chose end where the largest patch fits.
+
+        Only tall and wide images need it, in which a turned patch soon reaches over the border.
+        """
+        kinds: dict[str, Hyperparameters] = {}
+        for kind, values in self.kinds.items():
+            area, usual = values.get(_AREA), Augmentation(kind).hyperparameters.get(_AREA)
+            while (
+                isinstance(area, Range)
+                and values[_AREA] == usual
+                and not fits(Augmentation(kind, {**values, _AREA: area}), height=height, width=width)
+                and area.high * _SMALLER > area.low
+            ):
+                area = replace(area, high=area.high * _SMALLER)
+            kinds[kind] = values if area is None else {**values, _AREA: area}
+        return SearchSpace(kinds)
 
     @property
     def is_continuous(self) -> bool:
