@@ -29,8 +29,10 @@ _WITHOUT_BFLOAT16 = {
 DEFAULT_THREADS = 1  # several wait for each other wherever anything else computes: studies/contention.py
 
 
-def resolve_precision(training: Training, device: torch.device, pixels: int) -> Precision:
-    """The precision that "auto" stands for, from the machine's capability and the image size alone.
+def resolve_precision(
+    training: Training, device: torch.device, pixels: int, *, depthwise: bool = False
+) -> Precision:
+    """The precision that "auto" stands for, from the machine's capability, the image size and the network.
 
     Never from a timing: the same seed must give the same result on every run. On a CPU the capability is
     what oneDNN may use, so that ONEDNN_MAX_CPU_ISA stands for another machine here as well: without bf16
@@ -40,6 +42,8 @@ def resolve_precision(training: Training, device: torch.device, pixels: int) -> 
         training: whose `precision` is returned as it is unless it is "auto".
         device: where the training runs.
         pixels: of an image, height * width.
+        depthwise: whether the network has depthwise convolutions, whose gradients oneDNN computes more slowly
+            in bfloat16 than in float32.
     """
     if training.precision != "auto":
         return training.precision
@@ -47,7 +51,7 @@ def resolve_precision(training: Training, device: torch.device, pixels: int) -> 
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     capable = torch.cpu.get_capabilities().get("avx512_bf16", False)
     capable = capable and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in _WITHOUT_BFLOAT16
-    return "bfloat16" if capable and pixels >= _BFLOAT16_PIXELS else "float32"
+    return "bfloat16" if capable and pixels >= _BFLOAT16_PIXELS and not depthwise else "float32"
 
 
 def prepare_allocator(device: torch.device, pixels: int) -> None:

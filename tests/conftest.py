@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -209,22 +207,8 @@ def listener() -> Listener:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[str]:
-    """A Ray of two processors, and its address. Sockets need a short path."""
-    import ray
+    """A Ray of two processors, and its address."""
+    from servers import ray_of_two_processors
 
-    folder = tempfile.mkdtemp(prefix="r")
-    token = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")}
-    os.environ.update(RAY_AUTH_TOKEN=os.urandom(16).hex(), RAY_USAGE_STATS_ENABLED="0")
-    context = ray.init(
-        "local",
-        num_cpus=2,
-        object_store_memory=100 * 2**20,
-        include_dashboard=False,
-        _temp_dir=folder,
-        log_to_driver=False,
-    )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-    for name, value in token.items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    shutil.rmtree(folder, ignore_errors=True)
+    with ray_of_two_processors() as address:
+        yield address

@@ -31,7 +31,7 @@ ALLOWED = {
     "detector": {"task", "augment", "encoder", "numerics", "bounds", "files"},
     "baselines": {"task", "augment", "encoder", "numerics"},
     "judgement": {"task", "criteria", "detector"},
-    "combined": {"task", "detector", "bounds", "files"},
+    "combined": {"task", "criteria", "detector", "bounds", "files"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
     "raytune": {"task", "search", "address"},

@@ -27,7 +27,7 @@ from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
 from ssad_hpo.cli import app, main
 from ssad_hpo.experiment import open_result, open_run
 from ssad_hpo.search import candidates, select
-from ssad_hpo.task import Cluster, Range, Search, Training
+from ssad_hpo.task import PRETRAINED, Cluster, Range, Search, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -175,7 +175,11 @@ def test_options_have_the_defaults_of_the_product_and_show_them(
     assert len(own) >= 12
     assert {name: options[name] for name in own} == own
     shown = re.sub(r"[│\s]+", " ", call(command, "--help").out)
-    assert all(f"[default: {value}]" in shown for value in own.values() if isinstance(value, int | str))
+    for name, value in own.items():
+        of_folders = getattr(PRETRAINED, name, value) if command != "tune" else value
+        both = f"({value}; for folders {of_folders})"
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            assert f"[default: {value if of_folders == value else both}]" in shown
 
 
 def test_every_option_of_a_search_reaches_its_settings(
@@ -184,7 +188,7 @@ def test_every_option_of_a_search_reaches_its_settings(
     make_category(Path("cloth"))
     options = (
         "--criterion mmd --sampler random --pruner asha --reduction-factor 3 --evaluate-at 0.5,1 "
-        "--grid-points 3 --seed 5 --keep 2 --trials 2 "
+        "--grid-points 3 --seed 5 --keep 2 --trials 2 --combine 2 --no-contrast-heads --held-out-share 0.3 "
         "--image-size 16 --steps 6 --batch-size 5 --width 3 --learning-rate 0.02 --score classifier "
         "--contamination 0.3 --precision float32 --threads 1 --no-tracking --device cpu --encoder small "
         "-a cutout -a cutpaste --range cutout.patch_area=0.01:0.05 --range cutpaste.patch_aspect=1 "
@@ -197,6 +201,8 @@ def test_every_option_of_a_search_reaches_its_settings(
     assert (search.criterion, search.sampler, search.pruner) == ("mmd", "random", "asha")
     assert (search.reduction_factor, settings.training.evaluate_at) == (3, (0.5, 1.0))
     assert (search.grid_points, search.seed, search.keep, search.n_trials) == (3, 5, 2, 2)
+    assert (search.combine, search.contrast_heads) == (2, False)
+    assert settings.source is not None and settings.source.arguments["held_out_share"] == 0.3
     assert (settings.device, settings.threads, settings.tracking_uri) == ("cpu", 1, None)
     assert settings.storage == f"sqlite:///{Path.cwd()}/studies.db" and Path("studies.db").exists()
     training = settings.training

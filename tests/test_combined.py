@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,17 @@ import pytest
 import torch
 from combined_runs import CLEAR, clear_run
 from conftest import Ended
-from sklearn.linear_model import Ridge
+from sklearn.covariance import LedoitWolf
 
 from ssad_hpo import data
-from ssad_hpo.combined import Combination, CombinedDetector, combine, contrast_head, is_combined
+from ssad_hpo.combined import (
+    Combination,
+    CombinedDetector,
+    combine,
+    contrast_head,
+    head_weight,
+    is_combined,
+)
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.evaluate import auc
 from ssad_hpo.experiment import StudyResult, load_detector, open_result, resume_study
@@ -32,29 +40,43 @@ def unit_rows(rng: np.random.Generator, n: int, d: int = 6) -> torch.Tensor:
     return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def slow_ridge(unlabeled: np.ndarray, held_out: np.ndarray) -> Ridge:
-    rows = np.concatenate([unlabeled, held_out])
-    targets = np.repeat([1.0, -1.0], [len(unlabeled), len(held_out)])
-    weights = np.where(targets > 0, 0.5 / len(unlabeled), 0.5 / len(held_out))
-    eigenvalues = np.linalg.eigvalsh(np.cov(rows.T, aweights=weights, ddof=0))
-    return Ridge(alpha=0.1 * eigenvalues.mean(), solver="cholesky").fit(rows, targets, sample_weight=weights)
+def made_up(seed: int, n_unlabeled: int = 21, n_held_out: int = 16, d: int = 6, further: float = 0.0) -> Kept:
+    """A candidate of noise; `further` moves a third of the unlabelled images apart, with their scores."""
+    rng = np.random.default_rng(seed)
+    sets = [unit_rows(rng, n, d) for n in (30, 5, n_unlabeled, n_held_out)]
+    scores = [np.exp(rng.normal(seed, 1 + seed, n)) for n in (n_unlabeled, n_held_out)]
+    moved = sets[2][-(n_unlabeled // 3) :]
+    moved[:, 0] += further
+    scores[0][-(n_unlabeled // 3) :] *= 1 + 9 * (further > 0)
+    return Kept(scores[0], Embeddings(*sets), None, scores[1])
 
 
 def slow_heads(
-    unlabeled: np.ndarray, held_out: np.ndarray
+    sets: Embeddings, scores: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Cross-fitted scores of both sets, one image at a time, and the mean of the heads for others."""
+    assert sets.held_out is not None
+    unlabeled, held_out = sets.unlabeled.double().numpy(), sets.held_out.double().numpy()
+    precision = np.linalg.inv(LedoitWolf().fit(sets.train.double().numpy()).covariance_)
 
-    def head(fold: int) -> Ridge:
-        kept = [[row for i, row in enumerate(rows) if i % 5 != fold] for rows in (unlabeled, held_out)]
-        return slow_ridge(*map(np.array, kept))
+    def head(fold: int) -> Callable[[np.ndarray], np.ndarray]:
+        kept = [i for i in range(len(unlabeled)) if i % 5 != fold]
+        suspicious = sorted(kept, key=lambda i: -scores[i])[: max(1, round(0.2 * len(kept)))]
+        centre = np.mean([row for i, row in enumerate(held_out) if i % 5 != fold], axis=0)
+        direction = precision @ (unlabeled[suspicious].mean(0) - centre)
+        return lambda rows: (rows - centre) @ direction
 
     heads = [head(fold) for fold in range(5)]
     own = [
-        np.array([heads[i % 5].predict(row[None])[0] for i, row in enumerate(rows)])
-        for rows in (unlabeled, held_out)
+        np.array([heads[i % 5](row[None])[0] for i, row in enumerate(rows)]) for rows in (unlabeled, held_out)
     ]
-    return own[0], own[1], lambda rows: np.mean([head.predict(rows) for head in heads], axis=0)
+    return own[0], own[1], lambda rows: np.mean([head(rows) for head in heads], axis=0)
+
+
+def slow_weight(unlabeled: np.ndarray, held_out: np.ndarray) -> float:
+    pairs = [(u > h) + (u == h) / 2 for u in unlabeled for h in held_out]
+    n, m = len(unlabeled), len(held_out)
+    return float(np.clip(((np.mean(pairs) - 0.5) / np.sqrt((n + m + 1) / (12 * n * m)) - 2) / 2, 0, 1))
 
 
 # Heads
@@ -62,91 +84,95 @@ def slow_heads(
 
 @pytest.mark.parametrize("sizes", [(23, 17), (40, 8), (9, 30)], ids=str)
 @pytest.mark.parametrize("d", [3, 60])
-def test_a_contrast_head_is_the_slow_ridge_of_all_folds_but_ones_own(sizes: tuple[int, int], d: int) -> None:
-    rng = np.random.default_rng(0)
-    unlabeled, held_out, others = (unit_rows(rng, n, d) for n in (*sizes, 12))
-    head, *scores = contrast_head(unlabeled, held_out)
-    own_unlabeled, own_held_out, mean = slow_heads(unlabeled.numpy(), held_out.numpy())
-    assert scores[0].numpy() == pytest.approx(own_unlabeled, abs=1e-8)
-    assert scores[1].numpy() == pytest.approx(own_held_out, abs=1e-8)
-    assert head(others).numpy() == pytest.approx(mean(others.numpy()), abs=1e-8)
+def test_a_contrast_head_is_the_slow_one_of_all_folds_but_ones_own(sizes: tuple[int, int], d: int) -> None:
+    kept = made_up(0, *sizes, d)
+    others = unit_rows(np.random.default_rng(1), 12, d)
+    head, *scores = contrast_head(kept.embeddings, torch.from_numpy(kept.scores))
+    own_unlabeled, own_held_out, mean = slow_heads(kept.embeddings, kept.scores)
+    scale = np.abs(own_unlabeled).max()
+    assert scores[0].numpy() == pytest.approx(own_unlabeled, abs=1e-6 * scale)
+    assert scores[1].numpy() == pytest.approx(own_held_out, abs=1e-6 * scale)
+    assert head(others).numpy() == pytest.approx(mean(others.numpy()), abs=1e-6 * scale)
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["unlabeled", "held_out"])
-def test_no_image_is_scored_by_a_head_that_was_fitted_on_it(which: int) -> None:
-    rng = np.random.default_rng(1)
-    sets = [unit_rows(rng, 20), unit_rows(rng, 20)]
-    other = unit_rows(rng, 1)[0]
+@pytest.mark.parametrize("which", ["unlabeled", "held_out"])
+def test_no_image_is_scored_by_a_head_that_was_fitted_on_it(which: str) -> None:
+    sets = made_up(1, 20, 20).embeddings
+    suspicion = torch.arange(20).double() % 7  # of the highest: 6 and 13
+    other, row = unit_rows(np.random.default_rng(5), 1)[0], 13
 
-    def scores_with(row: torch.Tensor) -> list[torch.Tensor]:
-        changed = [rows.clone() for rows in sets]
-        changed[which][3] = row
-        return list(contrast_head(*changed)[1:])
+    def scores_with(changed: torch.Tensor) -> list[torch.Tensor]:
+        rows = getattr(sets, which).clone()
+        rows[row] = changed
+        return list(contrast_head(dataclasses.replace(sets, **{which: rows}), suspicion)[1:])
 
-    before, after = scores_with(sets[which][3]), scores_with(other)
-    halfway = scores_with((sets[which][3] + other) / 2)
-    fold = torch.arange(20) % 5 == 3
-    for mine, theirs in zip(before, after, strict=True):
+    mine = getattr(sets, which)[row]
+    before, after, halfway = scores_with(mine), scores_with(other), scores_with((mine + other) / 2)
+    fold = torch.arange(20) % 5 == row % 5
+    for one, another in zip(before, after, strict=True):
         mates = fold.clone()
-        mates[3] = False
-        assert torch.equal(mine[mates], theirs[mates])  # their head does not know the image that changed
-        assert ((mine - theirs).abs() > 1e-9)[~fold].all()  # all other heads do
+        mates[row] = False
+        assert torch.equal(one[mates], another[mates])  # their head does not know the image that changed
+        assert ((one - another).abs() > 1e-9)[~fold].all()  # all other heads do
     # Its own score is a linear function of it, as it would not be if it had a part in the fit.
-    middle = (before[which][3] + after[which][3]) / 2
-    assert float(halfway[which][3]) == pytest.approx(float(middle), abs=1e-12)
-    assert float(before[which][3]) != pytest.approx(float(after[which][3]), abs=1e-6)
+    own = 0 if which == "unlabeled" else 1
+    middle = (before[own][row] + after[own][row]) / 2
+    assert float(halfway[own][row]) == pytest.approx(float(middle), rel=1e-9)
+    assert float(before[own][row]) != pytest.approx(float(after[own][row]), abs=1e-6)
 
 
 def test_heads_see_no_difference_between_two_sets_of_noise_with_more_features_than_images() -> None:
-    rng = np.random.default_rng(2)
     seen = []
-    for _ in range(10):
-        _, of_unlabeled, of_held_out = contrast_head(unit_rows(rng, 30, 100), unit_rows(rng, 30, 100))
+    for seed in range(10):
+        kept = made_up(seed, 30, 30, 100)
+        _, of_unlabeled, of_held_out = contrast_head(kept.embeddings, torch.from_numpy(kept.scores))
         labels = np.repeat([1, 0], 30).astype(np.int8)
         seen.append(auc(labels, torch.cat([of_unlabeled, of_held_out]).numpy()))
     assert 0.2 < np.mean(seen) < 0.65  # heads that had seen their own images would have 1
 
 
 def test_heads_of_two_held_out_images_have_two_folds() -> None:
-    rng = np.random.default_rng(3)
-    head, of_unlabeled, of_held_out = contrast_head(unit_rows(rng, 7), unit_rows(rng, 2))
+    kept = made_up(3, 7, 2)
+    head, of_unlabeled, of_held_out = contrast_head(kept.embeddings, torch.from_numpy(kept.scores))
     assert of_unlabeled.isfinite().all() and of_held_out.isfinite().all() and head.weights.shape == (6,)
 
 
+@pytest.mark.parametrize("further", [0.0, 0.3, 0.5, 2.0])
+def test_heads_count_from_two_standard_errors_above_chance_and_in_full_from_four(further: float) -> None:
+    rng = np.random.default_rng(4)
+    unlabeled, held_out = rng.normal(further, 1, 60), rng.normal(0, 1, 50)
+    found = head_weight(torch.from_numpy(unlabeled), torch.from_numpy(held_out))
+    assert found == pytest.approx(slow_weight(unlabeled, held_out), abs=1e-9)
+    assert (found == 0) == (further == 0) and (found == 1) == (further == 2)
+
+
 # Combinations
-
-
-def made_up(seed: int, n_unlabeled: int = 21, n_held_out: int = 16) -> Kept:
-    rng = np.random.default_rng(seed)
-    sets = [unit_rows(rng, n) for n in (5, 5, n_unlabeled, n_held_out)]
-    scores = [np.exp(rng.normal(seed, 1 + seed, n)) for n in (n_unlabeled, n_held_out)]
-    return Kept(scores[0], Embeddings(*sets), None, scores[1])
 
 
 def standardised(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     return (scores - held_out.mean()) / held_out.std()
 
 
-@pytest.mark.parametrize("heads", [True, False])
-def test_a_combination_is_the_mean_of_what_the_method_defines(heads: bool) -> None:
-    kept = [made_up(seed) for seed in range(3)]
+@pytest.mark.parametrize(("heads", "further"), [(True, 0.4), (True, 0.0), (False, 0.4)])
+def test_a_combination_is_the_mean_of_what_the_method_defines(heads: bool, further: float) -> None:
+    kept = [made_up(seed, further=further) for seed in range(3)]
     together = combine(kept, heads=heads)
-    expected = {"scores": np.zeros(21), "held_out": np.zeros(16)}
+    parts: dict[str, list[np.ndarray]] = {"scores": [], "held_out": []}
     for candidate in kept:
-        assert candidate.held_out is not None and candidate.embeddings.held_out is not None
+        assert candidate.held_out is not None
         normal = np.log(candidate.held_out)
-        expected["scores"] += standardised(np.log(candidate.scores), normal) / 3
-        expected["held_out"] += standardised(normal, normal) / 3
-        if heads:
-            own, own_held_out, _ = slow_heads(
-                candidate.embeddings.unlabeled.numpy(), candidate.embeddings.held_out.numpy()
-            )
-            expected["scores"] += standardised(own, own_held_out) / 3
-            expected["held_out"] += standardised(own_held_out, own_held_out) / 3
-    for name, values in expected.items():
-        assert getattr(together, name).numpy() == pytest.approx(values, abs=1e-7)
+        parts["scores"].append(standardised(np.log(candidate.scores), normal))
+        parts["held_out"].append(standardised(normal, normal))
+    expected = {name: np.mean(values, axis=0) for name, values in parts.items()}
+    found = [slow_heads(candidate.embeddings, expected["scores"]) for candidate in kept]
+    of_heads = [np.mean([standardised(head[i], head[1]) for head in found], axis=0) for i in (0, 1)]
+    weight = slow_weight(*of_heads) if heads else 0.0
+    assert together.head_weight == pytest.approx(weight, abs=1e-6)
+    assert (weight > 0) == (heads and further > 0)  # noise has no head
+    for name, values, heads_of in zip(expected, expected.values(), of_heads, strict=True):
+        assert getattr(together, name).numpy() == pytest.approx(values + weight * heads_of, abs=1e-6)
     assert float(together.held_out.mean()) == pytest.approx(0, abs=1e-9) and len(together.parts) == 3
-    assert all((part.head is not None) == heads for part in together.parts)
+    assert all((part.head is not None) == (weight > 0) for part in together.parts)
 
 
 def test_what_cannot_be_combined_is_refused() -> None:
@@ -191,17 +217,18 @@ def test_new_images_are_scored_by_all_members_and_the_means_of_their_heads(toget
     evidence, images = together.evidence, data.load(CLEAR).unlabeled
     assert evidence is not None
     by_number = {candidate.number: candidate for candidate in candidates(together.study)}
-    expected = np.zeros(len(images))
-    for number in evidence.members:
-        kept = by_number[number].kept()
-        assert (
-            kept.detector is not None and kept.held_out is not None and kept.embeddings.held_out is not None
-        )
-        rows, normal = kept.detector.embed(images), np.log(kept.held_out)
-        sets = kept.embeddings.unlabeled.double().numpy(), kept.embeddings.held_out.double().numpy()
-        _, own_held_out, mean = slow_heads(*sets)
+    members = [by_number[number].kept() for number in evidence.members]
+    logs = [np.log(kept.held_out) for kept in members if kept.held_out is not None]
+    suspicion = [
+        standardised(np.log(kept.scores), normal) for kept, normal in zip(members, logs, strict=True)
+    ]
+    expected, weight = np.zeros(len(images)), combination_of(together).head_weight
+    for kept, normal in zip(members, logs, strict=True):
+        assert kept.detector is not None
+        rows = kept.detector.embed(images)
+        _, own_held_out, mean = slow_heads(kept.embeddings, np.mean(suspicion, axis=0))
         expected += standardised(np.log(kept.detector.density_score(rows).numpy()), normal) / 3
-        expected += standardised(mean(rows.double().numpy()), own_held_out) / 3
+        expected += weight * standardised(mean(rows.double().numpy()), own_held_out) / 3
     combined = load_detector(together.run.folder)
     assert isinstance(combined, CombinedDetector) and combined.image_shape == (1, 16, 16)
     assert combined.score(images).numpy() == pytest.approx(expected, abs=1e-5)

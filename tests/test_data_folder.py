@@ -25,7 +25,6 @@ def test_a_task_of_a_folder_has_images_and_no_labels(tmp_path):
         "unlabeled",
         "held_out",
     ]
-    assert vars(task).keys() == {"name", "train", "unlabeled"}
     assert task.train.shape == (4, 3, SIZE, SIZE) and task.unlabeled.shape == (12, 3, SIZE, SIZE)
     assert task.train.dtype == task.unlabeled.dtype == torch.uint8
 

@@ -392,6 +392,15 @@ def test_a_run_folder_that_exists_is_refused_and_left_as_it_is(task: Task, workp
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
+def test_a_run_folder_of_which_a_kill_left_no_settings_is_free(task: Task, workplace: Path) -> None:
+    (workplace / "runs" / "study").mkdir(parents=True)
+    (workplace / "runs" / "study" / "lock").write_text("process 1 on somewhere")
+    (workplace / "runs" / "study" / "settings.json.partial").write_text('{"format": 2, "stu')
+    quick(task, n_trials=1)
+    assert open_result("study").run.settings.n_trials == 1
+    assert not list(Path("runs", "study").glob("*.partial"))
+
+
 def test_a_run_folder_that_cannot_be_read_is_named(task: Task, workplace: Path) -> None:
     folder = quick(task, n_trials=1).run.folder
     path = folder / "settings.json"

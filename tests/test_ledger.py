@@ -219,6 +219,31 @@ def test_what_a_dead_driver_left_open_is_closed_and_repeated_from_its_checkpoint
     assert "RUNNING" not in states(open_again())
 
 
+@pytest.mark.parametrize("end", ["complete", "pruned", "failed"])
+def test_a_kill_before_the_recorder_has_heard_of_an_end_leaves_no_trial_that_it_takes_for_running(
+    end: str, objective: Objective, open_again: Callable[[], optuna.Study], tmp_path: Path, listener: Any
+) -> None:
+    class Killed(type(listener)):  # type: ignore[misc]
+        def trial_ended(self, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+    objective.recorder = Killed()
+    ledger = Ledger(objective, open_again())
+    with pytest.raises(KeyboardInterrupt):
+        if end == "complete":
+            tell_whole(ledger, "a", tmp_path)
+        else:
+            ledger.ask("a")
+            ledger.started("a")
+            reason = {"status": end, "reason": "the reason"} if end == "failed" else {}
+            ledger.ended("a", {**dict.fromkeys(metric_names(), 0.5), "step": 3, **reason}, None)
+    objective.recorder = listener
+    Ledger(objective, open_again()).take_up([])
+    expected = "failed" if end == "failed" else "interrupted"
+    assert [e[:2] for e in listener.of("ended")] == [["0", expected]]
+    assert states(open_again()) == (["FAIL"] if end == "failed" else ["FAIL", "WAITING"])
+
+
 def test_a_trial_whose_artifacts_do_not_arrive_is_interrupted_and_may_be_repeated(
     objective: Objective, study: optuna.Study, tmp_path: Path
 ) -> None:

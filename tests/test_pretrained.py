@@ -256,6 +256,23 @@ def test_a_resumed_search_has_the_encoder_as_it_comes_once(task: Task) -> None:
     assert [trial.frozen for trial in records(result.study)] == [True, False, False]
 
 
+def test_a_search_stopped_in_the_encoder_as_it_comes_has_it_once_and_tells_its_end(
+    task: Task, listener: Any
+) -> None:
+    from ssad_hpo.experiment import StudyInterrupted, resume_study
+
+    class Stopped(type(listener)):  # type: ignore[misc]
+        def trial_ended(self, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(StudyInterrupted):
+        start_study(task, training=TUNED, n_trials=1, run="r", tracking_uri=None, listeners=[Stopped()])
+    result = resume_study("r", task=task, listeners=[listener])
+    assert [trial.frozen for trial in records(result.study)] == [True, False]
+    assert [told[:2] for told in listener.of("ended")] == [["0", "complete"], ["1", "complete"]]
+    assert len(list(result.run.artifacts.glob("frozen-*"))) == 1
+
+
 def test_other_weights_than_a_study_began_with_are_refused(task: Task, workplace: Path) -> None:
     from ssad_hpo.experiment import RunError, resume_study
 

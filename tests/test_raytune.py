@@ -19,7 +19,8 @@ from ssad_hpo import Objective
 from ssad_hpo.raytune import StudySearcher, absolute_checkpoint_path, check_cluster, make_scheduler
 from ssad_hpo.raytune.checkpoints import below
 from ssad_hpo.raytune.schedulers import replay
-from ssad_hpo.search import make_sampler
+from ssad_hpo.raytune.searcher import discard_left
+from ssad_hpo.search import make_sampler, record
 from ssad_hpo.task import Cluster, Search, Task
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -145,3 +146,26 @@ def test_a_sweep_on_sqlite_is_refused_before_anything_is_written(workplace: Path
     with pytest.raises(ValueError, match="pruner: expected one of none, asha, median, got 'pbt'"):
         start_sweep(task, run="r", pruner="pbt", tracking_uri=None)
     assert list(workplace.iterdir()) == []
+
+
+def test_checkpoints_that_a_killed_driver_could_not_remove_go_and_those_that_are_needed_stay(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    def add(number: int, state: str, repeats: int | None = None) -> None:
+        checkpoint = tmp_path / f"trial-{number}" / "checkpoint_000000"
+        checkpoint.mkdir(parents=True)
+        attributes = record.checkpointed(str(checkpoint))
+        attributes |= {} if repeats is None else record.repeats(repeats)
+        attributes |= record.interrupted("killed") if state == "FAIL" else {}
+        value = None if state == "FAIL" else 0.5
+        trial = optuna.create_trial(state=optuna.trial.TrialState[state], value=value, user_attrs=attributes)
+        study.add_trial(trial)
+
+    discard_left(study)
+    add(0, "FAIL")
+    add(1, "FAIL")
+    add(2, "FAIL", repeats=0)
+    add(3, "COMPLETE", repeats=0)
+    for _ in range(2):
+        discard_left(study)
+        assert [path.name for path in tmp_path.glob("trial-*")] == ["trial-1"]

@@ -22,11 +22,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from alike import check_equal, facts, final_trials, finished_so_far
 from PIL import Image
 from starting import start_study
 
@@ -37,15 +36,13 @@ from ssad_hpo.experiment import (
     StudyInterrupted,
     StudyResult,
     evaluate_run,
-    load_detector,
     open_result,
     open_run,
     resume_study,
     run_study,
     sync_run,
 )
-from ssad_hpo.search import is_final, open_kept, position, records
-from ssad_hpo.search.record import read_trial
+from ssad_hpo.search import is_final, records
 from ssad_hpo.storage import open_journal
 from ssad_hpo.task import Search, SearchSpace, Task, Training
 
@@ -170,87 +167,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
         return results[study]
 
     return run
-
-
-def facts(trial: FrozenTrial) -> dict[str, Any]:
-    """All of a trial that must not depend on interruptions: the time, the place and the number may."""
-    changing = ("seconds", "artifacts", "retry_of", "interrupted")
-    return {
-        "state": trial.state.name,
-        "params": trial.params,
-        "values": trial.values,
-        "intermediate": trial.intermediate_values,
-        **{name: value for name, value in trial.user_attrs.items() if name not in changing},
-    }
-
-
-def final_trials(study: optuna.Study) -> dict[int, FrozenTrial]:
-    """The trials that count, by position; there is one for each."""
-    finals = [trial for trial in study.get_trials(deepcopy=False) if is_final(trial)]
-    places = Counter(position(study, trial) for trial in finals)
-    assert max(places.values(), default=1) == 1, f"run twice: {places}"
-    return {position(study, trial): trial for trial in finals}
-
-
-def finished_so_far(folder: Path, tmp_path: Path) -> dict[int, tuple[dict[str, Any], Any]]:
-    """What a killed study's journal has of finished trials, read from a copy of it."""
-    journal = folder / "journal.log"
-    if not journal.exists() or b"study_name" not in journal.read_bytes():
-        return {}
-    copy = tmp_path / "copy.log"
-    shutil.copy(journal, copy)
-    study = optuna.load_study(study_name=None, storage=open_journal(copy))
-    return {t.number: (facts(t), t.datetime_complete) for t in study.trials if is_final(t)}
-
-
-def check_equal(result: StudyResult, expected: StudyResult) -> None:
-    """A study is the undisturbed one, position by position, in all that it drew, found and kept."""
-    trials = result.study.get_trials(deepcopy=False)
-    assert not [t.number for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
-    mine, theirs = final_trials(result.study), final_trials(expected.study)
-    assert sorted(mine) == sorted(theirs) == list(range(len(theirs)))
-    for place, trial in mine.items():
-        assert facts(trial) == facts(theirs[place]), f"position {place}"
-        if trial.state == TrialState.COMPLETE:
-            check_same_artifacts(trial, theirs[place])
-    complete = {f"trial-{t.number:05d}" for t in trials if t.state == TrialState.COMPLETE}
-    kept = [path.name for path in result.run.artifacts.glob("*")]
-    assert {name.rpartition("-")[0] for name in kept} == complete and len(kept) == len(complete)
-    places = [position(s, s.trials[r.selected.number]) for r in (result, expected) for s in (r.study,)]
-    assert places[0] == places[1]
-    assert result.selected.criteria == expected.selected.criteria
-    check_same_evidence(result, expected)
-    assert not list(result.run.folder.glob("*.lock*"))
-
-
-def check_same_evidence(result: StudyResult, expected: StudyResult) -> None:
-    """What is said of held-out images, and how the combined detector scores, does not depend on a kill."""
-    mine, theirs = result.evidence, expected.evidence
-    if mine is None or theirs is None:
-        assert mine is theirs
-        return
-    assert (mine.p_anomalies, mine.shifted) == (theirs.p_anomalies, theirs.shifted)
-    assert (mine.combined is None) == (theirs.combined is None)
-    if mine.combined is None or theirs.combined is None:
-        assert not result.run.combined.exists()
-        return
-    for name in ("scores", "held_out"):
-        assert torch.equal(getattr(mine.combined, name), getattr(theirs.combined, name))
-    images = task_of_the_studies().unlabeled
-    saved = [load_detector(r.run.combined).score(images) for r in (result, expected)]
-    assert torch.equal(*saved)
-
-
-def check_same_artifacts(a: FrozenTrial, b: FrozenTrial) -> None:
-    mine, theirs = (open_kept(str(read_trial(trial).address)) for trial in (a, b))
-    assert np.array_equal(mine.scores, theirs.scores)
-    names = ["train", "augmented", "unlabeled"]
-    if theirs.held_out is not None:
-        assert mine.held_out is not None and np.array_equal(mine.held_out, theirs.held_out)
-        names.append("held_out")
-    for name in names:
-        assert torch.equal(getattr(mine.embeddings, name), getattr(theirs.embeddings, name))
-    assert (mine.detector is None) == (theirs.detector is None)
 
 
 def check_survives(folder: Path, tmp_path: Path, expected: StudyResult) -> StudyResult:
@@ -413,11 +329,16 @@ def test_a_study_in_a_database_survives_a_kill(tmp_path: Path, undisturbed: Undi
     assert not result.run.journal.exists()
 
 
-def test_after_a_kill_nothing_is_left_running_in_mlflow(tmp_path: Path, empty_mlflow: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["one kill", "another as its trial is closed"])
+def test_after_a_kill_nothing_is_left_running_in_mlflow(
+    again: bool, tmp_path: Path, empty_mlflow: Path
+) -> None:
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path / 'mlflow.db')}"
     killed("random", tmp_path / "run", ("publish", 3), tracking_uri=uri)
+    if again:  # Optuna has just been told that trial 2 failed
+        killed("random", tmp_path / "run", ("text", '"state":3'), again=True)
     result = resume(tmp_path / "run")
     if result.undelivered:  # the killed process's writer held the outbox still; `sync` waits for it
         assert sync_run(tmp_path / "run").remaining == 0

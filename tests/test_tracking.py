@@ -304,6 +304,14 @@ def test_a_torn_line_is_skipped_and_told_and_the_next_record_starts_afresh(
 # Several processes.
 
 
+def test_what_a_kill_left_of_a_half_made_outbox_is_cleared_away(tmp_path: Path, database: str) -> None:
+    (tmp_path / "outbox.0123456789abcdef0123456789abcdef").write_bytes(b'{"study"')
+    (tmp_path / "outbox.json").write_text("of somebody else")
+    for _ in range(2):
+        MlflowRecorder(tmp_path / "outbox.jsonl", database, "testbed", "gravel, seed 0")
+    assert sorted(path.name for path in tmp_path.glob("outbox*")) == ["outbox.json", "outbox.jsonl"]
+
+
 def test_copies_in_other_processes_append_whole_lines_to_the_same_outbox(recorder: MlflowRecorder) -> None:
     program = (
         "import pickle, sys; recorder = pickle.load(sys.stdin.buffer)\n"

@@ -109,23 +109,12 @@ def _show_evidence(result: StudyResult) -> None:
     if evidence is None:
         return
     word = result.run.settings.word
-    if evidence.anomalies_seen:
-        say(f"anomalies seen: images without any would look like these with p = {evidence.p_anomalies:.3f}")
-    else:
-        say(
-            "[yellow]no anomaly seen: the unlabelled images do not stand out against held-out normal ones by "
-            f"any {word} (p = {evidence.p_anomalies:.2f}), so there is nothing to choose by[/]"
-        )
-    if evidence.shifted:
-        say(
-            f"[yellow]the unlabelled scores of {word} {result.selected.number} are higher than those of "
-            "held-out images as a whole: either most are anomalies, or normal ones look different there; "
-            "held-out images should come from the same days and machines[/]"
-        )
+    for sentence in evidence.account(word):
+        say(sentence)
+    for sentence in evidence.doubts(word, result.selected.number):
+        say(f"[yellow]{sentence}[/]")
     if evidence.combined is not None:
-        heads = " and what tells unlabelled from held-out images" if evidence.heads else ""
-        members = ", ".join(map(str, evidence.members))
-        say(f"combined detector: the mean of {word}s {members}{heads}; `score` uses it, unless --single")
+        say("`score` uses the combined detector, with --single the selected one")
 
 
 def show_ranking(ranking: Ranking) -> None:

@@ -59,14 +59,38 @@ class _Starts(click.ParamType[Any]):
 
 
 class _Option(click.RichOption):
-    """An option with a default that is looked up when it is needed: the libraries it is in load slowly."""
+    """An option with a default that is looked up when it is needed: the libraries it is in load slowly.
 
-    def __init__(self, *flags: Any, look_up: Callable[[str], Any], **settings: Any) -> None:
+    Args:
+        look_up: its default, by its name.
+        of_folders: that for images of folders, by its name, where this may be another.
+    """
+
+    def __init__(
+        self,
+        *flags: Any,
+        look_up: Callable[[str], Any],
+        of_folders: Callable[[str], Any] | None,
+        **settings: Any,
+    ) -> None:
+        self._shown: Any = None
         super().__init__(*flags, **settings)
-        self.look_up = look_up
+        self.look_up, self.of_folders = look_up, of_folders
 
     def get_default(self, ctx: click.Context, call: bool = True) -> Any:
         return self.look_up(str(self.name))
+
+    @property
+    def show_default(self) -> Any:
+        """What the help says of the default: the context decides, or both of two."""
+        if getattr(self, "of_folders", None) is None:
+            return self._shown
+        default, of_folders = self.look_up(str(self.name)), self.of_folders(str(self.name))
+        return self._shown if default == of_folders else f"{default}; for folders {of_folders}"
+
+    @show_default.setter
+    def show_default(self, shown: Any) -> None:
+        self._shown = shown
 
 
 def option(*flags: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -81,6 +105,7 @@ class Group:
         title: above them in the help.
         options: from `option`.
         defaults: gives what has their defaults as attributes; None leaves them without.
+        of_folders: gives what has those for images of folders, where these are others.
     """
 
     def __init__(
@@ -88,12 +113,16 @@ class Group:
         title: str,
         *options: tuple[tuple[str, ...], dict[str, Any]],
         defaults: Callable[[], object] | None = None,
+        of_folders: Callable[[], object] | None = None,
     ) -> None:
         self.defaults = defaults
+        beside = of_folders and _attribute_of(of_folders)
         self._options: list[Callable[[Command], Command]] = []
         for flags, settings in options:
             own: dict[str, Any] = (
-                {} if defaults is None else {"cls": _Option, "look_up": _attribute_of(defaults)}
+                {}
+                if defaults is None
+                else {"cls": _Option, "look_up": _attribute_of(defaults), "of_folders": beside}
             )
             self._options.append(click.option(*flags, **own, panel=title, **settings))
         self.names = [_name(flags) for flags, _ in options]
@@ -139,6 +168,12 @@ def _training() -> Training:
     return Training()
 
 
+def _training_of_folders() -> Training:
+    from ssad_hpo.task import PRETRAINED
+
+    return PRETRAINED
+
+
 def _tuning() -> Tuning:
     from ssad_hpo.bilevel import Tuning
 
@@ -171,7 +206,7 @@ IMAGES = Group(
     option("--unlabeled", type=Path, help="A folder with the unlabelled mixture of normal and anomalous."),
     option("--held-out", help="A folder of more normal images, which no detector is trained on."),
     option("--held-out-share", type=float, default=0.0, help="Or the share of train to set aside for that."),
-    option("--image-size", type=int, default=64, help="Shorter side of images of folders, pixels."),
+    option("--image-size", type=int, default=128, help="Shorter side of images of folders, pixels."),
     option(
         "--keep-ratio/--squeeze",
         "keep_ratio",
@@ -209,7 +244,9 @@ _SEARCHED = (
     option("--keep", type=int, help="How many of the best detectors to keep."),
     option("--combine", type=int, help="How many of the best candidates score together in the end."),
     option(
-        "--contrast-heads/--no-contrast-heads", help="Whether these look for what is new among unlabelled."
+        "--contrast-heads/--no-contrast-heads",
+        "contrast_heads",
+        help="Whether these also look for what tells the unlabelled images from held-out ones.",
     ),
 )
 SEARCH = Group("Search", *_SEARCHED, defaults=_search)
@@ -240,6 +277,7 @@ TRAINING = Group(
            help="Shares of the steps at which trials are judged, and may be stopped."),
     option("--precision", help="Arithmetic of the training: auto, float32 or bfloat16."),
     defaults=_training,
+    of_folders=_training_of_folders,
 )  # fmt: skip
 TUNED_TRAINING = Group("Training", *_TRAINED, SEED, defaults=_tuned_training)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from ssad_hpo.cli.options import (
 
 if TYPE_CHECKING:
     from ssad_hpo.data import Source
-    from ssad_hpo.task import SearchSpace
+    from ssad_hpo.task import SearchSpace, Training
 
 _place = click.argument("path", required=False)
 _resume = click.option("--resume", metavar="RUN", help="Go on with this run, with the settings that it has.")
@@ -89,7 +90,7 @@ def sweep(context: click.RichContext, /, **given: Any) -> None:
 def _search(context: click.Context, given: dict[str, Any], group: Group, cluster: Any = None) -> None:
     """Start a search, here or on a cluster, or go on with one, and show its result."""
     from ssad_hpo.experiment import open_run, resume_study, run_study
-    from ssad_hpo.task import Search, Training
+    from ssad_hpo.task import Search
 
     if (run := given.pop("resume")) is not None:
         _alone_with_resume(context, "n_trials", "address")
@@ -108,7 +109,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
         method = Search(space=_space_of(**SPACE.taken(given)), **group.taken(given))
         if method.total < method.n_trials and _is_given(context, "n_trials"):
             warn(f"--trials {method.n_trials}: there are only {method.total} candidates to train")
-        training = Training(seed=method.seed, **TRAINING.taken(given))
+        training = _training(context, images, TRAINING.taken(given), method.seed)
         with _kept_on_interrupt(context), SearchDisplay(method.total) as display:
             result = run_study(
                 images,
@@ -219,6 +220,16 @@ def _tell_unused(context: click.Context, given: dict[str, Any]) -> None:
                 warn(f"{option.opts[0]} has no effect: {reason}")
     for kind in sorted({kind for kind in given.get("kinds", ()) if given["kinds"].count(kind) > 1}):
         warn(f"--augmentation {kind}: was given more than once, and counts once")
+
+
+def _training(context: click.Context, source: Source, options: dict[str, Any], seed: int) -> Training:
+    """What was given, and for the rest what suits the images, unless another encoder is meant."""
+    from ssad_hpo.experiment import training_for
+    from ssad_hpo.task import Training
+
+    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    other = given.keys() & {"encoder", "weights", "width"}
+    return replace(Training() if other else training_for(source), seed=seed, **given)
 
 
 def _images(context: click.Context, given: dict[str, Any]) -> Source:

@@ -29,6 +29,7 @@ from ssad_hpo.data.decode import (
 )
 from ssad_hpo.task import Task
 
+IMAGE_SIZE = 128  # pixels of the shorter side, unless asked for otherwise
 # What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.
 _DARK = 16
 _StrPath = str | os.PathLike[str]
@@ -66,7 +67,7 @@ def load_folder(
     category: str | None = None,
     anomaly: str | None = None,
     *,
-    image_size: int = 256,
+    image_size: int = IMAGE_SIZE,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,
@@ -124,7 +125,7 @@ def load_folders(
     train: _StrPath,
     unlabeled: _StrPath,
     *,
-    image_size: int = 256,
+    image_size: int = IMAGE_SIZE,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
     skip_unreadable: bool = False,

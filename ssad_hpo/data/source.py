@@ -168,21 +168,40 @@ def _area(text: str) -> float | None:
 
 
 def find_source(
-    place: str | Path, *, category: str | None = None, anomaly: str | None = None, **of_folder: Any
+    place: str | Path,
+    *,
+    category: str | None = None,
+    anomaly: str | None = None,
+    image_size: int = folder.IMAGE_SIZE,
+    keep_ratio: bool = True,
+    bit_depth: int = WHOLE_DEPTH,
+    skip_unreadable: bool = False,
+    held_out: str | Path | None = None,
+    held_out_share: float = 0.0,
 ) -> Source:
     """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
 
     Args:
         place: a folder, or a built-in name; a folder of that name goes first.
-        category, anomaly: of a folder, as all others, see `load_folder`.
+        category, anomaly, image_size, keep_ratio, bit_depth, skip_unreadable, held_out, held_out_share: of a
+            folder, see `load_folder`.
 
     Raises:
         ValueError: if it is neither.
     """
     if Path(place).is_dir():
-        arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": 64}
-        arguments |= {"keep_ratio": True, "skip_unreadable": False, **of_folder}
-        return Source("folder", {"root": str(place), **arguments})
+        arguments = {
+            "root": str(place),
+            "category": category,
+            "anomaly": anomaly,
+            "image_size": image_size,
+            "keep_ratio": keep_ratio,
+            "bit_depth": bit_depth,
+            "skip_unreadable": skip_unreadable,
+            "held_out": held_out,
+            "held_out_share": held_out_share,
+        }
+        return Source("folder", arguments)
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
     try:

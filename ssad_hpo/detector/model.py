@@ -171,16 +171,10 @@ class Detector:
 
     def fit_density(self, train_embeddings: Tensor) -> None:
         """Fit the Gaussian of the anomaly score to (N, D) train embeddings (Ledoit-Wolf covariance)."""
-        from sklearn.covariance import ledoit_wolf  # imported here: slow, and `import ssad_hpo` is not
-
-        rows = train_embeddings.double()
-        self.mean = rows.mean(0)
-        covariance, _ = ledoit_wolf((rows - self.mean).numpy(), assume_centered=True)
-        lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(covariance))
-        if failed:
-            raise DetectorError(f"collapsed: the train embeddings of {self.augmentation} have no spread")
-        eye = torch.eye(len(lower), dtype=lower.dtype)
-        self.whitening = torch.linalg.solve_triangular(lower, eye, upper=False).contiguous()
+        try:
+            self.mean, self.whitening = fit_gaussian(train_embeddings)
+        except ValueError as error:
+            raise DetectorError(f"collapsed: the train embeddings of {self.augmentation} {error}") from error
 
     def density_score(self, embeddings: Tensor) -> Tensor:
         """Mahalanobis distances (N,) float64 of (N, D) embeddings; higher is more anomalous."""
@@ -322,3 +316,23 @@ class Detector:
 def is_detector(folder: Path) -> bool:
     """Whether a folder holds a detector."""
     return (folder / _SETTINGS_FILE).is_file()
+
+
+def fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and whitening (D, D) of (N, D) rows, float64, with the covariance of Ledoit and Wolf.
+
+    ||whitening (z - mean)|| is the Mahalanobis distance.
+
+    Raises:
+        ValueError: for rows without any spread.
+    """
+    from sklearn.covariance import ledoit_wolf  # imported here: slow, and `import ssad_hpo` is not
+
+    rows = rows.double()
+    mean = rows.mean(0)
+    covariance, _ = ledoit_wolf((rows - mean).numpy(), assume_centered=True)
+    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(covariance))
+    if failed:
+        raise ValueError("have no spread")
+    eye = torch.eye(len(lower), dtype=lower.dtype)
+    return mean, torch.linalg.solve_triangular(lower, eye, upper=False).contiguous()

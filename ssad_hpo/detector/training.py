@@ -72,9 +72,10 @@ def train(
     channels, height, width = images.shape[1:]
     if isinstance(augmentation, Augmentation):
         check_fits(augmentation, height=height, width=width)
-    training = replace(training, precision=resolve_precision(training, device, height * width))
     prepare_allocator(device, height * width)
     network = untrained_network(training, (channels, height, width), device)
+    precision = resolve_precision(training, device, height * width, depthwise=network.depthwise)
+    training = replace(training, precision=precision)
     network.to(device)
     optimizer = torch.optim.SGD(
         parameter_groups(network, training),
@@ -134,8 +135,9 @@ def untrained_detector(
 ) -> Detector:
     """A detector of weights as they come, which scores by density: its classifier knows nothing yet."""
     pixels = image_shape[1] * image_shape[2]
-    training = replace(training, precision=resolve_precision(training, device, pixels), score="density")
     network = untrained_network(training, image_shape, device)
+    precision = resolve_precision(training, device, pixels, depthwise=network.depthwise)
+    training = replace(training, precision=precision, score="density")
     return Detector(network.to(device).eval(), augmentation, training, image_shape)
 
 

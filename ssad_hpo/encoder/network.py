@@ -63,6 +63,11 @@ class Network(nn.Module):
         self.memory_format = memory_format_of(self)
         self.to(memory_format=self.memory_format)
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether it has depthwise convolutions."""
+        return any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in self.modules())
+
     def features_of(self, images: Tensor) -> Tensor:
         """(N, D) features of images in [0, 1]: what embeddings are made of."""
         normalised = torch.addcmul(-self.mean / self.std, images, 1 / self.std)  # one pass, not two

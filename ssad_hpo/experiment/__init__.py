@@ -6,7 +6,14 @@ from ssad_hpo.experiment.reporting import report_run
 from ssad_hpo.experiment.run_folder import Run, RunError, open_run
 from ssad_hpo.experiment.scoring import bit_depth_of, load_detector, score_images
 from ssad_hpo.experiment.settings import Settings
-from ssad_hpo.experiment.study import StudyInterrupted, evaluate_run, resume_study, run_study, sync_run
+from ssad_hpo.experiment.study import (
+    StudyInterrupted,
+    evaluate_run,
+    resume_study,
+    run_study,
+    sync_run,
+    training_for,
+)
 from ssad_hpo.experiment.tuning import read_trajectory
 
 __all__ = [
@@ -29,4 +36,5 @@ __all__ = [
     "run_study",
     "score_images",
     "sync_run",
+    "training_for",
 ]

@@ -28,8 +28,9 @@ def prepare_search(
     Objective(task, search, training)
     if device != "cpu" and not torch.cuda.is_available():
         return training  # the nodes with GPUs decide
-    height, width = task.train.shape[2:]
-    precision = resolve_precision(training, torch.device(device), height * width)
+    channels, height, width = task.train.shape[1:]
+    depthwise = untrained_network(training, (channels, height, width)).depthwise
+    precision = resolve_precision(training, torch.device(device), height * width, depthwise=depthwise)
     return replace(training, precision=precision)
 
 

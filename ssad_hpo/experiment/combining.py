@@ -41,7 +41,49 @@ class Evidence:
     @property
     def heads(self) -> bool:
         """Whether contrast heads are part of the combined detector."""
-        return self.combined is not None and self.combined.parts[0].head is not None
+        return self.combined is not None and self.combined.head_weight > 0
+
+    def doubts(self, word: str, selected: int) -> list[str]:
+        """What makes the choice doubtful, in sentences.
+
+        Args:
+            word: what a trial is called.
+            selected: number of the selected one.
+        """
+        told = []
+        if not self.anomalies_seen:
+            told.append(
+                "no anomaly seen: the unlabelled images do not stand out against held-out normal ones by any "
+                f"{word} (p = {self.p_anomalies:.2f}), so there is nothing to choose by"
+            )
+        if self.shifted:
+            told.append(
+                f"the unlabelled scores of {word} {selected} are higher than those of held-out images as a "
+                "whole: either most are anomalies, or normal ones look different there; held-out images "
+                "should come from the same days and machines"
+            )
+        return told
+
+    def account(self, word: str) -> list[str]:
+        """What was found and combined, in sentences."""
+        told = []
+        if self.anomalies_seen:
+            told.append(
+                "anomalies seen: unlabelled images without any would look like these with p = "
+                f"{self.p_anomalies:.3f}"
+            )
+        if self.combined is not None:
+            members = ", ".join(map(str, self.members))
+            heads = (
+                ", and a linear look at what sets the suspicious unlabelled images apart from held-out ones"
+                if self.heads
+                else ""
+            )
+            told.append(
+                f"combined detector: the mean score of {word}s {members}, each in standard deviations of the "
+                f"held-out images{heads}; it costs {len(self.members)} passes an image"
+            )
+        return told
 
 
 def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence | None:

@@ -69,6 +69,10 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
         remarks.append("The scores of train and augmented images are missing: they need what is not at hand.")
     trials = records(result.study)
     missing = run.settings.n_trials - len(trials)
+    evidence, word = result.evidence, run.settings.word
+    combined = None if evidence is None else evidence.combined
+    if evidence is not None:
+        remarks += [f"{told[0].upper()}{told[1:]}." for told in evidence.doubts(word, selected.number)]
     if run.settings.tuning is not None:
         if missing > 0:
             remarks.append(
@@ -88,10 +92,16 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
         scores=scores,
         best=_sets(selected.number, kept),
         worst=_sets(worst.number, worst.kept()) if len(competing) > 1 else None,
-        images=() if task is None else _images(task, selected, scores["unlabeled"], anomalous),
+        images=()
+        if task is None
+        else _images(task, selected, combined.scores.numpy() if combined else scores["unlabeled"], anomalous),
         anomalous=anomalous,
         figures={} if result.evaluation is None else result.evaluation.metrics(),
         remarks=tuple(remarks),
+        combined={}
+        if combined is None
+        else {"held-out": combined.held_out.numpy(), "unlabeled": combined.scores.numpy()},
+        account=() if evidence is None else tuple(evidence.account(word)),
         course=_course(run, selected, list(competing.values()), task),
     )
 
@@ -172,6 +182,8 @@ def _sets(number: int, kept: Kept) -> EmbeddingSets:
 def _scores(selected: Candidate, kept: Kept, task: Task | None) -> dict[str, NDArray[np.floating]]:
     """Scores by set; the unlabelled images' alone where the rest would need a detector or images gone."""
     unlabeled, detector = {"unlabeled": kept.scores}, kept.detector
+    if kept.held_out is not None:
+        unlabeled = {"held-out": kept.held_out, **unlabeled}
     if detector is None:
         return unlabeled
     if detector.training.score == "density":
@@ -240,7 +252,9 @@ def _settings(run: Run, task: Task | None) -> dict[str, str]:
     if task is not None:
         channels, height, width = task.train.shape[1:]
         texts["images"] = (
-            f"{len(task.train)} train, {len(task.unlabeled)} unlabeled, {width} × {height} pixels, "
+            f"{len(task.train)} train, {len(task.unlabeled)} unlabeled, "
+            + ("" if task.held_out is None else f"{len(task.held_out)} held out, ")
+            + f"{width} × {height} pixels, "
             + ("grey" if channels == 1 else "colour")
         )
     if settings.source is not None:

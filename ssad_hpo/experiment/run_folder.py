@@ -27,6 +27,7 @@ RUNS = Path("runs")  # where runs are looked for by name, below the current dire
 # Where a storage URL with a password is taken from when a run is opened again.
 STORAGE_VARIABLE = "SSAD_HPO_STORAGE"
 _SETTINGS_FILE, _LOCK_FILE = "settings.json", "lock"
+_PARTIAL_FILE = _SETTINGS_FILE + ".partial"
 _FORMAT = 2
 
 
@@ -103,7 +104,7 @@ class Run:
             RunError: if it cannot be written.
         """
         text = json.dumps({"format": _FORMAT, **self.settings.to_json()}, indent=2) + "\n"
-        partial = self.folder / (_SETTINGS_FILE + ".partial")
+        partial = self.folder / _PARTIAL_FILE
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial.write_text(text, encoding="utf-8")
@@ -134,8 +135,9 @@ def choose_run_folder(name: str | Path | None, task_name: str) -> Path:
 
 
 def _check_free(folder: Path) -> None:
-    """Raise RunError if there is something at the place of a new run, but for a lock that was left there."""
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {_LOCK_FILE}):
+    """Raise RunError if there is something at the place of a new run, but for what a kill left of none."""
+    left = {_LOCK_FILE, _PARTIAL_FILE}
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - left):
         raise RunError(f"{folder}: exists already; go on with it by --resume, or choose another name")
 
 

@@ -26,7 +26,7 @@ from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_nam
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
 from ssad_hpo.search import Objective, candidates, open_study, run_search, was_interrupted
 from ssad_hpo.storage import absolute_storage, open_database
-from ssad_hpo.task import Cluster, Recorder, Search, Task, Training
+from ssad_hpo.task import PRETRAINED, Cluster, Recorder, Search, Task, Training
 
 DEFAULT_TRACKING = "default"
 
@@ -75,8 +75,8 @@ def run_study(
         images: a task, the address of one, a folder in the published layout of MVTec AD, or a built-in
             name such as "gravel/cutavg".
         search: how detectors are found; `Search()` if None.
-        training: settings of every training; by default those of `Training` with the search's seed, for a
-            tuning `bilevel.DEFAULT_TRAINING`.
+        training: settings of every training; by default `training_for` these images with the search's seed,
+            for a tuning `bilevel.DEFAULT_TRAINING`.
         cluster: where the trials of a search run on Ray; None runs them in this process.
         run: the run folder, a path or a name below runs/; one is made up if None.
         storage: URL of a database for Optuna; by default a journal file in the run folder.
@@ -116,7 +116,8 @@ def run_study(
     if isinstance(method, Tuning):
         training = prepare_tuning(method, training or DEFAULT_TRAINING, task, device)
     else:
-        training = prepare_search(method, training or Training(seed=method.seed), task, device, cluster)
+        training = training or replace(training_for(source), seed=method.seed)
+        training = prepare_search(method, training, task, device, cluster)
     settings = Settings(
         study_name=new_study_name(folder),
         source=source,
@@ -139,6 +140,17 @@ def run_study(
     with claimed(folder):  # from here on there is something on disk; every argument has been checked before
         made.write()
         return _conduct(made, task, listeners, announce)
+
+
+def training_for(source: data.Source | None) -> Training:
+    """What a search trains with unless told otherwise.
+
+    Args:
+        source: of its images. Those of folders begin with a pretrained encoder; built-in data sets and tasks
+            in memory with the small one, from scratch.
+    """
+    own = source is not None and source.loader in ("folder", "folders")
+    return PRETRAINED if own else Training()
 
 
 def _absolute_tracking_uri(given: str | None) -> str | None:

@@ -57,7 +57,8 @@ class Ledger:
     """Asks Optuna for trials and tells it, and the objective's recorder, what becomes of them.
 
     Everything may be told twice (by a trial that is run again after its worker died, or that Ray takes up
-    from an old snapshot); what is in the ledger already is not counted again.
+    from an old snapshot); what is in the ledger already is not counted again. Of an end the recorder hears
+    first: a kill between the two leaves the trial open, and the next process tells its end of both.
 
     Args:
         objective: whose trials they are; its task is not looked at.
@@ -156,8 +157,8 @@ class Ledger:
                 trial, "failed", f"diverged: {self.objective.criterion} is {value} under {augmentation}"
             )
         elif not whole:
-            self._tell(trial, TrialState.PRUNED)
             self.objective.tell.end(trial.number, "pruned")
+            self._tell(trial, TrialState.PRUNED)
         elif kept is None:
             self._fail(trial, "interrupted", "the checkpoint of its last report is missing")
         else:
@@ -193,15 +194,15 @@ class Ledger:
             address=address,
         )
         self._keep(trial, whole)
-        self._tell(trial, TrialState.COMPLETE, result[self.objective.criterion])
         self.objective.tell.end(trial.number, "complete", metrics)
+        self._tell(trial, TrialState.COMPLETE, result[self.objective.criterion])
 
     def _fail(self, trial: FrozenTrial, status: Status, reason: str) -> None:
         why = record.failed if status == "failed" else record.interrupted
         self._keep(trial, why(reason))
-        self._tell(trial, TrialState.FAIL)
         if trial.number in self._started:
             self.objective.tell.end(trial.number, status, reason=reason)
+        self._tell(trial, TrialState.FAIL)
 
     def _open(self, ray_trial: str) -> FrozenTrial | None:
         """The trial if it is not finished in the ledger; one that is, Ray runs again for nothing."""

@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 from ssad_hpo.raytune.checkpoints import below
 from ssad_hpo.raytune.ledger import CHECKPOINT, Ledger
 from ssad_hpo.raytune.worker import KEPT
-from ssad_hpo.search import Objective
+from ssad_hpo.search import Objective, is_final, record
 from ssad_hpo.task import Status
 
 _searchers: weakref.WeakValueDictionary[str, StudySearcher] = weakref.WeakValueDictionary()
@@ -173,8 +173,7 @@ class StudyCallback(tune.Callback):
             for checkpoint in checkpoints:
                 _delete(checkpoint.filesystem, checkpoint.path)
             if CHECKPOINT in trial.config:
-                earlier = tune.Checkpoint(trial.config[CHECKPOINT])
-                _delete(earlier.filesystem, Path(earlier.path).parent.as_posix())
+                _delete_all_beside(trial.config[CHECKPOINT])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _callback_of, (self._searcher.ledger.study.study_name,)
@@ -182,6 +181,31 @@ class StudyCallback(tune.Callback):
 
 def _callback_of(study_name: str) -> StudyCallback:
     return _searcher_of(study_name).callback
+
+
+def discard_left(study: optuna.Study) -> None:
+    """Remove the checkpoints of trials that are over which a driver that was killed could not remove.
+
+    Those are of attempts that were cut off and have come to an end since, and of the last trial that ended:
+    its kill may have come before its checkpoints went.
+    """
+    trials = study.get_trials(deepcopy=False)
+    over = [trial for trial in trials if is_final(trial)]
+    repeated = {record.first_attempt(trial) for trial in over}
+    left = [t for t in trials if not is_final(t) and record.first_attempt(t) in repeated]
+    ended = {trial.datetime_complete: trial for trial in over if trial.datetime_complete is not None}
+    left += [ended[max(ended)]] if ended else []
+    for trial in left:
+        checkpoint = record.read_trial(trial).checkpoint
+        if checkpoint is not None:
+            with contextlib.suppress(OSError):  # most are gone already; what stays behind does no harm
+                _delete_all_beside(checkpoint)
+
+
+def _delete_all_beside(address: str) -> None:
+    """Delete the folder of a trial, which holds all its checkpoints, by the address of one."""
+    checkpoint = tune.Checkpoint(address)
+    _delete(checkpoint.filesystem, Path(checkpoint.path).parent.as_posix())
 
 
 def _delete(filesystem: FileSystem | None, folder: str) -> None:

@@ -20,7 +20,7 @@ from ssad_hpo.address import without_password
 from ssad_hpo.raytune.checkpoints import absolute_checkpoint_path
 from ssad_hpo.raytune.reaching import check_answers, check_here, check_room
 from ssad_hpo.raytune.schedulers import make_scheduler, replay
-from ssad_hpo.raytune.searcher import StudySearcher
+from ssad_hpo.raytune.searcher import StudySearcher, discard_left
 from ssad_hpo.raytune.worker import trainable
 from ssad_hpo.search import Objective, is_exhausted, reconcile, records, remaining_trials
 from ssad_hpo.task import Cluster
@@ -56,6 +56,7 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
     searcher = StudySearcher(objective, study)
     reconcile(study, objective)
     objective.add_frozen(study)
+    discard_left(study)
     remaining = remaining_trials(study, n_trials)
     if not remaining or is_exhausted(study):
         return
@@ -90,6 +91,7 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
                 verbose=0,
             ),
         ).fit()
+    discard_left(study)
     if searcher.callback.interrupted:
         raise KeyboardInterrupt
     left = remaining_trials(study, n_trials)

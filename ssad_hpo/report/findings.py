@@ -131,14 +131,16 @@ class Findings:
         trials: every trial, in any order; the selected one is complete.
         selected: number of the chosen trial.
         settings: what the study was run with, as texts by heading.
-        scores: anomaly scores of the selected detector by set: "train", "augmented", "unlabeled"; the
-            last is there always.
+        scores: anomaly scores of the selected detector by set: "train", "augmented", "held-out", "unlabeled";
+            the last is there always.
+        combined: those of the combined detector, "held-out" and "unlabeled"; empty where there is none.
+        account: sentences on what held-out images say, and on what is combined.
         best: embeddings of the selected trial. worst: of the candidate with the highest criterion; None
             if there is one candidate only.
         images: rows of images to look at; empty where the images are not at hand.
         anomalous: (N_test,) whether each unlabelled image is an anomaly; None without ground truth.
         figures: "auc_selected", "auc_oracle", "auc_random", "auc_worst", "regret" and, where defined,
-            "spearman"; empty without ground truth.
+            "spearman" and "auc_combined"; empty without ground truth.
         remarks: sentences about what is not shown, and why, and what to mind about the result.
         course: of a tuning, whose starts are the trials; None of a search.
 
@@ -159,6 +161,8 @@ class Findings:
     anomalous: NDArray[np.bool_] | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    combined: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    account: tuple[str, ...] = ()
     course: Course | None = None
 
     def __post_init__(self) -> None:

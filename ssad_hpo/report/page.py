@@ -72,17 +72,19 @@ def _choice(findings: Findings) -> str:
     """What was chosen, by what, among how many: the paragraph below the title."""
     choice, criterion = findings.choice, name_of(findings.criterion)
     assert choice.augmentation is not None
-    values = [
+    given = [
         f"{name_of(name)} {value:.4g}{_unit(choice.augmentation.kind, name)}"
         for name, value in choice.augmentation.hyperparameters.items()
         if not isinstance(value, Range)
     ]
+    kind = name_of(choice.augmentation.kind)
+    values = f" with {escape(', '.join(given))}" if given else ""
     candidates = sum(t.status == "complete" for t in findings.trials)
     among = "the only candidate" if candidates == 1 else f"the lowest of {candidates} candidates"
     return (
-        f"<p class='choice'><strong>Trial {choice.number}: {name_of(choice.augmentation.kind)}</strong> with "
-        f"{escape(', '.join(values))}.</p>"
-        f"<p>Chosen without labels, by {escape(criterion)}: {choice.value:.4g}, {among}.</p>"
+        f"<p class='choice'><strong>Trial {choice.number}: {kind}</strong>{values}."
+        f"</p><p>Chosen without labels, by {escape(criterion)}: {choice.value:.4g}, {among}.</p>"
+        + "".join(f"<p>{escape(told[0].upper() + told[1:])}.</p>" for told in findings.account)
     )
 
 
@@ -144,6 +146,14 @@ def _scores(findings: Findings, folder: Path) -> _Section:
     path = folder / "scores.png"
     scores_figure(findings.scores, f"Scores of trial {findings.selected}", path)
     pictures = [_Picture(path, "Histograms of the anomaly scores: " + ", ".join(findings.scores))]
+    if findings.combined:
+        text += (
+            " Those of the combined detector, in standard deviations of the held-out images, are beside it: "
+            "held-out images are normal ones that no detector has seen, so what lies beyond them is suspect."
+        )
+        path = folder / "scores-combined.png"
+        scores_figure(findings.combined, "Scores of the combined detector", path)
+        pictures.append(_Picture(path, "Histograms of the combined detector's anomaly scores"))
     if findings.anomalous is not None:
         unlabeled, title = findings.scores["unlabeled"], f"Unlabeled, by truth: AUC {findings.choice.auc:.3f}"
         by_truth = {

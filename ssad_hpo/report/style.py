@@ -68,6 +68,7 @@ STATUSES = {
 SETS = {
     "train": Look("#0072B2", "o"),
     "augmented": Look("#E69F00", "^", "--"),
+    "held-out": Look("#56B4E9", "P", "-."),
     "unlabeled": Look("#111111", "x", ":"),
     "unlabeled, normal": Look("#009E73", "+"),
     "unlabeled, anomalous": Look("#D55E00", "x", "--"),
@@ -84,6 +85,9 @@ _NAMES = {
     "base": "Base",
     "mmd": "MMD",
     "std": "STD",
+    "pu_auc": "PU-AUC",
+    "dsv_unclamped": "DSV unclamped",
+    "none": "the encoder as it comes",
 }
 _AXES = {
     "patch_area": "patch area (fraction of the image)",

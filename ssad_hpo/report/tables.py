@@ -14,6 +14,7 @@ _FIGURES = {
     "auc_oracle": "AUC oracle",
     "auc_random": "AUC random",
     "auc_worst": "AUC worst",
+    "auc_combined": "AUC combined",
     "regret": "regret",
     "spearman": "Spearman",
 }

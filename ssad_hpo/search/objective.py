@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from ssad_hpo.criteria import CRITERIA, measured
 from ssad_hpo.detector import Detector, train, untrained_detector, untrained_network
 from ssad_hpo.judgement import Judged, check_criterion, judge
 from ssad_hpo.search import record
-from ssad_hpo.search.store import FolderStore, MemoryStore, Store, trial_name
+from ssad_hpo.search.store import FolderStore, MemoryStore, Store, frozen_name, trial_name
 from ssad_hpo.task import Augmentation, DetectorError, Recorder, Search, Task, Teller, Training
 
 
@@ -222,7 +221,7 @@ class Objective:
             )
             judged = evaluation.judged
             self.tell.progress(number, 0, evaluation.metrics)
-            address = self.store.put(f"frozen-{uuid.uuid4().hex[:8]}", judged, evaluation.detector)
+            address = self.store.put(frozen_name(study), judged, evaluation.detector)
             kept = record.complete(
                 judged.criteria,
                 loss=evaluation.loss,
@@ -230,10 +229,11 @@ class Objective:
                 budget=0,
                 address=address,
             )
+            # The recorder first, as of every trial: a kill between the two has all this done again.
+            self.tell.end(number, "complete", judged.criteria)
             study.add_trial(
                 optuna.create_trial(value=judged.criteria[self.criterion], user_attrs=record.frozen() | kept)
             )
-            self.tell.end(number, "complete", judged.criteria)
 
     def _check_new(self, trial: optuna.Trial, augmentation: Augmentation) -> None:
         """Raise TrialPruned if the space has no ranges and the study has trained this point of it."""

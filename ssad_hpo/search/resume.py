@@ -54,8 +54,9 @@ def reconcile(study: optuna.Study, objective: Objective, alive: Collection[int] 
         reason = record.read_trial(trial).reason or "its process ended"
         if status == "interrupted":
             record.write(study, trial, record.interrupted(reason))
-        study.tell(trial.number, state=TrialState.FAIL)
+        # The recorder first: a kill between the two leaves the trial open, and all this is done again.
         objective.tell.end(trial.number, status, reason=reason)
+        study.tell(trial.number, state=TrialState.FAIL)
     trials = study.get_trials(deepcopy=False)
     going = (TrialState.WAITING, TrialState.RUNNING)
     drawn = [t for t in trials if not record.is_frozen(t)]

@@ -28,6 +28,7 @@ from ssad_hpo.search.arrays import HELD_OUT, HELD_OUT_SCORES, SCORES, SETS, read
 
 _ARRAYS_FILE, _DETECTOR_FOLDER = "arrays.npz", "detector"
 _MEMORY_SCHEME = "memory:"
+_FROZEN_NAME = "frozen_name"  # a user attribute of a study
 _REMEDY = "restore it from a copy, or search again"
 
 
@@ -154,6 +155,13 @@ def trial_name(study: optuna.Study, trial: optuna.trial.BaseTrial | FrozenTrial)
     """A name for what is kept of a trial: "trial-00007-" and digits that tell apart trials of two studies."""
     facts = f"{study.study_name} {trial.number} {trial.datetime_start}"
     return f"trial-{trial.number:05d}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+
+
+def frozen_name(study: optuna.Study) -> str:
+    """A name for what is kept of the encoder as it comes; after a kill the study still knows it."""
+    name = str(study.user_attrs.get(_FROZEN_NAME, f"frozen-{uuid.uuid4().hex[:8]}"))
+    study.set_user_attr(_FROZEN_NAME, name)
+    return name
 
 
 def open_kept(address: str, device: str | torch.device = "cpu", *, arrays_alone: bool = False) -> Kept:

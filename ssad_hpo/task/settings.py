@@ -121,6 +121,18 @@ class Training:
         return tuple(round(fraction * self.steps) for fraction in self.evaluate_at)
 
 
+# What users' own images begin with: chosen by studies/results/pretrained.md.
+PRETRAINED = Training(
+    encoder="tf_efficientnet_lite0",
+    weights="pretrained",
+    steps=40,
+    batch_size=16,
+    frozen_stages=3,
+    encoder_batch_norm="eval",
+    evaluate_at=(0.25, 1.0),  # judging costs as much as a dozen steps
+)
+
+
 @dataclass(frozen=True)
 class Search:
     """How augmentations are proposed and one is chosen.

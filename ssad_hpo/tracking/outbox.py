@@ -55,9 +55,12 @@ def create_outbox(outbox: Path, settings: Record) -> None:
     outbox.parent.mkdir(parents=True, exist_ok=True)
     draft = outbox.with_suffix(f".{settings['study']}")
     draft.write_bytes(_line(settings))
-    with contextlib.suppress(FileExistsError):
+    # A draft that is gone was cleared away by somebody whose outbox is there.
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
         os.link(draft, outbox)
-    draft.unlink()
+    draft.unlink(missing_ok=True)
+    for left in outbox.parent.glob(f"{outbox.stem}.{'[0-9a-f]' * 32}"):  # by a kill before its end
+        left.unlink(missing_ok=True)
 
 
 def read_settings(outbox: Path) -> dict[str, str]:

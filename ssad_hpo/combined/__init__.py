@@ -1,0 +1,17 @@
+"""Several candidates that work together instead of a choice of one, without labels."""
+
+from ssad_hpo.combined.combination import Combination, Part, Scale, combine
+from ssad_hpo.combined.detector import CombinedDetector, is_combined
+from ssad_hpo.combined.heads import Head, contrast_head, head_weight
+
+__all__ = [
+    "Combination",
+    "CombinedDetector",
+    "Head",
+    "Part",
+    "Scale",
+    "combine",
+    "contrast_head",
+    "head_weight",
+    "is_combined",
+]

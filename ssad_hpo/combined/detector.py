@@ -1,0 +1,146 @@
+"""A combination as a detector: it scores new images, and is kept in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssad_hpo.bounds import whole
+from ssad_hpo.combined.combination import Part, Scale
+from ssad_hpo.combined.heads import Head
+from ssad_hpo.detector import Detector
+from ssad_hpo.files import FileError, open_regular, read_json, reading
+from ssad_hpo.task import DetectorError
+
+_FORMAT = 1
+_SETTINGS_FILE, _WEIGHTS_FILE = "combined.json", "combined.safetensors"
+_MOST_MEMBERS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class CombinedDetector:
+    """Several detectors that score images together; a detector in every respect, at their joint cost.
+
+    Attributes:
+        detectors: of the same image shape.
+        parts: how the scores of each enter; from `combine`.
+    """
+
+    detectors: tuple[Detector, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it takes."""
+        return self.detectors[0].image_shape
+
+    @torch.inference_mode()
+    def score(self, images: Tensor) -> Tensor:
+        """Anomaly scores (N,) float64 of (N, C, H, W) uint8 images; higher is more anomalous.
+
+        In standard deviations of the held-out images' scores, where 0 is their mean.
+
+        Raises:
+            ValueError: if the images are of another type or shape.
+            DetectorError: if embeddings or scores are not finite.
+        """
+        total = torch.zeros(len(images), dtype=torch.float64)
+        for detector, part in zip(self.detectors, self.parts, strict=True):
+            embeddings = detector.embed(images)
+            of_density = detector.training.score == "density"
+            scores = detector.density_score(embeddings) if of_density else detector.score(images)
+            total += part(scores, embeddings)
+        if not total.isfinite().all():
+            raise DetectorError("diverged: scores of the combined detector are not finite")
+        return total / len(self.detectors)
+
+    def save(self, folder: Path) -> None:
+        """Write the detectors and how they are combined into a folder, safetensors and JSON, all or nothing.
+
+        Raises:
+            ValueError: as `Detector.save`.
+        """
+        from safetensors.torch import save_file
+
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        heads, scales = {}, []
+        for i, (detector, part) in enumerate(zip(self.detectors, self.parts, strict=True)):
+            detector.save(partial / _member(i))
+            kept = {"scores": [part.scale.centre, part.scale.spread]}
+            if part.head is not None and part.head_scale is not None:
+                heads[f"head.{i}"] = part.head.weights
+                scale = part.head_scale
+                kept["head"] = [part.head.bias, scale.centre, scale.spread, part.head_weight]
+            scales.append(kept)
+        save_file(heads, partial / _WEIGHTS_FILE)
+        text = json.dumps({"format": _FORMAT, "parts": scales}, indent=2)
+        (partial / _SETTINGS_FILE).write_text(text, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> CombinedDetector:
+        """Read a detector that `save` wrote.
+
+        Raises:
+            FileNotFoundError: if the folder holds none.
+            ValueError: if its files are of another format, damaged, or have numbers that are not finite.
+        """
+        if not is_combined(folder):
+            raise FileNotFoundError(f"{folder}: holds no combined detector (no {_SETTINGS_FILE})")
+        with reading(
+            folder, "cannot be read as a combined detector", "restore it from a copy, or resume its run"
+        ):
+            settings = read_json(folder / _SETTINGS_FILE)
+            if settings.get("format") != _FORMAT:
+                raise FileError(f"{folder}: expected a combined detector of format {_FORMAT}")
+            kept = settings["parts"]
+            whole("parts", len(kept), 1, _MOST_MEMBERS)
+            detectors = tuple(Detector.load(folder / _member(i), device) for i in range(len(kept)))
+            return cls(detectors, _read_parts(folder, kept, detectors))
+
+
+def is_combined(folder: Path) -> bool:
+    """Whether a folder holds a combined detector."""
+    return (folder / _SETTINGS_FILE).is_file()
+
+
+def _member(place: int) -> str:
+    return f"member-{place:03d}"
+
+
+def _read_parts(
+    folder: Path, kept: Sequence[dict[str, list[float]]], detectors: Sequence[Detector]
+) -> tuple[Part, ...]:
+    from safetensors.torch import load
+
+    with open_regular(folder / _WEIGHTS_FILE) as file:
+        weights = load(file.read())
+    parts = []
+    for i, (numbers, detector) in enumerate(zip(kept, detectors, strict=True)):
+        centre, spread = numbers["scores"]
+        part = Part(Scale(centre, spread))
+        if "head" in numbers:
+            bias, head_centre, head_spread, weight = numbers["head"]
+            head = weights[f"head.{i}"]
+            if head.shape != (detector.network.features,) or head.dtype != torch.float64:
+                raise ValueError(f"head.{i}: expected {detector.network.features} float64 numbers")
+            part = Part(part.scale, Head(head, bias), Scale(head_centre, head_spread), weight)
+        numbers_of = torch.tensor([value for values in numbers.values() for value in values])
+        if not numbers_of.isfinite().all() or (part.head and not part.head.weights.isfinite().all()):
+            raise ValueError(f"part {i} has numbers that are not finite")
+        if not all(scale.spread > 0 for scale in (part.scale, part.head_scale) if scale is not None):
+            raise ValueError(f"part {i} has a spread that is not above 0")
+        parts.append(part)
+    if len({detector.image_shape for detector in detectors}) > 1:
+        raise ValueError("its detectors take images of different shapes")
+    return tuple(parts)

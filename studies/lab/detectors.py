@@ -1,0 +1,159 @@
+"""Detectors from scratch, fine-tuned and frozen, kept with their embeddings and scores for several studies.
+
+Of every real set a quarter of the train images is held out, by content. Candidates, chosen before any result
+was seen: CutOut, CutAvg, CutDiff and CutPaste at areas 0.005 and 0.05 with aspect 1, and of each kind a
+dynamic one, whose size and aspect are drawn anew for every image. The embedded tasks are textures with
+anomalies of a known f_gen, or with crops of another texture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssad_hpo.augment import NONE
+from ssad_hpo.data import Source, builtin, load
+from ssad_hpo.detector import train, untrained_detector
+from ssad_hpo.judgement import Judged, judge
+from ssad_hpo.task import PRETRAINED, Augmentation, DetectorError, Training
+from studies.lab.cells import cell_path, run_missing
+from studies.lab.options import study_parser
+from studies.lab.results import Row
+
+KINDS, AREAS, DYNAMIC = ("cutout", "cutavg", "cutdiff", "cutpaste"), (0.005, 0.05), "dynamic"
+EMBEDDED = (
+    "gravel/cutavg", "gravel/brick", "brick/cutpaste", "brick/grass", "grass/cutdiff", "grass/gravel",
+)  # fmt: skip
+IMAGE_SIZE = 128
+HELD_OUT_SHARE, HELD_OUT = 0.25, 64
+SCRATCH = Training(evaluate_at=(1.0,))
+TUNED = replace(PRETRAINED, evaluate_at=(1.0,))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One detector: an augmentation, a training, a data set."""
+
+    source: Source
+    how: str
+    training: Training
+    candidate: str
+    augmentation: Augmentation
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        arguments = self.source.arguments
+        where = arguments.get("root") or f"{arguments['texture']}-{_anomaly(arguments['anomaly'])}"
+        return Path(where).name
+
+    def path(self, folder: Path) -> Path:
+        """Where the cell is kept; its arrays lie beside it."""
+        kind = self.augmentation.kind
+        name = f"{self.name}_{self.how}_{kind}_{self.candidate}_seed{self.training.seed}"
+        return cell_path(folder, name, self.source, self.training, self.augmentation)
+
+
+def _anomaly(anomaly: str | dict[str, object]) -> str:
+    return anomaly if isinstance(anomaly, str) else next(iter(anomaly))
+
+
+def sources(options: argparse.Namespace, image_size: int) -> Iterator[Source]:
+    """The data sets: real ones at this size, embedded ones at 64 pixels, with their held-out images."""
+    if options.real is not None:
+        for folder in sorted(path for path in options.real.iterdir() if (path / "train").is_dir()):
+            arguments = {"image_size": image_size, "held_out_share": HELD_OUT_SHARE}
+            yield Source("folder", {"root": str(folder), **arguments})
+    for name in EMBEDDED[:1] if options.smoke else EMBEDDED:
+        source = builtin(name)
+        yield Source(source.loader, {**source.arguments, "n_held_out": HELD_OUT})
+
+
+def candidates(smoke: bool) -> Iterator[tuple[str, Augmentation]]:
+    """Name and augmentation of every candidate."""
+    for kind, area in itertools.product(KINDS[:1] if smoke else KINDS, AREAS):
+        yield f"{area:g}", Augmentation(kind, {"patch_area": area, "patch_aspect": 1.0})
+    for kind in () if smoke else KINDS:
+        yield DYNAMIC, Augmentation(kind)
+
+
+def cells_of(options: argparse.Namespace) -> list[Cell]:
+    """All detectors; that of the encoder as it comes first, once a set."""
+    cells, seeds = [], range(1 if options.smoke else options.seeds)
+    for how, training, size in (
+        ("fine-tuned", TUNED, options.image_size),
+        ("scratch", SCRATCH, 64),
+    ):
+        if options.smoke:
+            training = replace(training, steps=2, batch_size=4)
+        for source in sources(options, size):
+            if how == "fine-tuned":
+                cells.append(Cell(source, "frozen", training, NONE, Augmentation(NONE)))
+            for (name, augmentation), seed in itertools.product(candidates(options.smoke), seeds):
+                if how == "scratch" and name == DYNAMIC:
+                    continue
+                cells.append(Cell(source, how, replace(training, seed=seed), name, augmentation))
+    return cells
+
+
+def run_cell(cell: Cell, folder: Path) -> Row:
+    """Train a detector, judge it without labels, and keep its embeddings and scores beside the cell."""
+    task = load(cell.source)
+    try:
+        if cell.how == "frozen":
+            channels, height, width = task.train.shape[1:]
+            first = Augmentation(KINDS[0])  # of the criteria's augmented images
+            detector = untrained_detector(
+                cell.training, (channels, height, width), first, torch.device("cpu")
+            )
+            loss = None
+        else:
+            (last,) = train(task.train, cell.augmentation, cell.training)
+            detector, loss = last.detector, last.loss
+        judged = judge(detector, task)
+    except DetectorError as error:
+        return {"failure": str(error)}
+    _keep_arrays(judged, cell.path(folder).with_suffix(".npz"))
+    return {"loss": loss, "precision": detector.training.precision, **judged.criteria}
+
+
+def _keep_arrays(judged: Judged, path: Path) -> None:
+    sets = judged.embeddings
+    assert sets.held_out is not None and judged.held_out is not None
+    np.savez(
+        path,
+        train=sets.train.numpy(),
+        augmented=sets.augmented.numpy(),
+        unlabeled=sets.unlabeled.numpy(),
+        held_out=sets.held_out.numpy(),
+        scores=judged.scores.numpy(),
+        held_out_scores=judged.held_out.numpy(),
+    )
+
+
+def detectors_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The command line of a study of these detectors."""
+    parser = study_parser(name, description, cells=True, seeds=2)
+    parser.set_defaults(cells=Path("runs/detectors"))
+    parser.add_argument("--real", type=Path, help="folder of data sets in the layout of MVTec AD")
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of these, the shorter side")
+    return parser
+
+
+def run_detectors(cells: Sequence[Cell], options: argparse.Namespace) -> list[Row]:
+    """Train those that are not kept yet; what is kept of each, its arrays apart."""
+    work = partial(run_cell, folder=options.cells)
+    return run_missing(cells, lambda cell: cell.path(options.cells), work, options.jobs)
+
+
+def arrays_of(cell: Cell, folder: Path) -> dict[str, np.ndarray]:
+    """Embeddings `train`, `augmented`, `unlabeled`, `held_out`, and `scores` and `held_out_scores`."""
+    with np.load(cell.path(folder).with_suffix(".npz")) as arrays:
+        return dict(arrays)
