@@ -158,6 +158,10 @@ BIT_DEPTH = option(
     "--bit-depth", type=int,
     help="Bits of a grey value in files of 16 bits, such as 12; by default 16, in a score those of the run.",
 )  # fmt: skip
+TRUST = option(
+    "--trust-addresses", is_flag=True,
+    help="Let a run from elsewhere send passwords and images to the servers that it names.",
+)  # fmt: skip
 DEVICE = option("--device", help="Where to compute: cpu, or cuda for a GPU; by default the processor.")
 THREADS = option("--threads", type=int, help="Processor threads of a training; chosen by default.")
 TRIALS = option("--trials", "-n", "n_trials", type=int, help="How many candidates to train.")

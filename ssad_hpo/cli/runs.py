@@ -13,43 +13,46 @@ import rich_click as click
 from click.exceptions import Exit
 
 from ssad_hpo.cli.display import plain, say, show, show_ranking, warn
-from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, SKIP_UNREADABLE
+from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, SKIP_UNREADABLE, TRUST
 
 
 @click.command(epilog="Example: `ssad-hpo evaluate gravel-cutavg-20261123-101500-1f3a`")
 @click.argument("run")
-def evaluate(run: str) -> None:
+@click.option(*TRUST[0], **TRUST[1])
+def evaluate(run: str, trust_addresses: bool) -> None:
     """Compare a study's choice with the truth, where there is one, and write it to MLflow.
 
     RUN is a run folder, or its name below runs/.
     """
     from ssad_hpo.experiment import evaluate_run
 
-    show(evaluate_run(run))
+    show(evaluate_run(run, trust_addresses=trust_addresses))
 
 
 @click.command(epilog="Example: `ssad-hpo report gravel-cutavg-20261123-101500-1f3a`")
 @click.argument("run")
-def report(run: str) -> None:
+@click.option(*TRUST[0], **TRUST[1])
+def report(run: str, trust_addresses: bool) -> None:
     """Write a page with the choice, its figures and images into the run folder, and to MLflow.
 
     RUN is a run folder, or its name below runs/.
     """
     from ssad_hpo.experiment import report_run
 
-    say(f"report in {plain(os.path.relpath(report_run(run)))}")
+    say(f"report in {plain(os.path.relpath(report_run(run, trust_addresses=trust_addresses)))}")
 
 
 @click.command(epilog="Example: `ssad-hpo sync gravel-cutavg-20261123-101500-1f3a`")
 @click.argument("run")
-def sync(run: str) -> None:
+@click.option(*TRUST[0], **TRUST[1])
+def sync(run: str, trust_addresses: bool) -> None:
     """Deliver to MLflow what it could not take while the study ran.
 
     RUN is a run folder, or its name below runs/.
     """
     from ssad_hpo.experiment import sync_run
 
-    result = sync_run(run)
+    result = sync_run(run, trust_addresses=trust_addresses)
     say(f"{result.delivered} records delivered, {result.remaining} remain")
     for reason in result.refused:
         warn(f"MLflow refused: {reason}")
@@ -79,6 +82,7 @@ def select(files: tuple[Path, ...], by: str) -> None:
 @click.option(*SKIP_UNREADABLE[0], **SKIP_UNREADABLE[1])
 @click.option(*BIT_DEPTH[0], **BIT_DEPTH[1])
 @click.option(*DEVICE[0], **DEVICE[1], default="cpu")
+@click.option(*TRUST[0], **TRUST[1])
 def score(
     place: str,
     paths: tuple[Path, ...],
@@ -86,6 +90,7 @@ def score(
     skip_unreadable: bool,
     bit_depth: int | None,
     device: str,
+    trust_addresses: bool,
 ) -> None:
     """Score new images with a run's chosen detector: a CSV of path and score, higher is more anomalous.
 
@@ -96,7 +101,7 @@ def score(
     with _Table(out) as table:  # where they go is looked at before anything is scored
         if missing := [path for path in paths if not path.exists()]:
             raise click.UsageError(f"{missing[0]}: there is no such file or folder of images")
-        detector = load_detector(place, device)
+        detector = load_detector(place, device, trust_addresses=trust_addresses)
         bit_depth = bit_depth_of(place) if bit_depth is None else bit_depth
         for path, value in score_images(
             detector, list(paths), skip_unreadable=skip_unreadable, bit_depth=bit_depth

@@ -17,15 +17,16 @@ from ssad_hpo.experiment.run_folder import open_run
 _BLOCK = 256
 
 
-def load_detector(place: str | Path, device: str = "cpu") -> Detector:
+def load_detector(place: str | Path, device: str = "cpu", *, trust_addresses: bool = False) -> Detector:
     """The detector in a folder that `Detector.save` wrote, or the one that a run has chosen.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it is neither, or for a run's storage whose address needs `trust_addresses` (see
+            `open_run`).
     """
     if (Path(place) / "detector.json").is_file():
         return Detector.load(Path(place), device)
-    return chosen(place).detector(device)
+    return chosen(place, trust_addresses=trust_addresses).detector(device)
 
 
 def bit_depth_of(place: str | Path) -> int:

@@ -85,7 +85,7 @@ def send(
         for record, reason in itertools.chain(
             _log(client, run_id, _items(change)),
             _set_status(client, run_id, change, resumed),
-            _log_artifacts(client, run_id, change),
+            _log_artifacts(client, run_id, change, outbox.parent),
         ):
             whose = {"trial": trial} if trial else {}
             told = f"{f'trial {trial}' if trial else 'study'}: {reason}"
@@ -192,15 +192,29 @@ def _set_status(client: MlflowClient, run_id: str, change: _Changes, resumed: bo
         yield {"status": word, "at": at}, str(error)
 
 
-def _log_artifacts(client: MlflowClient, run_id: str, change: _Changes) -> Refusals:
+def _log_artifacts(client: MlflowClient, run_id: str, change: _Changes, folder: Path) -> Refusals:
     for record in change.artifacts:
         try:
-            client.log_artifact(run_id, record["artifact"], record["folder"])
+            client.log_artifact(run_id, _own_file(folder, record["artifact"]), record["folder"])
         except Exception as error:
             if _is_unreachable(error):
                 raise
             # A missing file, a store that needs a package, no permission: the rest must not wait for it.
             yield record, f"{record['artifact']}: {error}"
+
+
+def _own_file(folder: Path, path: str) -> str:
+    """A run's own file, behind all links: an outbox from elsewhere may name any file of this machine.
+
+    Raises:
+        ValueError: if it lies elsewhere, or is no file.
+    """
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"lies outside of {folder}, whose own files alone are sent; copy it there")
+    if not file.is_file():
+        raise ValueError("there is no such file")
+    return str(file)
 
 
 def _is_refusal(error: Exception) -> bool:
