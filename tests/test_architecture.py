@@ -34,7 +34,7 @@ ALLOWED = {
     "judgement": {"task", "criteria", "detector"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
-    "raytune": {"task", "search", "address"},
+    "raytune": {"task", "search", "address", "files"},
 }
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)

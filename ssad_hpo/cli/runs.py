@@ -13,7 +13,7 @@ import rich_click as click
 from click.exceptions import Exit
 
 from ssad_hpo.cli.display import plain, say, show, show_ranking, warn
-from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, SKIP_UNREADABLE, TRUST
+from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, MAX_BYTES, MAX_PIXELS, SKIP_UNREADABLE, TRUST
 
 
 @click.command(epilog="Example: `ssad-hpo evaluate gravel-cutavg-20261123-101500-1f3a`")
@@ -65,14 +65,15 @@ def sync(run: str, trust_addresses: bool) -> None:
 @click.command(epilog="Example: `ssad-hpo select runs/NAME/artifacts/*/arrays.npz --by sel`")
 @click.argument("files", type=Path, nargs=-1, required=True)
 @click.option("--by", default="dsv", help="What chooses: a criterion, or mc, hits or sel.")
-def select(files: tuple[Path, ...], by: str) -> None:
+@click.option(*MAX_BYTES[0], **MAX_BYTES[1])
+def select(files: tuple[Path, ...], by: str, max_bytes: int) -> None:
     """Choose among detectors that were trained already, by any label-free selector.
 
     FILES are npz files with train, augmented and unlabeled embeddings, and scores.
     """
     from ssad_hpo.search import select_detectors
 
-    show_ranking(select_detectors(list(files), by))
+    show_ranking(select_detectors(list(files), by, max_bytes=max_bytes))
 
 
 @click.command(epilog="Example: `ssad-hpo score NAME new/ > scores.csv`")
@@ -81,6 +82,7 @@ def select(files: tuple[Path, ...], by: str) -> None:
 @click.option("--out", type=Path, help="The CSV file to write; by default standard output.")
 @click.option(*SKIP_UNREADABLE[0], **SKIP_UNREADABLE[1])
 @click.option(*BIT_DEPTH[0], **BIT_DEPTH[1])
+@click.option(*MAX_PIXELS[0], **MAX_PIXELS[1])
 @click.option(*DEVICE[0], **DEVICE[1], default="cpu")
 @click.option(*TRUST[0], **TRUST[1])
 def score(
@@ -89,6 +91,7 @@ def score(
     out: Path | None,
     skip_unreadable: bool,
     bit_depth: int | None,
+    max_pixels: int,
     device: str,
     trust_addresses: bool,
 ) -> None:
@@ -104,7 +107,11 @@ def score(
         detector = load_detector(place, device, trust_addresses=trust_addresses)
         bit_depth = bit_depth_of(place) if bit_depth is None else bit_depth
         for path, value in score_images(
-            detector, list(paths), skip_unreadable=skip_unreadable, bit_depth=bit_depth
+            detector,
+            list(paths),
+            skip_unreadable=skip_unreadable,
+            bit_depth=bit_depth,
+            max_pixels=max_pixels,
         ):
             table.write(path, value)
     if out:

@@ -12,6 +12,7 @@ import rich_click as click
 from click.core import ParameterSource
 from click.exceptions import Exit
 
+from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.cli.display import command, run_name, show, warn
 from ssad_hpo.cli.live import SearchDisplay, TuningDisplay
 from ssad_hpo.cli.options import (
@@ -268,8 +269,9 @@ def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **o
         raise click.UsageError(
             f"{refused[0]} is for a folder in the layout of MVTec AD; leave it out, or --train"
         )
-    if of_folder["bit_depth"] == WHOLE_DEPTH:
-        del of_folder["bit_depth"]
+    for name, usual in (("bit_depth", WHOLE_DEPTH), ("max_pixels", MOST_IMAGE_PIXELS)):
+        if of_folder[name] == usual:
+            del of_folder[name]
     return Source("folders", {"train": str(train), "unlabeled": str(unlabeled), **of_folder})
 
 

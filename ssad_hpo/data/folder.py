@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
 from ssad_hpo.data.dataset import DataSet
 from ssad_hpo.data.decode import (
-    WHOLE_DEPTH,
     DataError,
-    check_bit_depth,
     check_image_size,
     common_size,
     find_images,
     skipped,
 )
+from ssad_hpo.data.pixels import WHOLE_DEPTH, Decoding
 from ssad_hpo.task import Task
 
 # What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.
@@ -56,6 +56,7 @@ def load_folder(
     image_size: int = 256,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
@@ -88,6 +89,7 @@ def load_folder(
         keep_ratio: whether images that are tall or wide (by the median of train) stay so, up to 1 : 4, else
             they are squeezed into squares.
         bit_depth: of grey values in files of 16 bits; a camera's may be 10 or 12.
+        max_pixels: of a file, which takes up to 8 bytes of memory for each while it is read.
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
 
     Returns:
@@ -99,7 +101,9 @@ def load_folder(
         ValueError: for an image_size that cannot be.
     """
     name, train, unlabeled = _find_halves(root, category, anomaly)
-    return _load(name, train, unlabeled, image_size, keep_ratio, bit_depth, skip_unreadable)
+    return _load(
+        name, train, unlabeled, image_size, keep_ratio, Decoding(bit_depth, max_pixels), skip_unreadable
+    )
 
 
 def load_folders(
@@ -109,6 +113,7 @@ def load_folders(
     image_size: int = 256,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
 ) -> DataSet:
     """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
@@ -123,7 +128,8 @@ def load_folders(
     for path in mixture.paths:
         if os.path.realpath(path) in shared:
             raise DataError(f"{path}: is in train and in unlabeled; give two folders that share no image")
-    return _load("images", normal, mixture, image_size, keep_ratio, bit_depth, skip_unreadable)
+    decoding = Decoding(bit_depth, max_pixels)
+    return _load("images", normal, mixture, image_size, keep_ratio, decoding, skip_unreadable)
 
 
 def find_categories(root: _StrPath) -> list[str]:
@@ -203,11 +209,11 @@ def _load(
     unlabeled: _Half,
     image_size: int,
     keep_ratio: bool,
-    bit_depth: int,
+    decoding: Decoding,
     skip_unreadable: bool,
 ) -> DataSet:
     halves = (train, unlabeled)
-    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, bit_depth, skip_unreadable)
+    decoded = _decode_halves(train, unlabeled, image_size, keep_ratio, decoding, skip_unreadable)
     lost = [
         f"{path} {images.unreadable[content.digest]}"
         for half, (contents, images) in zip(halves, decoded, strict=True)
@@ -253,12 +259,11 @@ def _decode_halves(
     unlabeled: _Half,
     image_size: int,
     keep_ratio: bool,
-    bit_depth: int,
+    decoding: Decoding,
     skip_unreadable: bool,
 ) -> list[tuple[list[FileContent], DecodedSet]]:
     """For each half the contents of its files and their images."""
     check_image_size(image_size)
-    check_bit_depth(bit_depth)
     halves = (train, unlabeled)
     for half in halves:
         _check_count(half.folder, len(half.paths))
@@ -269,7 +274,7 @@ def _decode_halves(
         size = common_size(train.paths, image_size)
     decoded = []
     for half, files in zip(halves, contents, strict=True):
-        images = decode_set(half.paths, files, size, channels, skip_unreadable, bit_depth)
+        images = decode_set(half.paths, files, size, channels, skip_unreadable, decoding)
         _check_count(half.folder, len(images.pixels))
         decoded.append((files, images))
     return decoded

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ssad_hpo.augment import KINDS, Augmentation
+from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.data import folder, testbed
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import WHOLE_DEPTH
+from ssad_hpo.data.pixels import WHOLE_DEPTH
 from ssad_hpo.task import SearchSpace, Task
 
 # A new data set is a loader and a row here; CONTRIBUTING.md has the recipe.
@@ -171,13 +172,15 @@ def find_source(
     image_size: int = 64,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
 ) -> Source:
     """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
 
     Args:
         place: a folder, or a built-in name; a folder of that name goes first.
-        category, anomaly, image_size, keep_ratio, bit_depth, skip_unreadable: of a folder, see `load_folder`.
+        category, anomaly, image_size, keep_ratio, bit_depth, max_pixels, skip_unreadable: of a folder, see
+            `load_folder`.
 
     Raises:
         ValueError: if it is neither.
@@ -187,6 +190,8 @@ def find_source(
         arguments |= {"keep_ratio": keep_ratio, "skip_unreadable": skip_unreadable}
         if bit_depth != WHOLE_DEPTH:
             arguments["bit_depth"] = bit_depth
+        if max_pixels != MOST_IMAGE_PIXELS:
+            arguments["max_pixels"] = max_pixels
         return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")

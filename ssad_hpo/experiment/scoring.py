@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssad_hpo import data
+from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.detector import Detector
 from ssad_hpo.experiment.outcome import chosen
 from ssad_hpo.experiment.run_folder import open_run
@@ -43,6 +44,7 @@ def score_images(
     *,
     skip_unreadable: bool = False,
     bit_depth: int = data.WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
 ) -> Iterator[tuple[Path, float]]:
     """Anomaly scores of image files, in the order found; higher is more anomalous.
 
@@ -51,6 +53,7 @@ def score_images(
         places: image files, and folders that are searched with all folders inside.
         skip_unreadable: leave out files that cannot be read, with a warning at the end, instead of raising.
         bit_depth: of grey values in files of 16 bits, as of the images that it was trained on.
+        max_pixels: of a file, which takes up to 8 bytes of memory for each while it is read.
 
     Yields:
         (path, score).
@@ -65,7 +68,12 @@ def score_images(
     lost: list[str] = []
     for start in range(0, len(paths), _BLOCK):
         images, read, unread = data.read_readable(
-            paths[start : start + _BLOCK], (height, width), channels, skip_unreadable, bit_depth=bit_depth
+            paths[start : start + _BLOCK],
+            (height, width),
+            channels,
+            skip_unreadable,
+            bit_depth=bit_depth,
+            max_pixels=max_pixels,
         )
         lost += unread
         if read:
