@@ -253,3 +253,22 @@ def test_only_a_runs_own_files_are_sent(tmp_path: Path, empty_mlflow: Path) -> N
     assert run.data.tags["after"] == "all"
     sent = [path for path in (tmp_path / "mlruns").rglob("*") if path.is_file()]
     assert [path.name for path in sent] == ["own.txt"] and sent[0].read_text() == "mine"
+
+
+def test_a_database_that_came_with_a_run_names_no_store_that_gets_passwords(
+    place: Path, server: Server, empty_mlflow: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    shutil.copy(empty_mlflow, place / "mlflow.db")
+    uri = f"sqlite:///{place}/mlflow.db"
+    MlflowClient(uri).create_experiment("e", artifact_location=f"http://{server.place}/a")
+    (place / "own.txt").write_text("mine")
+    recorder = MlflowRecorder(place / "outbox.jsonl", uri, "e", "s")
+    recorder.artifact(place / "own.txt")
+    recorder.study_tags({"after": "all"})
+    result = deliver(recorder.outbox, uri)
+    assert (result.remaining, result.error) == (0, None)
+    (reason,) = result.refused
+    assert server.place in reason and "where your passwords would go" in reason
+    assert server.heard == []

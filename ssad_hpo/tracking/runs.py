@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from ssad_hpo.address import without_password
 from ssad_hpo.tracking.outbox import VERSION, Record, State, read_settings, save_state
+from ssad_hpo.tracking.uri import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +28,8 @@ RUN_STATUS = {
     "interrupted": "KILLED",
     "failed": "FAILED",
 }
+# Folders, and object stores, to which a request is signed and no password sent.
+_STORES = ("", "file", "s3", "gs", "wasbs", "abfss")
 Refusals = Iterator[tuple[Record, str]]  # what MLflow will not take, as a record, and why
 
 
@@ -195,12 +200,25 @@ def _set_status(client: MlflowClient, run_id: str, change: _Changes, resumed: bo
 def _log_artifacts(client: MlflowClient, run_id: str, change: _Changes, folder: Path) -> Refusals:
     for record in change.artifacts:
         try:
+            _check_store(client, run_id)
             client.log_artifact(run_id, _own_file(folder, record["artifact"]), record["folder"])
         except Exception as error:
             if _is_unreachable(error):
                 raise
             # A missing file, a store that needs a package, no permission: the rest must not wait for it.
             yield record, f"{record['artifact']}: {error}"
+
+
+def _check_store(client: MlflowClient, run_id: str) -> None:
+    """Raise ValueError where a database file, which may be anybody's, names a store that takes passwords."""
+    if sqlite_file(client.tracking_uri) is None:
+        return
+    place = str(client.get_run(run_id).info.artifact_uri)
+    if urlsplit(place).scheme not in _STORES:
+        raise ValueError(
+            f"its experiment keeps artifacts at {without_password(place)!r}, where your passwords would go; "
+            "take another experiment"
+        )
 
 
 def _own_file(folder: Path, path: str) -> str:
