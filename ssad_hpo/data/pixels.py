@@ -122,9 +122,7 @@ def _open(file: BinaryIO) -> Image.Image:
         if accepts is not None and accepts(start) is not True:  # WebP's may be a text, which says why not
             continue
         file.seek(0)
-        with contextlib.suppress(
-            SyntaxError, IndexError, TypeError, struct.error
-        ):  # as PIL has it: no such file
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # not of this format
             return make(file, "")
     raise UnidentifiedImageError
 
