@@ -225,7 +225,10 @@ def test_an_outbox_alone_names_no_server(place: Path, server: Server) -> None:
     assert server.heard == []
 
 
-def test_only_a_runs_own_files_are_sent(tmp_path: Path, empty_mlflow: Path) -> None:
+def test_only_a_runs_own_files_are_sent(
+    tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where MLflow puts artifacts
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     folder = tmp_path / "run"
     secret = tmp_path / "secret.txt"
