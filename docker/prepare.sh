@@ -8,6 +8,7 @@ cd "$(dirname "$0")"
 
 umask 077
 mkdir -p secrets
+chmod 700 secrets
 for name in ray_token postgres_password mlflow_database_password optuna_database_password mlflow_password \
   mlflow_secret_key; do
   [ -s "secrets/$name" ] || od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"secrets/$name"

@@ -8,6 +8,8 @@ from typing import Any
 
 MOST_THREADS = 1024
 MOST_PIXELS = 4096  # on a side of an image
+MOST_IMAGE_PIXELS = 2**30 // 12  # of an image file, unless its user takes more; as much as Pillow's own limit
+MOST_ARRAY_BYTES = 4 * 2**30  # of an npz file's arrays, likewise
 MOST_RATE = 1e30  # float32 ends at 3e38
 # torch takes seeds below 2^64; ours leave room for the steps and streams that are added to them.
 MOST_SEED = 2**63 - 1

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import stat
+import uuid
 import zipfile
 from collections.abc import Iterator
 from io import BufferedReader
@@ -89,6 +90,22 @@ def check_archive(path: str | os.PathLike[str], most: int) -> None:
             raise ValueError(f"it unpacks to {size} bytes, expected at most {most}")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged!r} in it is damaged")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that its owner alone can read, at no moment anybody else; one that is there already stays.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
 
 
 def writable_folder(folder: Path) -> bool:

@@ -15,6 +15,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssad_hpo.files import write_private
+
 RAY = Path(sys.executable).parent / "ray"
 ROOT = Path(__file__).parents[1]
 
@@ -66,8 +68,7 @@ class RayCluster:
 
     def __init__(self, folder: Path) -> None:
         token = folder / "token"
-        token.write_text(os.urandom(32).hex())
-        token.chmod(0o600)
+        write_private(token, os.urandom(32).hex())
         self.environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",

@@ -20,13 +20,14 @@ ALLOWED = {
     "task": {"augment", "bounds"},
     "address": set(),
     "storage": {"address", "files"},
+    "trust": {"address", "files"},
     "criteria": {"task"},
     "consensus": {"task"},
     "encoder": {"task", "numerics"},
     "numerics": {"task", "bounds"},
     "data": {"task", "augment", "bounds", "files"},
     "evaluate": {"task"},
-    "tracking": {"task", "address", "files"},
+    "tracking": {"task", "address", "files", "trust"},
     "report": {"task", "augment"},
     "detector": {"task", "augment", "encoder", "numerics", "bounds", "files"},
     "baselines": {"task", "augment", "encoder", "numerics"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "combined": {"task", "criteria", "detector", "bounds", "files"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
-    "raytune": {"task", "search", "address"},
+    "raytune": {"task", "search", "address", "files"},
 }
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)

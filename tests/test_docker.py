@@ -242,6 +242,7 @@ def test_prepare_makes_what_compose_asks_for_once(copy_of_docker: Path, tmp_path
         subprocess.run([copy_of_docker / "prepare.sh", images], check=True, stdout=subprocess.DEVNULL)
         return {path.name: path.read_text() for path in (copy_of_docker / "secrets").iterdir()}
 
+    (copy_of_docker / "secrets").mkdir()  # open to all, as another program may have made it
     made = prepare()
     assert set(made) == set(SECRETS) and len(set(made.values())) == len(SECRETS)
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in made.values())

@@ -76,7 +76,8 @@ def record_study(recorder: StudyRecorder, trials: int) -> int:
 
 
 def test_a_study_becomes_a_parent_run_with_one_child_per_trial(tmp_path: Path, database: str) -> None:
-    (tmp_path / "figure.txt").write_text("a figure")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figure.txt").write_text("a figure")
     began = time.time_ns() // 1_000_000
     recorder = MlflowRecorder(tmp_path / "run" / "outbox.jsonl", database, "testbed", "gravel, seed 0")
     with recorder:
@@ -87,7 +88,7 @@ def test_a_study_becomes_a_parent_run_with_one_child_per_trial(tmp_path: Path, d
         record_trial(recorder, "3", "interrupted")
         recorder.trial_metrics("0", {"auc": 0.9})
         recorder.study_metrics({"auc_selected": 0.9, "regret": 0.05})
-        recorder.artifact(tmp_path / "figure.txt", "figures")
+        recorder.artifact(tmp_path / "run" / "figure.txt", "figures")
         recorder.study_ended("complete")
         assert recorder.close(timeout=120) == 0
     assert recorder.result is not None

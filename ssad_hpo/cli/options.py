@@ -16,6 +16,7 @@ from click import get_current_context
 from click.core import ParameterSource
 
 from ssad_hpo.address import hides_password, without_password
+from ssad_hpo.bounds import MOST_ARRAY_BYTES, MOST_IMAGE_PIXELS
 from ssad_hpo.cli.display import warn
 
 if TYPE_CHECKING:
@@ -193,6 +194,17 @@ BIT_DEPTH = option(
     "--bit-depth", type=int,
     help="Bits of a grey value in files of 16 bits, such as 12; by default 16, in a score those of the run.",
 )  # fmt: skip
+MAX_PIXELS = option(
+    "--max-pixels", type=int, default=MOST_IMAGE_PIXELS,
+    help="Pixels of an image file, at most; while it is read, it takes up to 8 bytes of memory for each.",
+)  # fmt: skip
+MAX_BYTES = option(
+    "--max-bytes", type=int, default=MOST_ARRAY_BYTES, help="Bytes of the arrays in a file, at most."
+)
+TRUST = option(
+    "--trust-addresses", is_flag=True,
+    help="Let a run from elsewhere send passwords and images to the servers that it names.",
+)  # fmt: skip
 DEVICE = option("--device", help="Where to compute: cpu, or cuda for a GPU; by default the processor.")
 THREADS = option("--threads", type=int, help="Processor threads of a training; chosen by default.")
 TRIALS = option("--trials", "-n", "n_trials", type=int, help="How many candidates to train.")
@@ -214,6 +226,7 @@ IMAGES = Group(
         help="Whether tall or wide images stay so, or become squares.",
     ),
     (BIT_DEPTH[0], {**BIT_DEPTH[1], "default": 16}),
+    MAX_PIXELS,
     SKIP_UNREADABLE,
 )
 

@@ -13,43 +13,46 @@ import rich_click as click
 from click.exceptions import Exit
 
 from ssad_hpo.cli.display import plain, say, show, show_ranking, warn
-from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, SKIP_UNREADABLE
+from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, MAX_BYTES, MAX_PIXELS, SKIP_UNREADABLE, TRUST
 
 
 @click.command(epilog="Example: `ssad-hpo evaluate gravel-cutavg-20261123-101500-1f3a`")
 @click.argument("run")
-def evaluate(run: str) -> None:
+@click.option(*TRUST[0], **TRUST[1])
+def evaluate(run: str, trust_addresses: bool) -> None:
     """Compare a study's choice with the truth, where there is one, and write it to MLflow.
 
     RUN is a run folder, or its name below runs/.
     """
     from ssad_hpo.experiment import evaluate_run
 
-    show(evaluate_run(run))
+    show(evaluate_run(run, trust_addresses=trust_addresses))
 
 
 @click.command(epilog="Example: `ssad-hpo report gravel-cutavg-20261123-101500-1f3a`")
 @click.argument("run")
-def report(run: str) -> None:
+@click.option(*TRUST[0], **TRUST[1])
+def report(run: str, trust_addresses: bool) -> None:
     """Write a page with the choice, its figures and images into the run folder, and to MLflow.
 
     RUN is a run folder, or its name below runs/.
     """
     from ssad_hpo.experiment import report_run
 
-    say(f"report in {plain(os.path.relpath(report_run(run)))}")
+    say(f"report in {plain(os.path.relpath(report_run(run, trust_addresses=trust_addresses)))}")
 
 
 @click.command(epilog="Example: `ssad-hpo sync gravel-cutavg-20261123-101500-1f3a`")
 @click.argument("run")
-def sync(run: str) -> None:
+@click.option(*TRUST[0], **TRUST[1])
+def sync(run: str, trust_addresses: bool) -> None:
     """Deliver to MLflow what it could not take while the study ran.
 
     RUN is a run folder, or its name below runs/.
     """
     from ssad_hpo.experiment import sync_run
 
-    result = sync_run(run)
+    result = sync_run(run, trust_addresses=trust_addresses)
     say(f"{result.delivered} records delivered, {result.remaining} remain")
     for reason in result.refused:
         warn(f"MLflow refused: {reason}")
@@ -62,14 +65,15 @@ def sync(run: str) -> None:
 @click.command(epilog="Example: `ssad-hpo select runs/NAME/artifacts/*/arrays.npz --by sel`")
 @click.argument("files", type=Path, nargs=-1, required=True)
 @click.option("--by", default="dsv", help="What chooses: a criterion, or mc, hits or sel.")
-def select(files: tuple[Path, ...], by: str) -> None:
+@click.option(*MAX_BYTES[0], **MAX_BYTES[1])
+def select(files: tuple[Path, ...], by: str, max_bytes: int) -> None:
     """Choose among detectors that were trained already, by any label-free selector.
 
     FILES are npz files with train, augmented and unlabeled embeddings, and scores.
     """
     from ssad_hpo.search import select_detectors
 
-    show_ranking(select_detectors(list(files), by))
+    show_ranking(select_detectors(list(files), by, max_bytes=max_bytes))
 
 
 @click.command(epilog="Example: `ssad-hpo score NAME new/ > scores.csv`")
@@ -79,7 +83,9 @@ def select(files: tuple[Path, ...], by: str) -> None:
 @click.option(*SKIP_UNREADABLE[0], **SKIP_UNREADABLE[1])
 @click.option(*BIT_DEPTH[0], **BIT_DEPTH[1])
 @click.option("--single", is_flag=True, help="Score by the selected candidate, where several are combined.")
+@click.option(*MAX_PIXELS[0], **MAX_PIXELS[1])
 @click.option(*DEVICE[0], **DEVICE[1], default="cpu")
+@click.option(*TRUST[0], **TRUST[1])
 def score(
     place: str,
     paths: tuple[Path, ...],
@@ -87,7 +93,9 @@ def score(
     single: bool,
     skip_unreadable: bool,
     bit_depth: int | None,
+    max_pixels: int,
     device: str,
+    trust_addresses: bool,
 ) -> None:
     """Score new images with a run's chosen detector: a CSV of path and score, higher is more anomalous.
 
@@ -98,10 +106,14 @@ def score(
     with _Table(out) as table:  # where they go is looked at before anything is scored
         if missing := [path for path in paths if not path.exists()]:
             raise click.UsageError(f"{missing[0]}: there is no such file or folder of images")
-        detector = load_detector(place, device, single=single)
+        detector = load_detector(place, device, single=single, trust_addresses=trust_addresses)
         bit_depth = bit_depth_of(place) if bit_depth is None else bit_depth
         for path, value in score_images(
-            detector, list(paths), skip_unreadable=skip_unreadable, bit_depth=bit_depth
+            detector,
+            list(paths),
+            skip_unreadable=skip_unreadable,
+            bit_depth=bit_depth,
+            max_pixels=max_pixels,
         ):
             table.write(path, value)
     if out:

@@ -27,6 +27,7 @@ from ssad_hpo.cli.options import (
     SWEEP_RUN,
     TRAINING,
     TRIALS,
+    TRUST,
     TUNED_TRAINING,
     TUNING,
     TUNING_RUN,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _place = click.argument("path", required=False)
 _resume = click.option("--resume", metavar="RUN", help="Go on with this run, with the settings that it has.")
+_trust = click.option(*TRUST[0], **TRUST[1])
 
 
 @click.command(
@@ -54,6 +56,7 @@ _resume = click.option("--resume", metavar="RUN", help="Go on with this run, wit
 @TRAINING
 @RUN
 @_resume
+@_trust
 @click.pass_context
 def search(context: click.RichContext, /, **given: Any) -> None:
     """Train detectors with different augmentations and choose one, without labels.
@@ -76,6 +79,7 @@ def search(context: click.RichContext, /, **given: Any) -> None:
 @TRAINING
 @SWEEP_RUN
 @_resume
+@_trust
 @click.pass_context
 def sweep(context: click.RichContext, /, **given: Any) -> None:
     """Search on a Ray cluster: many trials at once, on as many nodes as there are.
@@ -92,8 +96,9 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
     from ssad_hpo.experiment import open_run, resume_study, run_study
     from ssad_hpo.task import Search
 
+    trusted = given.pop("trust_addresses")
     if (run := given.pop("resume")) is not None:
-        _alone_with_resume(context, "n_trials", "address")
+        _alone_with_resume(context, "n_trials", "address", "trust_addresses")
         settings = open_run(run).settings
         if settings.tuning is not None:
             raise click.UsageError(f"--resume {run}: is a tuning, which `tune --resume` goes on with")
@@ -101,7 +106,12 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
         address = None if cluster is None else cluster.address
         with _kept_on_interrupt(context), SearchDisplay(n_trials or settings.n_trials) as display:
             result = resume_study(
-                run, n_trials=n_trials, address=address, listeners=[display], announce=display.announce
+                run,
+                n_trials=n_trials,
+                address=address,
+                trust_addresses=trusted,
+                listeners=[display],
+                announce=display.announce,
             )
     else:
         _tell_unused(context, given)
@@ -135,6 +145,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
 @TUNED_TRAINING
 @TUNING_RUN
 @_resume
+@_trust
 @click.pass_context
 def tune(context: click.RichContext, /, **given: Any) -> None:
     """Tune one augmentation by gradient while its detector trains, without labels.
@@ -148,11 +159,14 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
 
     with _kept_on_interrupt(context), TuningDisplay() as display, warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # `show` tells them, of every start
+        trusted = given.pop("trust_addresses")
         if (run := given.pop("resume")) is not None:
-            _alone_with_resume(context)
+            _alone_with_resume(context, "trust_addresses")
             if open_run(run).settings.tuning is None:
                 raise click.UsageError(f"--resume {run}: is a search, which `search --resume` goes on with")
-            result = resume_study(run, listeners=[display], announce=display.announce)
+            result = resume_study(
+                run, trust_addresses=trusted, listeners=[display], announce=display.announce
+            )
         else:
             _tell_unused(context, given)
             images = _images(context, given)
@@ -212,6 +226,7 @@ def _tell_unused(context: click.Context, given: dict[str, Any]) -> None:
             ("pruner",),
             "with one evaluation, at the end, nothing can be stopped early",
         ),
+        (True, ("trust_addresses",), "the addresses of a new study are your own"),
         (given.get("no_tracking"), ("experiment", "tracking_uri"), "nothing is written to MLflow"),
     ]
     for holds, names, reason in unused:

@@ -5,7 +5,7 @@ and is for judging a choice after it was made. A `Source` is the address of a da
 """
 
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import WHOLE_DEPTH, DataError, find_images, read_images, read_readable, skipped
+from ssad_hpo.data.decode import DataError, find_images, read_images, read_readable, skipped
 from ssad_hpo.data.folder import (
     CategoryError,
     find_anomalies,
@@ -13,6 +13,7 @@ from ssad_hpo.data.folder import (
     load_folder,
     load_folders,
 )
+from ssad_hpo.data.pixels import WHOLE_DEPTH
 from ssad_hpo.data.source import (
     LOADERS,
     Source,

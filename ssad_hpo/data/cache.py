@@ -26,14 +26,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 
-from ssad_hpo.data.decode import (
-    WHOLE_DEPTH,
-    UnreadableError,
-    decode_into,
-    error_about,
-    in_threads,
-    is_grey,
-)
+from ssad_hpo.data.decode import decode_into, error_about, in_threads
+from ssad_hpo.data.pixels import WHOLE_DEPTH, Decoding, UnreadableError, is_grey
 from ssad_hpo.files import FileError, open_regular
 
 _log = logging.getLogger(__name__)
@@ -130,7 +124,7 @@ def decode_set(
     size: tuple[int, int],
     channels: int,
     skip_unreadable: bool,
-    bit_depth: int,
+    decoding: Decoding,
 ) -> DecodedSet:
     """The images of `paths` (with their `contents`) at a height and width, from the cache if it holds them.
 
@@ -139,12 +133,13 @@ def decode_set(
     """
     shape = (channels, *size)
     # Sets that were kept before there was a choice stay.
-    decoding = _DECODING if bit_depth == WHOLE_DEPTH else f"{_DECODING}, {bit_depth} bits"
-    key = _digest(json.dumps([decoding, shape, sorted(content.digest for content in contents)]))
+    bits = decoding.bit_depth
+    version = _DECODING if bits == WHOLE_DEPTH else f"{_DECODING}, {bits} bits"
+    key = _digest(json.dumps([version, shape, sorted(content.digest for content in contents)]))
     array_path, table_path = _in_cache(f"images-{key}.npy"), _in_cache(f"images-{key}.json")
     decoded = _read_set(array_path, table_path, contents, shape)
     if decoded is None:
-        decoded, repeatable = _decode_set(paths, contents, shape, skip_unreadable, bit_depth)
+        decoded, repeatable = _decode_set(paths, contents, shape, skip_unreadable, decoding)
         if repeatable:
             # The table goes last: without it the array does not count.
             pixels = decoded.pixels
@@ -162,11 +157,11 @@ def _decode_set(
     contents: Sequence[FileContent],
     shape: tuple[int, int, int],
     skip_unreadable: bool,
-    bit_depth: int,
+    decoding: Decoding,
 ) -> tuple[DecodedSet, bool]:
     """The images of `paths`, and whether the same contents will always give the same."""
     rows = np.empty((len(paths), *shape), np.uint8)
-    reasons = decode_into(rows, paths, skip_unreadable, bit_depth)
+    reasons = decode_into(rows, paths, skip_unreadable, decoding)
     read = [i for i, reason in enumerate(reasons) if reason is None]
     digest_of = dict(zip(read, in_threads(lambda i: _digest(rows[i]), read), strict=True))
     unread = [i for i in range(len(paths)) if i not in digest_of]

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
 from ssad_hpo.data.dataset import DataSet
 from ssad_hpo.data.decode import (
-    WHOLE_DEPTH,
     DataError,
-    check_bit_depth,
     check_image_size,
     common_size,
     find_images,
     skipped,
 )
+from ssad_hpo.data.pixels import WHOLE_DEPTH, Decoding
 from ssad_hpo.task import Task
 
 IMAGE_SIZE = 128  # pixels of the shorter side, unless asked for otherwise
@@ -56,7 +56,7 @@ class _Reading:
 
     image_size: int
     keep_ratio: bool
-    bit_depth: int
+    decoding: Decoding
     skip_unreadable: bool
     held_out: _StrPath | None
     held_out_share: float
@@ -70,6 +70,7 @@ def load_folder(
     image_size: int = IMAGE_SIZE,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
     held_out: _StrPath | None = None,
     held_out_share: float = 0.0,
@@ -104,6 +105,7 @@ def load_folder(
         keep_ratio: whether images that are tall or wide (by the median of train) stay so, up to 1 : 4, else
             they are squeezed into squares.
         bit_depth: of grey values in files of 16 bits; a camera's may be 10 or 12.
+        max_pixels: of a file, which takes up to 8 bytes of memory for each while it is read.
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
         held_out: a folder of normal images that no detector is trained on; see `Task.held_out`.
         held_out_share: the share of train that is set aside for that instead; see `Task.set_aside`.
@@ -117,7 +119,9 @@ def load_folder(
         ValueError: for an image_size that cannot be.
     """
     name, train, unlabeled = _find_halves(root, category, anomaly)
-    how = _Reading(image_size, keep_ratio, bit_depth, skip_unreadable, held_out, held_out_share)
+    how = _Reading(
+        image_size, keep_ratio, Decoding(bit_depth, max_pixels), skip_unreadable, held_out, held_out_share
+    )
     return _load(name, train, unlabeled, how)
 
 
@@ -128,6 +132,7 @@ def load_folders(
     image_size: int = IMAGE_SIZE,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
     held_out: _StrPath | None = None,
     held_out_share: float = 0.0,
@@ -141,7 +146,9 @@ def load_folders(
         DataError: as `load_folder`, or if an image file lies in two of the folders.
     """
     normal, mixture = (_Half(Path(folder), find_images(folder)) for folder in (train, unlabeled))
-    how = _Reading(image_size, keep_ratio, bit_depth, skip_unreadable, held_out, held_out_share)
+    how = _Reading(
+        image_size, keep_ratio, Decoding(bit_depth, max_pixels), skip_unreadable, held_out, held_out_share
+    )
     return _load("images", normal, mixture, how)
 
 
@@ -281,7 +288,6 @@ def _doubts(images: Mapping[str, DecodedSet]) -> Iterator[str]:
 def _decode(halves: Sequence[_Half], how: _Reading) -> list[tuple[list[FileContent], DecodedSet]]:
     """For each half, train first, the contents of its files and their images."""
     check_image_size(how.image_size)
-    check_bit_depth(how.bit_depth)
     for half in halves:
         _check_count(half.folder, len(half.paths))
     contents = [identify(half.folder, half.paths) for half in halves]
@@ -291,7 +297,7 @@ def _decode(halves: Sequence[_Half], how: _Reading) -> list[tuple[list[FileConte
         size = common_size(halves[0].paths, how.image_size)
     decoded = []
     for half, files in zip(halves, contents, strict=True):
-        images = decode_set(half.paths, files, size, channels, how.skip_unreadable, how.bit_depth)
+        images = decode_set(half.paths, files, size, channels, how.skip_unreadable, how.decoding)
         _check_count(half.folder, len(images.pixels))
         decoded.append((files, images))
     return decoded

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ssad_hpo.augment import KINDS, Augmentation
+from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.data import folder, testbed
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import WHOLE_DEPTH
+from ssad_hpo.data.pixels import WHOLE_DEPTH
 from ssad_hpo.task import SearchSpace, Task
 
 # A new data set is a loader and a row here; CONTRIBUTING.md has the recipe.
@@ -175,6 +176,7 @@ def find_source(
     image_size: int = folder.IMAGE_SIZE,
     keep_ratio: bool = True,
     bit_depth: int = WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
     held_out: str | Path | None = None,
     held_out_share: float = 0.0,
@@ -183,8 +185,8 @@ def find_source(
 
     Args:
         place: a folder, or a built-in name; a folder of that name goes first.
-        category, anomaly, image_size, keep_ratio, bit_depth, skip_unreadable, held_out, held_out_share: of a
-            folder, see `load_folder`.
+        category, anomaly, image_size, keep_ratio, bit_depth, max_pixels, skip_unreadable, held_out,
+            held_out_share: of a folder, see `load_folder`.
 
     Raises:
         ValueError: if it is neither.
@@ -192,8 +194,10 @@ def find_source(
     if Path(place).is_dir():
         arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": image_size}
         arguments |= {"keep_ratio": keep_ratio, "skip_unreadable": skip_unreadable}
-        others = {"bit_depth": bit_depth, "held_out": held_out, "held_out_share": held_out_share}
-        usual = {"bit_depth": WHOLE_DEPTH, "held_out": None, "held_out_share": 0.0}
+        others = {"bit_depth": bit_depth, "max_pixels": max_pixels}
+        others |= {"held_out": held_out, "held_out_share": held_out_share}
+        usual = {"bit_depth": WHOLE_DEPTH, "max_pixels": MOST_IMAGE_PIXELS}
+        usual |= {"held_out": None, "held_out_share": 0.0}
         arguments |= {name: value for name, value in others.items() if value != usual[name]}
         return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:

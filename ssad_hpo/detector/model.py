@@ -26,6 +26,7 @@ _EMBED_BATCH = 256
 _EVALUATION_STREAM = 1_000_003
 _FORMAT = 1  # of the files that `save` writes
 _SETTINGS_FILE, _WEIGHTS_FILE = "detector.json", "detector.safetensors"
+_HEADER_BYTES = 2**20  # of the weights' file, at most: some 100 for each tensor
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,10 @@ class Detector:
         # All weights are in the file: none is fetched.
         network = untrained_network(replace(training, weights="none"), (channels, height, width))
         with open_regular(folder / _WEIGHTS_FILE) as file:
+            most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES
+            most += 8 * network.features * (network.features + 1)  # the density
+            if (size := os.fstat(file.fileno()).st_size) > most:
+                raise ValueError(f"{_WEIGHTS_FILE} has {size} bytes, expected at most {most}")
             tensors = load(file.read())
         if not_finite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise ValueError(f"{not_finite[0]} has numbers that are not finite")

@@ -61,25 +61,26 @@ def load_task(run: Run, task: Task | None = None) -> Task:
     return task
 
 
-def chosen(run: str | Path) -> StudyResult:
+def chosen(run: str | Path, *, trust_addresses: bool = False) -> StudyResult:
     """What a run has chosen; reads neither images nor ground truth.
 
     Raises:
-        RunError: if there is no such run. ValueError: if it has no candidate yet.
+        RunError: if there is no such run. ValueError: if it has no candidate yet, or for a storage whose
+            address needs `trust_addresses` (see `open_run`).
     """
-    opened = open_run(run)
+    opened = open_run(run, trust_addresses=trust_addresses)
     with locked(opened.folder):
         return choose(opened, _study_of(opened))
 
 
-def open_result(run: str | Path) -> StudyResult:
+def open_result(run: str | Path, *, trust_addresses: bool = False) -> StudyResult:
     """The result of a study as its folder has it; nothing is trained, nothing recorded.
 
     Raises:
         RunError: if there is no such run, or its images have changed. ValueError: if it has no
-            candidate yet.
+            candidate yet, or for a storage whose address needs `trust_addresses` (see `open_run`).
     """
-    opened = open_run(run)
+    opened = open_run(run, trust_addresses=trust_addresses)
     with locked(opened.folder):
         study = _study_of(opened)
         return compare_with_truth(choose(opened, study))

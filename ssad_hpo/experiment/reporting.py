@@ -25,7 +25,7 @@ REPORT = "report"  # the folder, in the run's and among MLflow's artifacts
 _IMAGES = 8  # in a row
 
 
-def report_run(run: str | Path, *, task: Task | None = None) -> Path:
+def report_run(run: str | Path, *, task: Task | None = None, trust_addresses: bool = False) -> Path:
     """Write a study's report into its run folder, and hand its files to MLflow.
 
     The page needs nothing beside itself; its pictures lie beside it as PNG files. What needs ground
@@ -35,18 +35,20 @@ def report_run(run: str | Path, *, task: Task | None = None) -> Path:
     Args:
         run: the run folder, or its name below runs/.
         task: the task, if the study was started on one in memory.
+        trust_addresses: vouch for the run's addresses; see `open_run`.
 
     Returns:
         The page, RUN/report/index.html.
 
     Raises:
         RunError: if there is no such run, another process works on it, or its images have changed.
-        ValueError: if it has no candidate yet.
+        ValueError: if it has no candidate yet, or for an address that needs `trust_addresses`.
     """
-    opened = open_run(run)
+    opened = open_run(run, trust_addresses=trust_addresses)
+    opened.check_addresses("storage", "tracking_uri")
     at_hand = task is not None or opened.settings.source is not None
     shown = load_task(opened, task) if at_hand else None
-    findings = _gather(open_result(run), shown)
+    findings = _gather(open_result(run, trust_addresses=trust_addresses), shown)
     with locked(opened.folder), opened.open_recorder() as recorder:
         page = write_report(findings, opened.folder / REPORT)
         for file in sorted(page.parent.iterdir()):

@@ -10,13 +10,13 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from ssad_hpo import storage, tracking
+from ssad_hpo import storage, tracking, trust
 from ssad_hpo.address import hides_password
 from ssad_hpo.experiment.format_1 import in_format_2
 from ssad_hpo.experiment.settings import Settings
@@ -42,10 +42,12 @@ class Run:
     Attributes:
         folder: absolute.
         settings: of its study.
+        trusted: whether its addresses are the user's own, or vouched for; see `check_addresses`.
     """
 
     folder: Path
     settings: Settings
+    trusted: bool = field(default=False, compare=False)
 
     @property
     def journal(self) -> Path:
@@ -69,6 +71,22 @@ class Run:
     def outbox(self) -> Path:
         return self.folder / "outbox.jsonl"
 
+    def check_addresses(self, *names: str) -> None:
+        """Ask whether the addresses of these settings, by default all, may be contacted.
+
+        Those of a trusted run are remembered, so that nobody is asked about them again.
+
+        Raises:
+            FileError: for a remote one that the user never gave himself.
+        """
+        for name, address in self.settings.addresses.items():
+            if names and name not in names:
+                continue
+            if self.trusted:
+                trust.remember(name, address)
+            else:
+                trust.check_known(self.folder, name, address)
+
     def open_storage(self, *, create: bool = False) -> BaseStorage:
         """Optuna's storage: the journal, or the database that the settings name, which must be there.
 
@@ -76,8 +94,10 @@ class Run:
             create: make a journal where there is none yet.
 
         Raises:
-            RunError: if there is none. ValueError: if the database cannot be opened.
+            RunError: if there is none. ValueError: if the database cannot be opened, or is elsewhere and the
+                user never gave its address.
         """
+        self.check_addresses("storage")
         if self.settings.storage:
             return storage.open_database(self.settings.storage)
         if not create and not self.journal.is_file():
@@ -85,7 +105,12 @@ class Run:
         return storage.open_journal(self.journal)
 
     def open_recorder(self) -> StudyRecorder:
-        """What writes the run to MLflow; with tracking off, what writes nothing."""
+        """What writes the run to MLflow; with tracking off, what writes nothing.
+
+        Raises:
+            FileError: for a server whose address the user never gave.
+        """
+        self.check_addresses("tracking_uri")
         settings = self.settings
         if settings.tracking_uri is None:
             return tracking.SilentRecorder()
@@ -141,8 +166,13 @@ def _check_free(folder: Path) -> None:
         raise RunError(f"{folder}: exists already; go on with it by --resume, or choose another name")
 
 
-def open_run(name: str | Path) -> Run:
-    """Open a run folder, given as a path or as a name below runs/.
+def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
+    """Open a run folder, given as a path or as a name below runs/; none of its addresses is contacted.
+
+    Args:
+        name: of the run.
+        trust_addresses: vouch for the addresses in its settings, to which passwords and images may go. It is
+            needed for a run from elsewhere, if they are remote and the user never gave them himself.
 
     Raises:
         RunError: if there is none, or its settings cannot be read; the message lists the runs there are.
@@ -165,7 +195,7 @@ def open_run(name: str | Path) -> Run:
             values["tracking_uri"] = tracking.default_tracking_uri()
         if hides_password(values["storage"]):
             values["storage"] = _storage_from_environment(folder, values["storage"])
-        return Run(folder, Settings.from_json(values))
+        return Run(folder, Settings.from_json(values), trust_addresses)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssad_hpo import data
+from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.combined import CombinedDetector, is_combined
 from ssad_hpo.detector import Detector, is_detector
 from ssad_hpo.experiment.combining import combined_detector
@@ -21,7 +22,7 @@ _BLOCK = 256
 
 
 def load_detector(
-    place: str | Path, device: str = "cpu", *, single: bool = False
+    place: str | Path, device: str = "cpu", *, single: bool = False, trust_addresses: bool = False
 ) -> Detector | CombinedDetector:
     """The detector in a folder that `save` wrote, or the one that a run ends with.
 
@@ -31,14 +32,15 @@ def load_detector(
         single: of a run that combines candidates, the selected one alone.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it is neither, or for a run's storage whose address needs `trust_addresses` (see
+            `open_run`).
     """
     folder = Path(place)
     if is_combined(folder):
         return CombinedDetector.load(folder, device)
     if is_detector(folder):
         return Detector.load(folder, device)
-    result = chosen(place)
+    result = chosen(place, trust_addresses=trust_addresses)
     if single or result.evidence is None or result.evidence.combined is None:
         return result.selected.detector(device)
     return combined_detector(result.evidence, candidates(result.study, result.run.artifacts), device)
@@ -58,6 +60,7 @@ def score_images(
     *,
     skip_unreadable: bool = False,
     bit_depth: int = data.WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
 ) -> Iterator[tuple[Path, float]]:
     """Anomaly scores of image files, in the order found; higher is more anomalous.
 
@@ -66,6 +69,7 @@ def score_images(
         places: image files, and folders that are searched with all folders inside.
         skip_unreadable: leave out files that cannot be read, with a warning at the end, instead of raising.
         bit_depth: of grey values in files of 16 bits, as of the images that it was trained on.
+        max_pixels: of a file, which takes up to 8 bytes of memory for each while it is read.
 
     Yields:
         (path, score).
@@ -80,7 +84,12 @@ def score_images(
     lost: list[str] = []
     for start in range(0, len(paths), _BLOCK):
         images, read, unread = data.read_readable(
-            paths[start : start + _BLOCK], (height, width), channels, skip_unreadable, bit_depth=bit_depth
+            paths[start : start + _BLOCK],
+            (height, width),
+            channels,
+            skip_unreadable,
+            bit_depth=bit_depth,
+            max_pixels=max_pixels,
         )
         lost += unread
         if read:

@@ -82,6 +82,14 @@ class Settings:
         return self.method.total if isinstance(self.method, Search) else len(self.method.starts)
 
     @property
+    def addresses(self) -> dict[str, str]:
+        """Where the study is kept and told, and computes, by the name of the setting; files included."""
+        named = {"storage": self.storage, "tracking_uri": self.tracking_uri}
+        if self.cluster is not None:
+            named |= {"address": self.cluster.address, "checkpoint_path": self.cluster.checkpoint_path}
+        return {name: address for name, address in named.items() if address is not None}
+
+    @property
     def word(self) -> str:
         """What a trial is called: "trial", or the "start" of a tuning."""
         return "trial" if self.tuning is None else "start"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 
-from ssad_hpo import data, numerics, tracking
+from ssad_hpo import data, numerics, tracking, trust
 from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
 from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
@@ -138,7 +138,8 @@ def run_study(
     )
     if settings.storage is not None:
         open_database(settings.storage, create=True)
-    made = Run(folder, settings)
+    made = Run(folder, settings, trusted=True)
+    made.check_addresses()
     with claimed(folder):  # from here on there is something on disk; every argument has been checked before
         made.write()
         return _conduct(made, task, listeners, announce)
@@ -167,6 +168,7 @@ def resume_study(
     task: Task | None = None,
     n_trials: int | None = None,
     address: str | None = None,
+    trust_addresses: bool = False,
     listeners: Sequence[Recorder] = (),
     announce: Callable[[Run], None] | None = None,
 ) -> StudyResult:
@@ -181,13 +183,14 @@ def resume_study(
         task: the task, if the study was started on one in memory.
         n_trials: another total number of trials, of a search.
         address: another Ray cluster for the rest of a sweep.
+        trust_addresses: vouch for the run's addresses; see `open_run`.
         listeners, announce: as in `run_study`.
 
     Raises:
         RunError: if there is no such run, another process works on it, or the images have changed.
-        ValueError: for a wrong argument.
+        ValueError: for a wrong argument, or an address that needs `trust_addresses`.
     """
-    opened = open_run(run)
+    opened = open_run(run, trust_addresses=trust_addresses)
     if opened.settings.cluster is None:
         numerics.check_device(opened.settings.device)
     task, settings = load_task(opened, task), opened.settings
@@ -204,11 +207,13 @@ def resume_study(
         if settings.cluster is None:
             raise ValueError(f"address: {opened.folder} is a local search, and has no Ray cluster")
         settings = replace(settings, cluster=replace(settings.cluster, address=address))
+        trust.remember("address", address)
+    resumed = replace(opened, settings=settings)
+    resumed.check_addresses()
     with locked(opened.folder):
-        if settings != opened.settings:
-            opened = Run(opened.folder, settings)
-            opened.write()
-        return _conduct(opened, task, listeners, announce)
+        if resumed != opened:
+            resumed.write()
+        return _conduct(resumed, task, listeners, announce)
 
 
 def _conduct(
@@ -263,13 +268,14 @@ def _search(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
     return study
 
 
-def evaluate_run(run: str | Path) -> StudyResult:
+def evaluate_run(run: str | Path, *, trust_addresses: bool = False) -> StudyResult:
     """Judge a study's choice by the ground truth, and write the figures to MLflow.
 
     Raises:
-        RunError: if there is no such run. ValueError: if there is no candidate, or no ground truth.
+        RunError: if there is no such run. ValueError: if there is no candidate, or no ground truth, or for an
+            address that needs `trust_addresses` (see `open_run`).
     """
-    result = open_result(run)
+    result = open_result(run, trust_addresses=trust_addresses)
     if result.evaluation is None:
         raise ValueError(
             f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; the chosen "
@@ -280,13 +286,15 @@ def evaluate_run(run: str | Path) -> StudyResult:
     return replace(result, undelivered=result.run.undelivered(), lost=recorder.lost)
 
 
-def sync_run(run: str | Path) -> tracking.SyncResult:
+def sync_run(run: str | Path, *, trust_addresses: bool = False) -> tracking.SyncResult:
     """Deliver to MLflow what could not be delivered while the study ran.
 
     Raises:
-        RunError: if there is no such run. ValueError: if it was made without tracking.
+        RunError: if there is no such run. ValueError: if it was made without tracking, or for an address
+            that needs `trust_addresses` (see `open_run`).
     """
-    opened = open_run(run)
+    opened = open_run(run, trust_addresses=trust_addresses)
     if opened.settings.tracking_uri is None:
         raise ValueError(f"{opened.folder}: was made without tracking, so there is nothing to deliver")
+    opened.check_addresses("tracking_uri")
     return tracking.sync(opened.outbox, opened.settings.tracking_uri)

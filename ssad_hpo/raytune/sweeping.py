@@ -21,6 +21,7 @@ from ssad_hpo.raytune.checkpoints import absolute_checkpoint_path
 from ssad_hpo.raytune.reaching import check_answers, check_here, check_room
 from ssad_hpo.raytune.schedulers import make_scheduler, replay
 from ssad_hpo.raytune.searcher import StudySearcher, discard_left
+from ssad_hpo.raytune.token import prepare_token
 from ssad_hpo.raytune.worker import trainable
 from ssad_hpo.search import Objective, is_exhausted, reconcile, records, remaining_trials
 from ssad_hpo.task import Cluster
@@ -172,6 +173,7 @@ def connected(address: str | None) -> Iterator[None]:
     if address is None:
         # Ray asks for a token here by itself, unless RAY_AUTH_MODE says otherwise; this is never set by us.
         # It has to: Ray's ports are open to the network also where it serves this machine alone.
+        prepare_token()
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,16 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssad_hpo.bounds import MOST_ARRAY_BYTES
 from ssad_hpo.criteria import check_rows, check_sets
 from ssad_hpo.files import check_archive, reading
 
 SETS = ("train", "augmented", "unlabeled")
 SCORES = "scores"
-HELD_OUT, HELD_OUT_SCORES = (
-    "held_out",
-    "held_out_scores",
-)  # embeddings and scores, where there are such images
-_MOST_BYTES = 16 * 2**30
+# Embeddings and scores of held-out images, where there are such.
+HELD_OUT, HELD_OUT_SCORES = "held_out", "held_out_scores"
 
 
 def read_arrays(
@@ -26,6 +26,7 @@ def read_arrays(
     remedy: str,
     names: Collection[str] = (*SETS, SCORES),
     optional: Collection[str] = (HELD_OUT, HELD_OUT_SCORES),
+    max_bytes: int = MOST_ARRAY_BYTES,
 ) -> dict[str, NDArray[np.floating]]:
     """Arrays by name, as floating-point numbers; never unpickles.
 
@@ -34,13 +35,15 @@ def read_arrays(
         remedy: for the message, if it cannot be used.
         names: of what must be there: the three sets, (N, D) each, or scores, one for each unlabelled sample.
         optional: what is read if it is there; of held-out samples embeddings (N, D) and scores (N,).
+        max_bytes: of all arrays in the file.
 
     Raises:
         FileError: if it is no such file, lacks an array, or holds one of another type or shape, one whose
             numbers are not finite or whose rows are all the same. OSError: if it cannot be opened.
     """
     with reading(path, "cannot be read as an npz file of arrays", remedy):
-        check_archive(path, _MOST_BYTES)
+        check_archive(path, max_bytes)
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*names, *optional) if name in file}
     with reading(path, "cannot be read as embeddings and scores", remedy):
@@ -70,3 +73,15 @@ def _check_scores(arrays: dict[str, NDArray[np.floating]], name: str, rows: str,
         raise ValueError(f"{name}: expected one for each of {samples} {kind} samples, got {scores.shape}")
     if not np.isfinite(scores).all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError for an array that declares another size than it has, before room is made for it."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                shape, _, dtype = headers[np.lib.format.read_magic(file)](file)
+                declared, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+            if declared != there and not dtype.hasobject:  # objects are refused by numpy
+                raise ValueError(f"{member.filename} declares {declared} bytes and has {there}")

@@ -16,12 +16,16 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from ssad_hpo.bounds import MOST_ARRAY_BYTES, MOST_SEED, whole
 from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import CRITERIA, evaluate_all
 from ssad_hpo.files import FileError
 from ssad_hpo.search.arrays import HELD_OUT_SCORES, SCORES, SETS, read_arrays
 
-_REMEDY = "write it anew with finite train, augmented and unlabeled embeddings, (N, D) each, or leave it out"
+_REMEDY = (
+    "write it anew with finite train, augmented and unlabeled embeddings, (N, D) each, leave it out or, if "
+    "it is merely large, raise max_bytes (--max-bytes)"
+)
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,15 @@ class Ranking:
     selected: int
 
 
-def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Ranking:
+def select_detectors(
+    files: Sequence[str | Path], selector: str = "dsv", *, max_bytes: int = MOST_ARRAY_BYTES
+) -> Ranking:
     """Rank trained detectors without labels, and choose one.
 
     Args:
         files: an npz file for each detector, see above; all of the same unlabelled samples, in one order.
         selector: what chooses: a key of `ssad_hpo.CRITERIA`, or "mc", "hits" or "sel".
+        max_bytes: of the arrays in a file; a larger one is refused.
 
     Raises:
         ValueError: naming the file that cannot be read, lacks a set, holds a degenerate one or another
@@ -57,6 +64,7 @@ def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Rank
     """
     if selector not in CRITERIA and selector not in SELECTORS:
         raise ValueError(f"selector: expected one of {', '.join((*CRITERIA, *SELECTORS))}, got {selector!r}")
+    whole("max_bytes", max_bytes, 1, MOST_SEED)
     if not files:
         raise ValueError("files: expected at least one detector, got none")
     paths = tuple(Path(file) for file in files)
@@ -66,7 +74,7 @@ def select_detectors(files: Sequence[str | Path], selector: str = "dsv") -> Rank
     for path in paths:
         if not path.exists():
             raise FileError(f"{path}: cannot be read as an npz file of arrays (there is no such file)")
-        read = read_arrays(path, _REMEDY, SETS, optional=(SCORES, HELD_OUT_SCORES))
+        read = read_arrays(path, _REMEDY, SETS, optional=(SCORES, HELD_OUT_SCORES), max_bytes=max_bytes)
         arrays = {name: array.astype(np.float64) for name, array in read.items()}
         samples = samples or len(arrays["unlabeled"])
         if len(arrays["unlabeled"]) != samples:

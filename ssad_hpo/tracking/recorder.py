@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ssad_hpo import trust
 from ssad_hpo.address import hides_password, without_password
 from ssad_hpo.tracking.outbox import append_record, create_outbox, pending, read_settings
 from ssad_hpo.tracking.uri import absolute_uri, default_tracking_uri, sqlite_file
@@ -68,6 +69,7 @@ class MlflowRecorder:
         self.lost = 0
         self._reported: dict[str, tuple[int, dict[str, float | str]]] = {}
         self.outbox, self.tracking_uri = Path(outbox).absolute(), absolute_uri(tracking_uri)
+        trust.remember("tracking_uri", self.tracking_uri)
         self.result: SyncResult | None = None
         self._writer: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -132,6 +134,7 @@ class MlflowRecorder:
         self._append({"status": status, "tags": _reason(reason)})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file for MLflow, which lies below the outbox's folder; others are refused."""
         self._append({"artifact": str(Path(path).absolute()), "folder": folder})
 
     def __enter__(self) -> Self:
@@ -168,13 +171,19 @@ def sync(outbox: Path, tracking_uri: str | None = None) -> SyncResult:
     no longer than MLFLOW_HTTP_REQUEST_TIMEOUT (10 s if it is not set).
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such outbox, or no usable tracking URI.
+        FileNotFoundError, ValueError: if there is no such outbox, or no usable tracking URI; also if the
+            outbox alone names a server, whose address its user never gave.
     """
     outbox = Path(outbox).absolute()
-    tracking_uri = tracking_uri or read_settings(outbox)["tracking_uri"]
-    if hides_password(tracking_uri):
-        tracking_uri = default_tracking_uri()  # the outbox keeps no password
-    result = _end_writer(_start_writer("once", outbox, absolute_uri(tracking_uri)), timeout=None)
+    found = tracking_uri or read_settings(outbox)["tracking_uri"]
+    if hides_password(found):
+        found = default_tracking_uri()  # the outbox keeps no password
+    elif tracking_uri is None and not trust.is_known("tracking_uri", found):
+        raise ValueError(
+            f"tracking_uri: {outbox} names {without_password(found)!r}, which you have never given yourself; "
+            "give it if your passwords may go there"
+        )
+    result = _end_writer(_start_writer("once", outbox, absolute_uri(found)), timeout=None)
     failure = f"the writer process failed, see {outbox.with_suffix('.log')}"
     return result or SyncResult(0, pending(outbox), error=failure)
 

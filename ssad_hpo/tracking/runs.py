@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from ssad_hpo.address import without_password
 from ssad_hpo.tracking.outbox import VERSION, Record, State, read_settings, save_state
+from ssad_hpo.tracking.uri import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +28,8 @@ RUN_STATUS = {
     "interrupted": "KILLED",
     "failed": "FAILED",
 }
+# Folders, and object stores, to which a request is signed and no password sent.
+_STORES = ("", "file", "s3", "gs", "wasbs", "abfss")
 Refusals = Iterator[tuple[Record, str]]  # what MLflow will not take, as a record, and why
 
 
@@ -85,7 +90,7 @@ def send(
         for record, reason in itertools.chain(
             _log(client, run_id, _items(change)),
             _set_status(client, run_id, change, resumed),
-            _log_artifacts(client, run_id, change),
+            _log_artifacts(client, run_id, change, outbox.parent),
         ):
             whose = {"trial": trial} if trial else {}
             told = f"{f'trial {trial}' if trial else 'study'}: {reason}"
@@ -192,15 +197,42 @@ def _set_status(client: MlflowClient, run_id: str, change: _Changes, resumed: bo
         yield {"status": word, "at": at}, str(error)
 
 
-def _log_artifacts(client: MlflowClient, run_id: str, change: _Changes) -> Refusals:
+def _log_artifacts(client: MlflowClient, run_id: str, change: _Changes, folder: Path) -> Refusals:
     for record in change.artifacts:
         try:
-            client.log_artifact(run_id, record["artifact"], record["folder"])
+            _check_store(client, run_id)
+            client.log_artifact(run_id, _own_file(folder, record["artifact"]), record["folder"])
         except Exception as error:
             if _is_unreachable(error):
                 raise
             # A missing file, a store that needs a package, no permission: the rest must not wait for it.
             yield record, f"{record['artifact']}: {error}"
+
+
+def _check_store(client: MlflowClient, run_id: str) -> None:
+    """Raise ValueError where a database file, which may be anybody's, names a store that takes passwords."""
+    if sqlite_file(client.tracking_uri) is None:
+        return
+    place = str(client.get_run(run_id).info.artifact_uri)
+    if urlsplit(place).scheme not in _STORES:
+        raise ValueError(
+            f"its experiment keeps artifacts at {without_password(place)!r}, where your passwords would go; "
+            "take another experiment"
+        )
+
+
+def _own_file(folder: Path, path: str) -> str:
+    """A run's own file, behind all links: an outbox from elsewhere may name any file of this machine.
+
+    Raises:
+        ValueError: if it lies elsewhere, or is no file.
+    """
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"lies outside of {folder}, whose own files alone are sent; copy it there")
+    if not file.is_file():
+        raise ValueError("there is no such file")
+    return str(file)
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -1,0 +1,62 @@
+"""Ray's token is its owner's alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssad_hpo.files import write_private
+
+PREPARE = """
+import os, sys
+os.umask(0)
+from ssad_hpo.raytune.token import prepare_token
+prepare_token()
+from ray._raylet import AuthenticationTokenLoader
+print(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+"""
+
+
+def prepared(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    mine = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    return subprocess.run(
+        [sys.executable, "-c", PREPARE],
+        env={**mine, "HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_a_ray_of_this_machine_finds_a_token_that_its_owner_alone_can_read(tmp_path: Path) -> None:
+    token = tmp_path / ".ray" / "auth_token"
+    assert prepared(tmp_path).stdout == "True\n"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(token.read_text()) == 64
+    assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
+    content = token.read_text()
+    token.chmod(0o644)
+    told = prepared(tmp_path)
+    assert f"{token}: other users can read Ray's token; run `chmod 600 {token}`" in told.stderr
+    assert token.read_text() == content
+
+
+@pytest.mark.parametrize("given", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}])
+def test_none_is_made_for_who_has_one_or_wants_none(given: dict[str, str], tmp_path: Path) -> None:
+    prepared(tmp_path, **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_file_is_never_replaced_and_never_open(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_private(tmp_path / "a", "first")
+    finally:
+        os.umask(before)
+    write_private(tmp_path / "a", "second")
+    assert (tmp_path / "a").read_text() == "first" and os.listdir(tmp_path) == ["a"]
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
