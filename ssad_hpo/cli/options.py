@@ -6,145 +6,21 @@ dataclass have the names and the defaults of its fields, and reach it by `taken`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
 from click import get_current_context
 from click.core import ParameterSource
 
 from ssad_hpo.address import hides_password, without_password
 from ssad_hpo.bounds import MOST_ARRAY_BYTES, MOST_IMAGE_PIXELS
 from ssad_hpo.cli.display import warn
+from ssad_hpo.cli.groups import Fractions, Group, Starts, option
 
 if TYPE_CHECKING:
     from ssad_hpo.bilevel import Tuning
     from ssad_hpo.task import Cluster, Search, Training
-
-Command = Callable[..., Any]
-
-
-class _Fractions(click.ParamType[Any]):
-    """Numbers with commas between them."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return tuple(map(float, value.split(",")))
-        except ValueError:
-            raise click.UsageError(f"--evaluate-at {value}: expected numbers as 0.125,0.5,1") from None
-
-
-class _Starts(click.ParamType[Any]):
-    """Starting points: shares of the first range, several in one text, or the values of one by name."""
-
-    name = "start"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return (value,)
-        try:
-            if "=" not in value:
-                return tuple(float(share) for share in value.split(","))
-            pairs = [pair.partition("=") for pair in value.split(",")]
-            return ({name.strip(): float(number) for name, _, number in pairs},)
-        except ValueError as error:
-            raise click.UsageError(
-                f"--starts {value}: expected 0.4,0.9 or NAME=VALUE,... ({error})"
-            ) from None
-
-
-class _Option(click.RichOption):
-    """An option with a default that is looked up when it is needed: the libraries it is in load slowly.
-
-    Args:
-        look_up: its default, by its name.
-        of_folders: that for images of folders, by its name, where this may be another.
-    """
-
-    def __init__(
-        self,
-        *flags: Any,
-        look_up: Callable[[str], Any],
-        of_folders: Callable[[str], Any] | None,
-        **settings: Any,
-    ) -> None:
-        self._shown: Any = None
-        super().__init__(*flags, **settings)
-        self.look_up, self.of_folders = look_up, of_folders
-
-    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
-        return self.look_up(str(self.name))
-
-    @property
-    def show_default(self) -> Any:
-        """What the help says of the default: the context decides, or both of two."""
-        if getattr(self, "of_folders", None) is None:
-            return self._shown
-        default, of_folders = self.look_up(str(self.name)), self.of_folders(str(self.name))
-        return self._shown if default == of_folders else f"{default}; for folders {of_folders}"
-
-    @show_default.setter
-    def show_default(self, shown: Any) -> None:
-        self._shown = shown
-
-
-def option(*flags: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """What Click's own `option` takes, for a `Group`."""
-    return flags, settings
-
-
-class Group:
-    """Options that stand together in the help of a command; a decorator of commands.
-
-    Args:
-        title: above them in the help.
-        options: from `option`.
-        defaults: gives what has their defaults as attributes; None leaves them without.
-        of_folders: gives what has those for images of folders, where these are others.
-    """
-
-    def __init__(
-        self,
-        title: str,
-        *options: tuple[tuple[str, ...], dict[str, Any]],
-        defaults: Callable[[], object] | None = None,
-        of_folders: Callable[[], object] | None = None,
-    ) -> None:
-        self.defaults = defaults
-        beside = of_folders and _attribute_of(of_folders)
-        self._options: list[Callable[[Command], Command]] = []
-        for flags, settings in options:
-            own: dict[str, Any] = (
-                {}
-                if defaults is None
-                else {"cls": _Option, "look_up": _attribute_of(defaults), "of_folders": beside}
-            )
-            self._options.append(click.option(*flags, **own, panel=title, **settings))
-        self.names = [_name(flags) for flags, _ in options]
-
-    def __call__(self, command: Command) -> Command:
-        for decorate in reversed(self._options):
-            command = decorate(command)
-        return command
-
-    def taken(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Their values, taken out of all that the user gave."""
-        return {name: given.pop(name) for name in self.names}
-
-
-def _attribute_of(defaults: Callable[[], object]) -> Callable[[str], Any]:
-    return lambda name: getattr(defaults(), name)
-
-
-def _name(flags: tuple[str, ...]) -> str:
-    named = [flag for flag in flags if not flag.startswith("-")]
-    return named[0] if named else max(flags, key=len).lstrip("-").replace("-", "_")
 
 
 def _search() -> Search:
@@ -155,6 +31,16 @@ def _search() -> Search:
 
 def _sweep() -> Search:
     return replace(_search(), pruner="asha")
+
+
+def _search_of_folders() -> Search:
+    from ssad_hpo.task import COMBINED
+
+    return COMBINED
+
+
+def _sweep_of_folders() -> Search:
+    return replace(_search_of_folders(), pruner="asha")
 
 
 def _cluster() -> Cluster:
@@ -217,7 +103,11 @@ IMAGES = Group(
     option("--train", type=Path, help="A folder of normal images; goes with --unlabeled."),
     option("--unlabeled", type=Path, help="A folder with the unlabelled mixture of normal and anomalous."),
     option("--held-out", help="A folder of more normal images, which no detector is trained on."),
-    option("--held-out-share", type=float, default=0.0, help="Or the share of train to set aside for that."),
+    option(
+        "--held-out-share",
+        type=float,
+        help="Or the share of train to set aside for that; by default a quarter of 200 images or more.",
+    ),
     option("--image-size", type=int, default=128, help="Shorter side of images of folders, pixels."),
     option(
         "--keep-ratio/--squeeze",
@@ -238,7 +128,7 @@ _RANGES = option(
 SPACE = Group(
     "Search space",
     option("--augmentation", "-a", "kinds", multiple=True,
-           help="A kind of augmentation to search; repeatable. By default cutavg."),
+           help="A kind of augmentation to search; repeatable. By default cutavg; for folders all patches."),
     _RANGES,
 )  # fmt: skip
 
@@ -262,8 +152,8 @@ _SEARCHED = (
         help="Whether these also look for what tells the unlabelled images from held-out ones.",
     ),
 )
-SEARCH = Group("Search", *_SEARCHED, defaults=_search)
-SWEEP = Group("Search", *_SEARCHED, defaults=_sweep)
+SEARCH = Group("Search", *_SEARCHED, defaults=_search, of_folders=_search_of_folders)
+SWEEP = Group("Search", *_SEARCHED, defaults=_sweep, of_folders=_sweep_of_folders)
 
 _TRAINED = (
     option(
@@ -286,7 +176,7 @@ _TRAINED = (
 TRAINING = Group(
     "Training",
     *_TRAINED,
-    option("--evaluate-at", type=_Fractions(),
+    option("--evaluate-at", type=Fractions(),
            help="Shares of the steps at which trials are judged, and may be stopped."),
     option("--precision", help="Arithmetic of the training: auto, float32 or bfloat16."),
     defaults=_training,
@@ -311,7 +201,7 @@ TUNING = Group(
     option("--loss", help="What goes down: two_sided_alignment, soft_alignment, smooth_alignment, mmd or "
                           "mmd_normalised."),
     option("--order", type=int, help="Order of the gradient; 2 goes through the virtual step as well."),
-    option("--starts", type=_Starts(), multiple=True,
+    option("--starts", type=Starts(), multiple=True,
            help="Where tuning starts: shares of the first hyperparameter's range as 0.4,0.9, or values as "
                 "patch_area=0.02,patch_aspect=1; repeatable."),
     option("--detector-steps", type=int, help="Training steps to each step of the hyperparameters."),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rich_click as click
 from click.core import ParameterSource
 from click.exceptions import Exit
 
+from ssad_hpo.cli.declared import images_of, is_given, search_of, space_of, tell_unused, training_of
 from ssad_hpo.cli.display import command, run_name, show, warn
+from ssad_hpo.cli.groups import Group
 from ssad_hpo.cli.live import SearchDisplay, TuningDisplay
 from ssad_hpo.cli.options import (
     CLUSTER,
@@ -31,13 +31,8 @@ from ssad_hpo.cli.options import (
     TUNED_TRAINING,
     TUNING,
     TUNING_RUN,
-    Group,
     tracked,
 )
-
-if TYPE_CHECKING:
-    from ssad_hpo.data import Source
-    from ssad_hpo.task import SearchSpace, Training
 
 _place = click.argument("path", required=False)
 _resume = click.option("--resume", metavar="RUN", help="Go on with this run, with the settings that it has.")
@@ -94,7 +89,6 @@ def sweep(context: click.RichContext, /, **given: Any) -> None:
 def _search(context: click.Context, given: dict[str, Any], group: Group, cluster: Any = None) -> None:
     """Start a search, here or on a cluster, or go on with one, and show its result."""
     from ssad_hpo.experiment import open_run, resume_study, run_study
-    from ssad_hpo.task import Search
 
     trusted = given.pop("trust_addresses")
     if (run := given.pop("resume")) is not None:
@@ -102,7 +96,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
         settings = open_run(run).settings
         if settings.tuning is not None:
             raise click.UsageError(f"--resume {run}: is a tuning, which `tune --resume` goes on with")
-        n_trials = given["n_trials"] if _is_given(context, "n_trials") else None
+        n_trials = given["n_trials"] if is_given(context, "n_trials") else None
         address = None if cluster is None else cluster.address
         with _kept_on_interrupt(context), SearchDisplay(n_trials or settings.n_trials) as display:
             result = resume_study(
@@ -114,12 +108,12 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
                 announce=display.announce,
             )
     else:
-        _tell_unused(context, given)
-        images = _images(context, given)
-        method = Search(space=_space_of(**SPACE.taken(given)), **group.taken(given))
-        if method.total < method.n_trials and _is_given(context, "n_trials"):
+        tell_unused(context, given)
+        images = images_of(context, given)
+        method = search_of(context, images, given, group)
+        if method.total < method.n_trials and is_given(context, "n_trials"):
             warn(f"--trials {method.n_trials}: there are only {method.total} candidates to train")
-        training = _training(context, images, TRAINING.taken(given), method.seed)
+        training = training_of(context, images, TRAINING.taken(given), method.seed)
         with _kept_on_interrupt(context), SearchDisplay(method.total) as display:
             result = run_study(
                 images,
@@ -168,8 +162,8 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
                 run, trust_addresses=trusted, listeners=[display], announce=display.announce
             )
         else:
-            _tell_unused(context, given)
-            images = _images(context, given)
+            tell_unused(context, given)
+            images = images_of(context, given)
             space = ONE_KIND.taken(given)
             if len(space["kinds"]) != 1:
                 got = ", ".join(space["kinds"]) or "none"
@@ -179,7 +173,7 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
             training = Training(evaluate_at=(1.0,), **TUNED_TRAINING.taken(given))
             result = run_study(
                 images,
-                Tuning(space=_space_of(**space), **told),
+                Tuning(space=space_of(**space), **told),
                 training,
                 listeners=[display],
                 announce=display.announce,
@@ -204,7 +198,7 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     from ssad_hpo.experiment import TASK, run_study
     from ssad_hpo.task import Search, SearchSpace
 
-    _tell_unused(context, given)
+    tell_unused(context, given)
     name = "gravel/cutpaste" if hard else TASK
     source = builtin(name)
     source = Source(source.loader, {**source.arguments, "seed": seed})
@@ -212,101 +206,6 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     with _kept_on_interrupt(context), SearchDisplay(n_trials) as display:
         result = run_study(source, method, listeners=[display], announce=display.announce, **tracked(given))
     show(result)
-
-
-def _tell_unused(context: click.Context, given: dict[str, Any]) -> None:
-    """Say which of the options that were given have no effect beside the others, and why."""
-    evaluations = given.get("evaluate_at", ())
-    unused = [
-        (given.get("encoder") != "small", ("width",), "it is of the small encoder"),
-        (given.get("sampler") != "grid", ("grid_points",), "it is of the sampler grid"),
-        (given.get("pruner") != "asha", ("reduction_factor",), "it is of the pruner asha"),
-        (
-            len(evaluations) == 1 and given.get("pruner") != "none",
-            ("pruner",),
-            "with one evaluation, at the end, nothing can be stopped early",
-        ),
-        (True, ("trust_addresses",), "the addresses of a new study are your own"),
-        (given.get("no_tracking"), ("experiment", "tracking_uri"), "nothing is written to MLflow"),
-    ]
-    for holds, names, reason in unused:
-        for option in context.command.params if holds else ():
-            if option.name in names and _is_given(context, str(option.name)):
-                warn(f"{option.opts[0]} has no effect: {reason}")
-    for kind in sorted({kind for kind in given.get("kinds", ()) if given["kinds"].count(kind) > 1}):
-        warn(f"--augmentation {kind}: was given more than once, and counts once")
-
-
-def _training(context: click.Context, source: Source, options: dict[str, Any], seed: int) -> Training:
-    """What was given, and for the rest what suits the images, unless another encoder is meant."""
-    from ssad_hpo.experiment import training_for
-    from ssad_hpo.task import Training
-
-    given = {name: value for name, value in options.items() if _is_given(context, name)}
-    other = given.keys() & {"encoder", "weights", "width"}
-    return replace(Training() if other else training_for(source), seed=seed, **given)
-
-
-def _images(context: click.Context, given: dict[str, Any]) -> Source:
-    """Where the images are, taken out of all that the user gave."""
-    path = given.pop("path")
-    source = _source_of(path, **IMAGES.taken(given))
-    if source.loader not in ("folder", "folders"):
-        for name in IMAGES.names:
-            if _is_given(context, name):
-                option = f"--{name.replace('_', '-')}"
-                raise click.UsageError(
-                    f"{option} is for folders of images, and {path} is built in; leave it out"
-                )
-    return source
-
-
-def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **of_folder: Any) -> Source:
-    """Where the images are: PATH, or the folders of --train and --unlabeled.
-
-    Raises:
-        click.UsageError: for none of these, or both. ValueError: for a PATH that is not there.
-    """
-    from ssad_hpo.data import Source, find_source
-
-    if (train is None) != (unlabeled is None):
-        raise click.UsageError("--train and --unlabeled go together")
-    if (path is None) == (train is None):
-        raise click.UsageError("give PATH, or --train and --unlabeled, or --resume")
-    if path is not None:
-        return find_source(path, **of_folder)
-    if refused := [f"--{name}" for name in ("category", "anomaly") if of_folder.pop(name) is not None]:
-        raise click.UsageError(
-            f"{refused[0]} is for a folder in the layout of MVTec AD; leave it out, or --train"
-        )
-    return Source("folders", {"train": str(train), "unlabeled": str(unlabeled), **of_folder})
-
-
-def _space_of(kinds: tuple[str, ...], ranges: tuple[str, ...]) -> SearchSpace:
-    """The kinds of --augmentation with the ranges of --range.
-
-    Raises:
-        click.UsageError: for a range that cannot be read, or is of another kind.
-        ValueError: for an unknown kind or hyperparameter.
-    """
-    from ssad_hpo.augment import Range, hyperparameter_of
-    from ssad_hpo.task import Search, SearchSpace
-
-    space: dict[str, dict[str, float | Range]] = {kind: {} for kind in kinds or Search().space.kinds}
-    for given in ranges:
-        name, _, value = given.partition("=")
-        kind, _, hyperparameter = name.partition(".")
-        if hyperparameter in space.get(kind, {}):
-            raise click.UsageError(f"--range {given}: {name} was given before; leave one out")
-        if kind not in space:
-            raise click.UsageError(f"--range {given}: {kind!r} is not searched; add -a {kind}")
-        log = hyperparameter_of(kind, hyperparameter).range.log
-        try:
-            low, _, high = value.partition(":")
-            space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
-        except ValueError as error:
-            raise click.UsageError(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from None
-    return SearchSpace(space)
 
 
 def _alone_with_resume(context: click.Context, *others: str) -> None:
@@ -325,10 +224,6 @@ def _alone_with_resume(context: click.Context, *others: str) -> None:
         raise click.UsageError(
             f"--resume takes its images from the run, and its settings; leave {', '.join(given)} out"
         )
-
-
-def _is_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 @contextlib.contextmanager

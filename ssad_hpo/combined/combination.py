@@ -129,10 +129,9 @@ def combine(candidates: Sequence[Scored], *, heads: bool = True) -> Combination:
         return plain
     found = [contrast_head(candidate.embeddings, scores) for candidate in candidates]
     head_scales = [Scale.of(of_held_out) for _, _, of_held_out in found]
-    of_unlabeled, of_held_out = (
-        torch.stack([scale(head[i]) for scale, head in zip(head_scales, found, strict=True)]).mean(0)
-        for i in (1, 2)
-    )
+    scaled = zip(head_scales, found, strict=True)
+    both = [(scale(u), scale(h)) for scale, (_, u, h) in scaled]
+    of_unlabeled, of_held_out = (torch.stack(rows).mean(0) for rows in zip(*both, strict=True))
     weight = head_weight(of_unlabeled, of_held_out)
     if weight == 0:
         return plain

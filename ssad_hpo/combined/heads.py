@@ -19,7 +19,7 @@ from ssad_hpo.detector import Embeddings, fit_gaussian
 _FOLDS = 5  # no image is scored by a head that was fitted to it
 _SUSPICIOUS = 0.2  # share of the unlabelled images that a head is fitted to
 # A head's PU-AUC in standard errors above chance from which it counts, and from which it counts in full.
-_COUNTS, _COUNTS_IN_FULL = 2.0, 4.0
+_COUNTS, _COUNTS_IN_FULL = 2.5, 4.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def _direction(unlabeled: Tensor, scores: Tensor, held_out: Tensor, whitening: T
 def head_weight(unlabeled: Tensor, held_out: Tensor) -> float:
     """How much heads count beside the candidates' own scores, 0..1, by what they are worth without labels.
 
-    Nothing while the PU-AUC of their scores is within two standard errors of chance, in full from four on.
+    Nothing while the PU-AUC of their scores is less than 2.5 standard errors above chance, all from 4.5 on.
 
     Args:
         unlabeled, held_out: scores of heads that these images have no part in, as `contrast_head` gives them.

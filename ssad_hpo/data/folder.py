@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from ssad_hpo.data.pixels import WHOLE_DEPTH, Decoding
 from ssad_hpo.task import Task
 
 IMAGE_SIZE = 128  # pixels of the shorter side, unless asked for otherwise
+# Of fewer train images a quarter would be less than 50: too few for criteria, too many for the training.
+_USUAL_SHARE, _LEAST_TO_SHARE = 0.25, 200
 # What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.
 _DARK = 16
 _StrPath = str | os.PathLike[str]
@@ -59,7 +62,7 @@ class _Reading:
     decoding: Decoding
     skip_unreadable: bool
     held_out: _StrPath | None
-    held_out_share: float
+    held_out_share: float | None
 
 
 def load_folder(
@@ -73,7 +76,7 @@ def load_folder(
     max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
     held_out: _StrPath | None = None,
-    held_out_share: float = 0.0,
+    held_out_share: float | None = 0.0,
 ) -> DataSet:
     """A category in the published layout of MVTec AD and MPDD; `ground_truth/` masks are ignored.
 
@@ -108,7 +111,8 @@ def load_folder(
         max_pixels: of a file, which takes up to 8 bytes of memory for each while it is read.
         skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
         held_out: a folder of normal images that no detector is trained on; see `Task.held_out`.
-        held_out_share: the share of train that is set aside for that instead; see `Task.set_aside`.
+        held_out_share: the share of train that is set aside for that instead, see `Task.set_aside`; None is a
+            quarter of 200 images or more, and nothing of fewer.
 
     Returns:
         The task, named CATEGORY or CATEGORY/ANOMALY, and its labels, if there are any.
@@ -135,7 +139,7 @@ def load_folders(
     max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
     held_out: _StrPath | None = None,
-    held_out_share: float = 0.0,
+    held_out_share: float | None = 0.0,
 ) -> DataSet:
     """Two plain folders: images of normal data, and the mixture; searched with all folders inside.
 
@@ -243,8 +247,9 @@ def _load(name: str, train: _Half, unlabeled: _Half, how: _Reading) -> DataSet:
     for doubt in _doubts(images):
         warnings.warn(f"{name}: {doubt}", stacklevel=3)
     task = Task(name, **{half: torch.from_numpy(read.pixels) for half, read in images.items()})
-    if how.held_out_share:
-        task = task.set_aside(how.held_out_share)
+    share = _share(how.held_out, how.held_out_share, len(task.train))
+    if share:
+        task = task.set_aside(share)
     if unlabeled.labels is None:
         return DataSet(task)
     (contents, read) = decoded[1]
@@ -254,6 +259,25 @@ def _load(name: str, train: _Half, unlabeled: _Half, how: _Reading) -> DataSet:
         if content.digest in read.digests
     ]
     return DataSet(task, np.array([label for _, label in sorted(rows)], np.int8))
+
+
+def holds_out(loader: str, **arguments: Any) -> bool:
+    """Whether `load_folder` ("folder") or `load_folders` ("folders") holds images out with these arguments."""
+    held_out, share = arguments.get("held_out"), arguments.get("held_out_share", 0.0)
+    if held_out is not None or share is not None:
+        return held_out is not None or share > 0
+    if loader == "folders":
+        paths = find_images(arguments["train"])
+    else:
+        _, train, _ = _find_halves(arguments["root"], arguments.get("category"), arguments.get("anomaly"))
+        paths = train.paths
+    return bool(_share(None, None, len(paths)))
+
+
+def _share(held_out: _StrPath | None, share: float | None, count: int) -> float:
+    if share is None:
+        return _USUAL_SHARE if held_out is None and count >= _LEAST_TO_SHARE else 0.0
+    return share
 
 
 def _check_apart(halves: Mapping[str, _Half]) -> None:

@@ -179,7 +179,7 @@ def find_source(
     max_pixels: int = MOST_IMAGE_PIXELS,
     skip_unreadable: bool = False,
     held_out: str | Path | None = None,
-    held_out_share: float = 0.0,
+    held_out_share: float | None = None,
 ) -> Source:
     """The address of a built-in data set ("gravel/cutavg") or of a folder in the published layout.
 
@@ -194,11 +194,11 @@ def find_source(
     if Path(place).is_dir():
         arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": image_size}
         arguments |= {"keep_ratio": keep_ratio, "skip_unreadable": skip_unreadable}
-        others = {"bit_depth": bit_depth, "max_pixels": max_pixels}
-        others |= {"held_out": held_out, "held_out_share": held_out_share}
-        usual = {"bit_depth": WHOLE_DEPTH, "max_pixels": MOST_IMAGE_PIXELS}
-        usual |= {"held_out": None, "held_out_share": 0.0}
-        arguments |= {name: value for name, value in others.items() if value != usual[name]}
+        arguments |= {"held_out": held_out, "held_out_share": held_out_share}
+        if bit_depth != WHOLE_DEPTH:
+            arguments["bit_depth"] = bit_depth
+        if max_pixels != MOST_IMAGE_PIXELS:
+            arguments["max_pixels"] = max_pixels
         return Source("folder", {"root": str(place), **arguments})
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
@@ -206,6 +206,18 @@ def find_source(
         return builtin(str(place))
     except ValueError as error:
         raise ValueError(f"{place}: there is no such folder; as a built-in {error}") from error
+
+
+def holds_out(source: Source) -> bool:
+    """Whether a task at an address will have held-out images; nothing but names of files is read.
+
+    Raises:
+        ValueError: as `load`, for folders that are not there.
+    """
+    arguments = source.arguments
+    if source.loader in ("folder", "folders"):
+        return folder.holds_out(source.loader, **arguments)
+    return bool(arguments.get("n_held_out"))
 
 
 def load_images(images: Task | Source | str | Path) -> tuple[Task, Source | None]:

@@ -11,6 +11,7 @@ from ssad_hpo.experiment.study import (
     evaluate_run,
     resume_study,
     run_study,
+    search_for,
     sync_run,
     training_for,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "resume_study",
     "run_study",
     "score_images",
+    "search_for",
     "sync_run",
     "training_for",
 ]

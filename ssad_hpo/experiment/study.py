@@ -26,7 +26,7 @@ from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_nam
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
 from ssad_hpo.search import Objective, candidates, open_study, run_search, was_interrupted
 from ssad_hpo.storage import absolute_storage, open_database
-from ssad_hpo.task import PRETRAINED, Cluster, Recorder, Search, Task, Training
+from ssad_hpo.task import COMBINED, PRETRAINED, Cluster, Recorder, Search, Task, Training
 
 DEFAULT_TRACKING = "default"
 
@@ -74,7 +74,7 @@ def run_study(
     Args:
         images: a task, the address of one, a folder in the published layout of MVTec AD, or a built-in
             name such as "gravel/cutavg".
-        search: how detectors are found; `Search()` if None.
+        search: how detectors are found; by default `search_for` these images.
         training: settings of every training; by default `training_for` these images with the search's seed,
             for a tuning `bilevel.DEFAULT_TRAINING`.
         cluster: where the trials of a search run on Ray; None runs them in this process.
@@ -103,8 +103,8 @@ def run_study(
         DetectorError: if every starting point of a tuning diverged or collapsed.
         StudyInterrupted: on Ctrl-C, with all that is done kept; `resume_study` goes on.
     """
-    method = search or Search()
     task, source = data.load_images(images)
+    method = search or search_for(source)
     folder = choose_run_folder(run, task.name)
     if threads is not None:
         whole("threads", threads, 1, MOST_THREADS)
@@ -143,6 +143,17 @@ def run_study(
     with claimed(folder):  # from here on there is something on disk; every argument has been checked before
         made.write()
         return _conduct(made, task, listeners, announce)
+
+
+def search_for(source: data.Source | None) -> Search:
+    """What a search is unless told otherwise.
+
+    Args:
+        source: of its images. Where some of a folder's are held out, all kinds of patches, chosen by PU-AUC,
+            and the best three combined; else `Search()`.
+    """
+    own = source is not None and source.loader in ("folder", "folders") and data.holds_out(source)
+    return COMBINED if own else Search()
 
 
 def training_for(source: data.Source | None) -> Training:

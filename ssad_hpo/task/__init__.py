@@ -8,6 +8,7 @@ from ssad_hpo.augment import Augmentation, Hyperparameters, Range
 from ssad_hpo.task.images import DetectorError, Task
 from ssad_hpo.task.recorder import Recorder, Status, StudyRecorder, Teller
 from ssad_hpo.task.settings import (
+    COMBINED,
     PRETRAINED,
     PRUNERS,
     SAMPLERS,
@@ -22,6 +23,7 @@ from ssad_hpo.task.settings import (
 from ssad_hpo.task.space import SearchSpace
 
 __all__ = [
+    "COMBINED",
     "PRETRAINED",
     "PRUNERS",
     "SAMPLERS",

@@ -210,6 +210,12 @@ class Search:
         return f"asha/{self.reduction_factor}" if self.pruner == "asha" else self.pruner
 
 
+# What a search of users' own images is, where some normal ones are held out: studies/results/choice.md.
+COMBINED = Search(
+    space=SearchSpace(["cutout", "cutavg", "cutdiff", "cutpaste"]), criterion="pu_auc", combine=3
+)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Where the trials of a search run on Ray, and how many at once.

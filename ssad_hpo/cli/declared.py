@@ -1,0 +1,143 @@
+"""What the options of a command declare: where images are, how to search and how to train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from click.core import ParameterSource
+
+from ssad_hpo.cli.display import warn
+from ssad_hpo.cli.groups import Group
+from ssad_hpo.cli.options import IMAGES, SPACE
+
+if TYPE_CHECKING:
+    from ssad_hpo.data import Source
+    from ssad_hpo.task import Search, SearchSpace, Training
+
+
+def tell_unused(context: click.Context, given: dict[str, Any]) -> None:
+    """Say which of the options that were given have no effect beside the others, and why."""
+    evaluations = given.get("evaluate_at", ())
+    unused = [
+        (given.get("encoder") != "small", ("width",), "it is of the small encoder"),
+        (given.get("sampler") != "grid", ("grid_points",), "it is of the sampler grid"),
+        (given.get("pruner") != "asha", ("reduction_factor",), "it is of the pruner asha"),
+        (
+            len(evaluations) == 1 and given.get("pruner") != "none",
+            ("pruner",),
+            "with one evaluation, at the end, nothing can be stopped early",
+        ),
+        (True, ("trust_addresses",), "the addresses of a new study are your own"),
+        (given.get("no_tracking"), ("experiment", "tracking_uri"), "nothing is written to MLflow"),
+    ]
+    for holds, names, reason in unused:
+        for option in context.command.params if holds else ():
+            if option.name in names and is_given(context, str(option.name)):
+                warn(f"{option.opts[0]} has no effect: {reason}")
+    for kind in sorted({kind for kind in given.get("kinds", ()) if given["kinds"].count(kind) > 1}):
+        warn(f"--augmentation {kind}: was given more than once, and counts once")
+
+
+def training_of(context: click.Context, source: Source, options: dict[str, Any], seed: int) -> Training:
+    """What was given, and for the rest what suits the images, unless another encoder is meant."""
+    from ssad_hpo.experiment import training_for
+    from ssad_hpo.task import Training
+
+    given = {name: value for name, value in options.items() if is_given(context, name)}
+    other = given.keys() & {"encoder", "weights", "width"}
+    return replace(Training() if other else training_for(source), seed=seed, **given)
+
+
+def search_of(context: click.Context, source: Source, options: dict[str, Any], group: Group) -> Search:
+    """What was given, and for the rest what suits the images; see `experiment.search_for`.
+
+    Args:
+        context: of the command.
+        source: of the images.
+        options: all that was given; those of the space and of the group are taken out.
+        group: the options of the search.
+    """
+    from ssad_hpo.data import holds_out
+    from ssad_hpo.experiment import search_for
+
+    usual, pruner = search_for(source), options["pruner"]
+    space = space_of(**SPACE.taken(options), usual=usual.space)
+    given = {n: value for n, value in group.taken(options).items() if is_given(context, n)}
+    if not holds_out(source):
+        for name in ("combine", "contrast_heads"):
+            if name in given:
+                warn(f"--{name.replace('_', '-')} has no effect: no normal images are held out")
+    return replace(usual, **{"pruner": pruner, "space": space, **given})
+
+
+def images_of(context: click.Context, given: dict[str, Any]) -> Source:
+    """Where the images are, taken out of all that the user gave."""
+    path = given.pop("path")
+    source = _source_of(path, **IMAGES.taken(given))
+    if source.loader not in ("folder", "folders"):
+        for name in IMAGES.names:
+            if is_given(context, name):
+                option = f"--{name.replace('_', '-')}"
+                raise click.UsageError(
+                    f"{option} is for folders of images, and {path} is built in; leave it out"
+                )
+    return source
+
+
+def _source_of(path: str | None, train: Path | None, unlabeled: Path | None, **of_folder: Any) -> Source:
+    """Where the images are: PATH, or the folders of --train and --unlabeled.
+
+    Raises:
+        click.UsageError: for none of these, or both. ValueError: for a PATH that is not there.
+    """
+    from ssad_hpo.data import Source, find_source
+
+    if (train is None) != (unlabeled is None):
+        raise click.UsageError("--train and --unlabeled go together")
+    if (path is None) == (train is None):
+        raise click.UsageError("give PATH, or --train and --unlabeled, or --resume")
+    if path is not None:
+        return find_source(path, **of_folder)
+    if refused := [f"--{name}" for name in ("category", "anomaly") if of_folder.pop(name) is not None]:
+        raise click.UsageError(
+            f"{refused[0]} is for a folder in the layout of MVTec AD; leave it out, or --train"
+        )
+    return Source("folders", {"train": str(train), "unlabeled": str(unlabeled), **of_folder})
+
+
+def space_of(
+    kinds: tuple[str, ...], ranges: tuple[str, ...], usual: SearchSpace | None = None
+) -> SearchSpace:
+    """The kinds of --augmentation, or the usual ones, with the ranges of --range.
+
+    Raises:
+        click.UsageError: for a range that cannot be read, or is of another kind.
+        ValueError: for an unknown kind or hyperparameter.
+    """
+    from ssad_hpo.augment import Range, hyperparameter_of
+    from ssad_hpo.task import SearchSpace
+
+    space: dict[str, dict[str, float | Range]] = {
+        kind: {} for kind in kinds or (usual.kinds if usual is not None else ())
+    }
+    for given in ranges:
+        name, _, value = given.partition("=")
+        kind, _, hyperparameter = name.partition(".")
+        if hyperparameter in space.get(kind, {}):
+            raise click.UsageError(f"--range {given}: {name} was given before; leave one out")
+        if kind not in space:
+            raise click.UsageError(f"--range {given}: {kind!r} is not searched; add -a {kind}")
+        log = hyperparameter_of(kind, hyperparameter).range.log
+        try:
+            low, _, high = value.partition(":")
+            space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
+        except ValueError as error:
+            raise click.UsageError(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from None
+    return SearchSpace(space)
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
