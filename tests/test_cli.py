@@ -27,7 +27,7 @@ from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
 from ssad_hpo.cli import app, main
 from ssad_hpo.experiment import open_result, open_run
 from ssad_hpo.search import candidates, select
-from ssad_hpo.task import PRETRAINED, Cluster, Range, Search, Training
+from ssad_hpo.task import COMBINED, PRETRAINED, Cluster, Range, Search, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -144,11 +144,15 @@ def test_a_plain_pair_of_folders_is_searched_without_being_judged(
     assert "AUC" not in said.out
     result = open_result("pair")
     assert f"chosen without labels: trial {result.selected.number}, cutavg(" in said.out
-    assert result.run.settings.source == data.Source(
-        "folders",
-        {"train": "cloth/train", "unlabeled": "cloth/test", "image_size": 16}
-        | {"keep_ratio": True, "skip_unreadable": False},
+    source, folders = (
+        result.run.settings.source,
+        {"train": str(images / "train"), "unlabeled": str(images / "test")},
     )
+    assert source is not None and source.loader == "folders"
+    given = {name: str(Path(folder).absolute()) for name, folder in folders.items()}
+    given |= {"image_size": 16, "keep_ratio": True, "skip_unreadable": False, "held_out_share": None}
+    assert given.items() <= source.arguments.items()
+    assert result.evidence is None  # too few images to hold some out
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,9 @@ def test_options_have_the_defaults_of_the_product_and_show_them(
     assert {name: options[name] for name in own} == own
     shown = re.sub(r"[│\s]+", " ", call(command, "--help").out)
     for name, value in own.items():
-        of_folders = getattr(PRETRAINED, name, value) if command != "tune" else value
+        of_folders = value
+        for settings in (PRETRAINED, COMBINED) if command != "tune" and name != "pruner" else ():
+            of_folders = getattr(settings, name, of_folders)
         both = f"({value}; for folders {of_folders})"
         if isinstance(value, int | str) and not isinstance(value, bool):
             assert f"[default: {value if of_folders == value else both}]" in shown

@@ -262,7 +262,7 @@ def _load(name: str, train: _Half, unlabeled: _Half, how: _Reading) -> DataSet:
 
 
 def holds_out(loader: str, **arguments: Any) -> bool:
-    """Whether `load_folder` ("folder") or `load_folders` ("folders") holds images out with these arguments."""
+    """Whether `load_folder` ("folder") or `load_folders` ("folders") holds images out with these values."""
     held_out, share = arguments.get("held_out"), arguments.get("held_out_share", 0.0)
     if held_out is not None or share is not None:
         return held_out is not None or share > 0
