@@ -43,7 +43,7 @@ def rows_of(cells: Sequence[Cell], kept: Sequence[Row], folder: Path) -> list[Ro
         truth = truths[key]
         assert truth is not None, f"{cell.name}: a set of this study has ground truth"
         value = auc(truth, arrays_of(cell, folder)["scores"])
-        named = {"set": cell.name, "how": cell.how, "f_aug": cell.augmentation.kind}
+        named: Row = {"set": cell.name, "how": cell.how, "f_aug": cell.augmentation.kind}
         named |= {"candidate": cell.candidate, "seed": cell.training.seed, "steps": cell.training.steps}
         rows.append({**named, "auc": value, **content})
     return rows

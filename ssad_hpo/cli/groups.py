@@ -59,8 +59,8 @@ class _Option(click.RichOption):
         **settings: Any,
     ) -> None:
         self._shown: Any = None
-        super().__init__(*flags, **settings)
         self.look_up, self.of_folders = look_up, of_folders
+        super().__init__(*flags, **settings)
 
     def get_default(self, ctx: click.Context, call: bool = True) -> Any:
         return self.look_up(str(self.name))
@@ -68,9 +68,9 @@ class _Option(click.RichOption):
     @property
     def show_default(self) -> Any:
         """What the help says of the default: the context decides, or both of two."""
-        if getattr(self, "of_folders", None) is None:
+        if self.of_folders is None or self.name is None:  # Click asks before it has a name
             return self._shown
-        default, of_folders = self.look_up(str(self.name)), self.of_folders(str(self.name))
+        default, of_folders = self.look_up(self.name), self.of_folders(self.name)
         return self._shown if default == of_folders else f"{default}; for folders {of_folders}"
 
     @show_default.setter
