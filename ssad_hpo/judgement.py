@@ -42,7 +42,8 @@ def check_criterion(name: str, criterion: str, task: Task) -> None:
     if task.held_out is None and "held_out" in CRITERIA[criterion].needs:
         raise ValueError(
             f"{name}: {criterion} is of held-out normal images, and {task.name} has none; give a folder of "
-            "them (held_out, --held-out) or a share of train (held_out_share, --held-out-share)"
+            "them (held_out, --held-out), a share of train (held_out_share, --held-out-share), or n_held_out "
+            "of a built-in data set"
         )
 
 

@@ -96,6 +96,8 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
         for source in sources(options, size):
             if how == "fine-tuned":
                 cells.append(Cell(source, "frozen", training, NONE, Augmentation(NONE)))
+            if how == "scratch" and source.loader != "folder" and not options.smoke:
+                continue  # those are the table of `studies.selection_table`
             for (name, augmentation), seed in itertools.product(candidates(options.smoke), seeds):
                 if how == "scratch" and name == DYNAMIC:
                     continue
