@@ -82,9 +82,9 @@ def main() -> None:
 {made_by("encoder_cost", options)}
 
 EfficientNet-Lite0 as searches of folders train it: steps of {PRETRAINED.batch_size} normal and as many
-augmented images, the first {PRETRAINED.frozen_stages} of five stages frozen, one thread; judging embeds 300
-train images, as many augmented, 150 unlabelled and 75 held-out ones. A candidate is {PRETRAINED.steps} steps and
-{len(PRETRAINED.evaluation_steps)} judgings. What the precision "auto" takes on this machine is bold.
+augmented images, the first {PRETRAINED.frozen_stages} of five stages frozen, one thread. Judging embeds 300
+train images, as many augmented, 150 unlabelled and 75 held-out ones; a candidate is {PRETRAINED.steps} steps
+and {len(PRETRAINED.evaluation_steps)} judgings. Bold is what the precision "auto" takes on this machine.
 
 {markdown_table(titles, lines)}"""
     write_results(options, "encoder_cost", page)
