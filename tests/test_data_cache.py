@@ -30,7 +30,7 @@ def work(monkeypatch):
         return count
 
     monkeypatch.setattr(cache, "_read_content", counted(cache._read_content, "read"))
-    monkeypatch.setattr(decode, "_decode", counted(decode._decode, "decoded"))
+    monkeypatch.setattr(decode, "decode", counted(decode.decode, "decoded"))
     return counts
 
 

@@ -200,7 +200,7 @@ def test_settings_written_and_opened_are_the_same(tracked: Tracked) -> None:
         "folder",
         {
             **{"root": str(tracked.images), "image_size": 16, "keep_ratio": True, "skip_unreadable": False},
-            **{"category": None, "anomaly": None},
+            **{"category": None, "anomaly": None, "held_out_share": None},
         },
     )
     assert settings.content_hash == load_task(opened).content_hash
@@ -280,7 +280,7 @@ def test_a_built_in_name_is_searched_and_judged(workplace: Path) -> None:
 def test_a_folder_is_searched_and_judged(make_category: Callable[..., Path], workplace: Path) -> None:
     make_category(workplace / "cloth")
     result = quick(Path("cloth"), n_trials=1)
-    assert result.run.settings.source == data.find_source("cloth", image_size=64)
+    assert result.run.settings.source == data.find_source("cloth", image_size=128)
     assert result.evaluation is not None and result.evaluation.auc_random == result.evaluation.auc_selected
     assert result.run.settings.tracking_uri is None
     assert not list(result.run.folder.glob("outbox*"))

@@ -105,7 +105,9 @@ def test_a_trial_told_by_a_ledger_is_the_trial_of_a_local_search(
     same = local.trials[0]
     assert (trial.state, trial.params, trial.value) == (TrialState.COMPLETE, same.params, same.value)
     assert trial.intermediate_values == same.intermediate_values
-    for name in (*metric_names(), "budget", "hyperparameters"):
+    measured = {name for name in metric_names() if name in same.user_attrs}  # no images are held out
+    assert "dsv" in measured and measured == {name for name in metric_names() if name in trial.user_attrs}
+    for name in (*measured, "budget", "hyperparameters"):
         assert trial.user_attrs[name] == same.user_attrs[name], name
     mine, theirs = (open_kept(str(read_trial(t).address)) for t in (trial, same))
     assert np.array_equal(mine.scores, theirs.scores)

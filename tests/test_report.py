@@ -256,7 +256,9 @@ def test_the_command_says_where_the_report_is(judged, monkeypatch, capsys):
     from ssad_hpo.cli import app
 
     monkeypatch.chdir(judged.parent)
-    monkeypatch.setattr("ssad_hpo.experiment.report_run", lambda run: Path(run) / "report" / "index.html")
+    monkeypatch.setattr(
+        "ssad_hpo.experiment.report_run", lambda run, **_: Path(run) / "report" / "index.html"
+    )
     answer = CliRunner().invoke(app, ["report", str(judged)])
     assert answer.exit_code == 0 and "run/report/index.html" in answer.stdout
 

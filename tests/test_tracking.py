@@ -409,7 +409,7 @@ def test_what_mlflow_refuses_is_told_and_tried_again_by_sync_and_holds_nothing_u
 ) -> None:
     recorder.trial_started("0", {"patch*area": 0.1, "angle": 30}, {})
     recorder.trial_progress("0", 75, {"dsv?": 0.1, "mmd": 0.2})
-    recorder.artifact(tmp_path / "late.txt")
+    recorder.artifact(tmp_path / "run" / "late.txt")
     record_trial(recorder, "1")
     result = deliver(recorder.outbox, database)
     assert (result.remaining, result.error) == (0, None)
@@ -420,7 +420,7 @@ def test_what_mlflow_refuses_is_told_and_tried_again_by_sync_and_holds_nothing_u
     assert (runs["trial 0"].data.params, runs["trial 0"].data.metrics) == ({"angle": "30"}, {"mmd": 0.2})
     assert runs["trial 1"].info.status == "FINISHED"
 
-    (tmp_path / "late.txt").write_text("here now")
+    (tmp_path / "run" / "late.txt").write_text("here now")
     assert len(deliver(recorder.outbox, database).refused) == 3  # the writer does not ask for ever
     result = deliver(recorder.outbox, database, retry_refused=True)
     assert (len(result.refused), result.remaining, result.error) == (2, 0, None)

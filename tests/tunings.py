@@ -51,7 +51,7 @@ def all_of(result):
             start.training_loss,
             start.validation_loss,
             start.warnings,
-            [start.scores.tolist(), *(t.tolist() for t in vars(start.embeddings).values())],
+            [start.scores.tolist(), *(t.tolist() for t in vars(start.embeddings).values() if t is not None)],
             {name: t.tolist() for name, t in start.detector.network.state_dict().items()},
             replace(start.cost, seconds=0),
         )

@@ -28,8 +28,8 @@ def p_anomalies(
     >>> import torch
     >>> from ssad_hpo.criteria import p_anomalies
     >>> held_out = torch.arange(30.0)
-    >>> p_anomalies([held_out + 9], [held_out]), p_anomalies([held_out], [held_out]) > 0.3
-    (0.001, True)
+    >>> p_anomalies([held_out + 9], [held_out]) < 0.01, p_anomalies([held_out], [held_out]) > 0.3
+    (True, True)
 
     Args:
         scores: of each detector (N_test,) anomaly scores of the unlabelled images, in one order.

@@ -28,7 +28,12 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
 }
 _FOLDER_ARGUMENTS = ("root", "train", "unlabeled", "held_out")
 # Left out of a folder's address where they are the default, so that it is the same as that of an older run.
-_LEFT_OUT = {"bit_depth": WHOLE_DEPTH, "held_out": None, "held_out_share": 0.0}
+_LEFT_OUT = {
+    "bit_depth": WHOLE_DEPTH,
+    "max_pixels": MOST_IMAGE_PIXELS,
+    "held_out": None,
+    "held_out_share": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -192,14 +197,19 @@ def find_source(
         ValueError: if it is neither.
     """
     if Path(place).is_dir():
-        arguments: dict[str, Any] = {"category": category, "anomaly": anomaly, "image_size": image_size}
-        arguments |= {"keep_ratio": keep_ratio, "skip_unreadable": skip_unreadable}
-        arguments |= {"held_out": held_out, "held_out_share": held_out_share}
-        if bit_depth != WHOLE_DEPTH:
-            arguments["bit_depth"] = bit_depth
-        if max_pixels != MOST_IMAGE_PIXELS:
-            arguments["max_pixels"] = max_pixels
-        return Source("folder", {"root": str(place), **arguments})
+        arguments = {
+            "root": str(place),
+            "category": category,
+            "anomaly": anomaly,
+            "image_size": image_size,
+            "keep_ratio": keep_ratio,
+            "bit_depth": bit_depth,
+            "max_pixels": max_pixels,
+            "skip_unreadable": skip_unreadable,
+            "held_out": held_out,
+            "held_out_share": held_out_share,
+        }
+        return Source("folder", arguments)
     if category is not None or anomaly is not None:
         raise ValueError(f"{place}: there is no such folder, and only folders have a category or an anomaly")
     try:

@@ -23,8 +23,8 @@ class Task:
 
     >>> import torch
     >>> from ssad_hpo import Task
-    >>> images = torch.zeros(40, 1, 16, 16, dtype=torch.uint8)
-    >>> Task("dark", images[:20], images[:10]).set_aside(0.25).held_out.shape
+    >>> images = torch.arange(40, dtype=torch.uint8).repeat(16, 16, 1, 1).T
+    >>> Task("grey", images[:20], images[:10]).set_aside(0.25).held_out.shape
     torch.Size([5, 1, 16, 16])
 
     Attributes:
