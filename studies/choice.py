@@ -16,6 +16,7 @@ import argparse
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,19 @@ def column(rows: Sequence[Row], figure: str = "inductive") -> dict[str, dict[Run
     return {m: {run: float(np.mean(v)) for run, v in runs.items()} for m, runs in values.items()}
 
 
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Means over draws and kinds."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    names = ("how", "set", "seed", "share", "group", "method")
+    for row in rows:
+        groups[tuple(row[name] for name in names)].append(row)
+    return [
+        dict(zip(names, place, strict=True))
+        | {f: round(float(np.mean([row[f] for row in some])), 4) for f in ("transductive", "inductive")}
+        for place, some in groups.items()
+    ]
+
+
 def mean(runs: Mapping[Run, float]) -> float:
     """Over all runs."""
     return float(np.mean(list(runs.values())))
@@ -152,7 +166,7 @@ distance across kinds to the oracle, the candidate that is best on those images.
 kinds on the unlabelled images themselves. Candidates are static; *dynamic* detectors need no choice.
 
 {chr(10).join(parts)}"""
-    write_results(options, "choice", page, rows)
+    write_results(options, "choice", page, summary(rows))
 
 
 if __name__ == "__main__":

@@ -149,8 +149,8 @@ def search_for(source: data.Source | None) -> Search:
     """What a search is unless told otherwise.
 
     Args:
-        source: of its images. Where some of a folder's are held out, all kinds of patches, chosen by PU-AUC,
-            and the best three combined; else `Search()`.
+        source: of its images. Where some of a folder's are held out, all kinds of patches, chosen by `shift`,
+            and the best eight combined; else `Search()`.
     """
     own = source is not None and source.loader in ("folder", "folders") and data.holds_out(source)
     return COMBINED if own else Search()

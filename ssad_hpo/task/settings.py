@@ -212,7 +212,7 @@ class Search:
 
 # What a search of users' own images is, where some normal ones are held out: studies/results/choice.md.
 COMBINED = Search(
-    space=SearchSpace(["cutout", "cutavg", "cutdiff", "cutpaste"]), criterion="pu_auc", combine=3
+    space=SearchSpace(["cutout", "cutavg", "cutdiff", "cutpaste"]), criterion="shift", combine=8
 )
 
 
