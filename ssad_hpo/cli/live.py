@@ -66,6 +66,7 @@ class SearchDisplay(_Live):
     def announce(self, run: Run) -> None:
         """The settings of a search that begins or goes on."""
         settings, training = run.settings, run.settings.training
+        self.n_trials += training.weights != "none"  # the encoder as it comes
         kinds, batch = ", ".join(settings.method.space.kinds), training.batch_size
         say(
             f"[bold]{plain(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
@@ -158,5 +159,7 @@ class TuningDisplay(_Live):
 
 
 def _hyperparameters(params: Mapping[str, Any]) -> str:
+    if params["augmentation"] == "none":
+        return "the encoder as it comes"
     values = ", ".join(f"{k}={v:.4g}" for k, v in params.items() if k != "augmentation")
     return f"{params['augmentation']}({values})"
