@@ -33,14 +33,15 @@ def trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
     threads as `tune.with_resources` gives it CPUs, and trains where the objective trains.
     """
     # Arrays, since Ray lays these alone into shared memory that all workers of a node read.
-    images = {"train": objective.task.train.numpy(), "unlabeled": objective.task.unlabeled.numpy()}
+    task = objective.task
+    images = {"train": task.train, "unlabeled": task.unlabeled, "held_out": task.held_out}
     function: Callable[[dict[str, Any]], None] = tune.with_parameters(
         train_detector,
-        task_name=objective.task.name,
+        task_name=task.name,
         search=objective.search,
         training=objective.training,
         device=str(objective.device),
-        **images,
+        **{name: tensor.numpy() for name, tensor in images.items() if tensor is not None},
     )
     return function
 
@@ -53,13 +54,15 @@ def train_detector(
     device: str,
     train: np.ndarray,
     unlabeled: np.ndarray,
+    held_out: np.ndarray | None = None,
 ) -> None:
     """One trial; see `trainable`."""
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1)
     torch.set_num_threads(max(1, int(cpus)))
     reports: list[dict[str, Any]] = []
     try:
-        task = Task(task_name, _tensor(train), _tensor(unlabeled))
+        unseen = None if held_out is None else _tensor(held_out)
+        task = Task(task_name, _tensor(train), _tensor(unlabeled), unseen)
         _train(config, task, search, training, device, reports)
     except Exception as error:
         # The border where a sweep must go on: whatever a trial raises fails this trial, with its reason. A

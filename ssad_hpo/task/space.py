@@ -69,7 +69,7 @@ class SearchSpace:
             ):
                 area = replace(area, high=area.high * _SMALLER)
             kinds[kind] = values if area is None else {**values, _AREA: area}
-        return SearchSpace(kinds)
+        return self if kinds == self.kinds else SearchSpace(kinds)
 
     @property
     def is_continuous(self) -> bool:
