@@ -90,10 +90,12 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
     """What held-out images say of a run's candidates; None where there are no such images."""
     if selected.kept(arrays_alone=True).held_out is None:
         return None
-    choices = candidates(study, run.artifacts)
-    kept = {choice.number: choice.kept(arrays_alone=True) for choice in choices}
-    held_out = {n: torch.from_numpy(k.held_out) for n, k in kept.items() if k.held_out is not None}
-    scores = {number: torch.from_numpy(kept[number].scores) for number in held_out}
+    choices, scores, held_out = candidates(study, run.artifacts), {}, {}
+    for choice in choices:  # of a study of thousands, embeddings would not fit into memory together
+        kept = choice.kept(arrays_alone=True)
+        if kept.held_out is not None:
+            scores[choice.number] = torch.from_numpy(kept.scores)
+            held_out[choice.number] = torch.from_numpy(kept.held_out)
     p = p_anomalies(list(scores.values()), list(held_out.values()))
     shifted = shifted_as_a_whole(scores[selected.number], held_out[selected.number])
     search = run.settings.method
@@ -102,7 +104,7 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
     members = _best([choice for choice in choices if choice.number in held_out], search)
     # Heads would learn the noise that tells two sets of normal images apart.
     heads = search.contrast_heads and p < NO_EVIDENCE
-    combined = combine([kept[member.number] for member in members], heads=heads)
+    combined = combine([member.kept(arrays_alone=True) for member in members], heads=heads)
     return Evidence(p, shifted, combined, tuple(member.number for member in members))
 
 
