@@ -13,7 +13,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 STUDIES := $(filter-out lab,$(notdir $(basename $(wildcard studies/[a-z]*.py)) $(patsubst %/__main__.py,%,$(wildcard studies/*/__main__.py))))
 
-.PHONY: help demo test test-all test-docker bench studies lint format install clean
+.PHONY: help demo test test-all test-docker bench studies docs lint format install clean
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +45,9 @@ studies: install  ## every study of studies/README.md in its smallest form, into
 	@for study in $(STUDIES); do echo "studies.$$study"; \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m studies.$$study --smoke || exit 1; done
 
+docs: install  ## the documentation as pages, docs/_build/index.html
+	@$(BIN)/python -m sphinx -W -q docs docs/_build && echo "docs/_build/index.html"
+
 lint: install  ## ruff, mypy, and what docker/ holds
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -72,5 +75,5 @@ install: .venv/.installed  ## the virtual environment
 	@touch $@
 
 clean:  ## remove what make made: .venv and caches; runs/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

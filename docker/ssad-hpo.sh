@@ -1,6 +1,11 @@
 #!/bin/sh
-# The command line; a sweep goes to the cluster at RAY_HEAD, its study into the database at STUDIES.
+# The command line; a sweep goes to the cluster at RAY_HEAD, its study into the database at STUDIES, whose password
+# no run folder keeps.
 set -eu
+case "${1:-}" in
+  search | tune | demo) ;; # their studies lie in the run folder
+  *) SSAD_HPO_STORAGE=${STUDIES:-} && export SSAD_HPO_STORAGE ;; # of a sweep, and of what reads its run
+esac
 [ "${1:-}" = sweep ] || exec ssad-hpo "$@"
 shift
 
@@ -16,5 +21,4 @@ until grep -q 'Ray runtime started' "$log"; do
   sleep 0.2
 done
 
-export SSAD_HPO_STORAGE="$STUDIES" # of a new run, and of one that goes on: it has kept no user
 ssad-hpo sweep --address="$RAY_HEAD" "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 
@@ -149,6 +150,35 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, cache_folder, monkeypatc
     monkeypatch.setattr(np, "save", full)
     data.load_folder(place, image_size=SIZE)
     assert not list(cache_folder.glob("writing-*")) and not list(cache_folder.glob("images-*.npy"))
+
+
+def _written_slowly(folder, pipe):
+    def write(file):
+        file.write(b"half of it")
+        file.flush()
+        pipe.send("writing")
+        pipe.recv()
+
+    cache._write(folder / "whole", write)
+
+
+def test_what_a_killed_writer_left_goes_and_a_living_one_goes_on(cache_folder):
+    ours, theirs = multiprocessing.Pipe()
+    writers = [
+        multiprocessing.get_context("fork").Process(target=_written_slowly, args=(cache_folder, theirs))
+        for _ in range(2)
+    ]
+    for writer in writers:
+        writer.start()
+        assert ours.recv() == "writing"
+    assert len(list(cache_folder.glob("writing-*"))) == 2
+    writers[0].kill()
+    writers[0].join()
+    cache._write_json(cache_folder / "other.json", {})
+    assert len(list(cache_folder.glob("writing-*"))) == 1
+    ours.send("go on")
+    writers[1].join()
+    assert sorted(path.name for path in cache_folder.iterdir()) == ["other.json", "whole"]
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from ssad_hpo.task import Augmentation, Range
 
 def test_a_controlled_task_shares_no_pixel_between_train_and_unlabeled(monkeypatch):
     columns = torch.arange(512).div(2, rounding_mode="floor").to(torch.uint8).expand(512, 512)
-    monkeypatch.setattr(testbed, "_photograph", lambda texture: columns)
+    monkeypatch.setattr(testbed, "photograph_of", lambda texture: columns)
     task = data.controlled_data(contamination=0.0, n_train=300, n_unlabeled=300).task
     assert (task.train.min(), task.train.max()) == (0, 149)
     assert (task.unlabeled.min(), task.unlabeled.max()) == (150, 255)
@@ -95,7 +95,7 @@ def test_controlled_arguments_out_of_range_are_named(arguments, message):
 def test_photographs_are_read_without_writing_anywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
     for texture in testbed.TEXTURES:
-        photograph = testbed._photograph(texture)
+        photograph = testbed.photograph_of(texture)
         assert photograph.shape == (512, 512) and photograph.float().std() > 10
     assert not (tmp_path / "nowhere").exists()
 

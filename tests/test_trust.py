@@ -275,3 +275,33 @@ def test_a_database_that_came_with_a_run_names_no_store_that_gets_passwords(
     (reason,) = result.refused
     assert server.place in reason and "where your passwords would go" in reason
     assert server.heard == []
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_link_in_a_run_folder_makes_no_run_write_elsewhere(tmp_path: Path) -> None:
+    quick("own", tracking_uri=None)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = Path("runs/own")
+    for name in ("lock", "outbox.jsonl", "settings.json.partial", "report.html", "outbox.state.json"):
+        place, there = folder / name, (folder / name).exists()
+        before = place.read_bytes() if there else b""
+        place.unlink(missing_ok=True)
+        for target in (victim, tmp_path / "not-there"):
+            place.symlink_to(target)
+            for use in (evaluate_run, resume_study, sync_run, load_detector):
+                with pytest.raises(ValueError, match=f"'{name}' is a link"):
+                    use("own")
+            place.unlink()
+        if there:
+            place.write_bytes(before)
+    assert victim.read_text() == "precious" and not (tmp_path / "not-there").exists()
+    resume_study("own")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_artifacts_may_lie_on_another_disk(tmp_path: Path) -> None:
+    quick("own", tracking_uri=None)
+    shutil.move("runs/own/artifacts", tmp_path / "elsewhere")
+    Path("runs/own/artifacts").symlink_to(tmp_path / "elsewhere")
+    assert load_detector("own").image_shape == (1, 32, 32)

@@ -15,6 +15,7 @@ import rich_click as click
 
 from ssad_hpo import __version__
 from ssad_hpo.cli.display import warn, write_anything
+from ssad_hpo.cli.example import example
 from ssad_hpo.cli.runs import evaluate, report, score, select, sync
 from ssad_hpo.cli.studies import demo, search, sweep, tune
 
@@ -30,7 +31,7 @@ def app(context: click.Context) -> None:
 
 
 _DEBUG = "--debug"
-_COMMANDS = (demo, search, sweep, tune, evaluate, report, score, select, sync)
+_COMMANDS = (demo, example, search, sweep, tune, evaluate, report, score, select, sync)
 for _command in _COMMANDS:
     app.add_command(_command)
 for _command in (app, *_COMMANDS):
@@ -44,9 +45,6 @@ def main() -> None:
 
     Exit codes: 2 for wrong usage and bad input, 130 for Ctrl-C, 1 for the rest.
     """
-    # Threads that wait sleep instead of spinning, which on a machine that does anything else costs many
-    # times the work (studies/contention.py). OpenMP reads it once, when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = _show_warning
     write_anything()
     try:

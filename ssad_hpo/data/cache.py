@@ -4,12 +4,15 @@ Files in the cache folder, each safe to delete at any time:
 
 - `index-*.json`, one per data folder: path -> (stat, content), so that files which have not changed
   are not read again, as in git's index.
+- `writing-*`: files that are being written; what a killed writer left goes with the next one.
 - `images-KEY.npy` and `images-KEY.json`: the pixels of a set of files and what became of each file.
   KEY is a digest of the files' contents and the settings: paths, names and their order are not in it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -36,6 +39,7 @@ _DECODING = f"1, PIL {PIL.__version__}"
 # A file changed just now can change again within one tick of the file system's clock and look the
 # same; its stat is not trusted (git calls such entries racy).
 _SETTLED_NS = 2_000_000_000
+_DRAFT = "writing-"  # begins the names of files that are not whole yet
 
 
 @dataclass(frozen=True)
@@ -241,13 +245,24 @@ def _write(path: Path | None, write: Callable[[BinaryIO], Any]) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="writing-")
+        _remove_left_over(path.parent)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_DRAFT)
         try:
             with os.fdopen(handle, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # for as long as its writer lives
                 write(file)
-            os.replace(temporary, path)
+                file.flush()
+                os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise
     except OSError as error:
         _log.debug("cache: %s is not written (%s)", path, error)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove drafts whose writer was killed."""
+    for draft in folder.glob(f"{_DRAFT}*"):
+        with contextlib.suppress(OSError), open(os.open(draft, os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()

@@ -60,7 +60,7 @@ def controlled_data(
     Raises:
         ValueError: for an unknown texture or a number out of its range.
     """
-    photograph = _photograph(texture)
+    photograph = photograph_of(texture)
     widest = photograph.shape[1] - _TRAIN_COLUMNS
     if not isinstance(image_size, int) or not 1 <= image_size <= widest:
         raise ValueError(f"image_size: expected 1..{widest} pixels on a texture, got {image_size!r}")
@@ -68,13 +68,13 @@ def controlled_data(
     if held_out_columns not in ("unlabeled", "train"):
         raise ValueError(f"held_out_columns: expected 'unlabeled' or 'train', got {held_out_columns!r:.80}")
     generator = torch.Generator().manual_seed(seed)
-    train = _crops(photograph[:, :_TRAIN_COLUMNS], n_train, image_size, generator)
-    unlabeled = _crops(photograph[:, _TRAIN_COLUMNS:], n_unlabeled, image_size, generator)
+    train = crops_of(photograph[:, :_TRAIN_COLUMNS], n_train, image_size, generator)
+    unlabeled = crops_of(photograph[:, _TRAIN_COLUMNS:], n_unlabeled, image_size, generator)
     n_anomalous = round(contamination * n_unlabeled)
     anomalous = torch.randperm(n_unlabeled, generator=generator)[:n_anomalous]
     if isinstance(anomaly, str):
-        other = _photograph(anomaly)[:, _TRAIN_COLUMNS:]
-        unlabeled[anomalous] = _crops(other, n_anomalous, image_size, generator)
+        other = photograph_of(anomaly)[:, _TRAIN_COLUMNS:]
+        unlabeled[anomalous] = crops_of(other, n_anomalous, image_size, generator)
     elif n_anomalous:
         # By the very code that a search may imitate the anomalies with.
         changed = augment(unlabeled[anomalous].float() / 255, anomaly, generator)
@@ -82,7 +82,7 @@ def controlled_data(
     held_out = None
     if n_held_out:
         columns = slice(_TRAIN_COLUMNS, None) if held_out_columns == "unlabeled" else slice(_TRAIN_COLUMNS)
-        held_out = _crops(photograph[:, columns], n_held_out, image_size, generator)
+        held_out = crops_of(photograph[:, columns], n_held_out, image_size, generator)
     labels = np.zeros(n_unlabeled, np.int8)
     labels[anomalous.numpy()] = 1
     unlabeled, labels = _by_content(unlabeled, labels)
@@ -105,7 +105,7 @@ def _controlled_name(texture: str, anomaly: Augmentation | str) -> str:
     return f"{texture}/{anomaly.kind}" + ("" if area == DEFAULT_AREA else f"/{area:g}")
 
 
-def _photograph(texture: str) -> torch.Tensor:
+def photograph_of(texture: str) -> torch.Tensor:
     """(512, 512) uint8, straight from the wheel: skimage.data would want a cache in the user's home."""
     if texture not in TEXTURES:
         raise ValueError(f"texture: expected one of {', '.join(TEXTURES)}, got {texture!r}")
@@ -113,7 +113,7 @@ def _photograph(texture: str) -> torch.Tensor:
         return torch.from_numpy(np.array(Image.open(file).convert("L")))
 
 
-def _crops(photograph: torch.Tensor, count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+def crops_of(photograph: torch.Tensor, count: int, size: int, generator: torch.Generator) -> torch.Tensor:
     """(count, 1, size, size) squares at uniform places."""
     windows = photograph.unfold(0, size, 1).unfold(1, size, 1)  # (tops, lefts, size, size), a view
     tops = torch.randint(windows.shape[0], (count,), generator=generator)

@@ -175,7 +175,8 @@ def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
             needed for a run from elsewhere, if they are remote and the user never gave them himself.
 
     Raises:
-        RunError: if there is none, or its settings cannot be read; the message lists the runs there are.
+        RunError: if there is none, its settings cannot be read, or a file in it is a link; the message lists
+            the runs there are.
     """
     folder = _place(name)
     path = folder / _SETTINGS_FILE
@@ -183,6 +184,11 @@ def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
         known = sorted(p.parent.name for p in RUNS.glob(f"*/{_SETTINGS_FILE}"))
         there = f"; runs here: {', '.join(known)}" if known else ""
         raise RunError(f"{folder}: holds no run (no {_SETTINGS_FILE}){there}")
+    if links := [entry.name for entry in folder.iterdir() if entry.is_symlink() and not entry.is_dir()]:
+        raise RunError(
+            f"{folder}: {links[0]!r} is a link, and what a run writes there would go elsewhere; put the file "
+            "itself in its place"
+        )
     remedy = "restore it from a copy, or start a new run"
     with reading(path, "cannot be read as a run's settings", remedy, RunError):
         values = read_json(path)
