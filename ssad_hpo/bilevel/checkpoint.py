@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -80,7 +81,9 @@ class CheckpointFile:
         content = {"format": _FORMAT, "settings": self._settings, **vars(self.progress)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".partial")
-        torch.save(content, partial)
+        buffer = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.save(content, buffer)
+        partial.write_bytes(buffer.getbuffer())
         os.replace(partial, self.path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import tempfile
 import time
@@ -104,7 +105,9 @@ def _train(
             seconds = round(before + time.monotonic() - started, 3)
             reports.append({**evaluation.metrics, "step": evaluation.step, "seconds": seconds})
             saved = {"reports": reports, "state": None if last else evaluation.state}
-            torch.save(saved, folder / _PROGRESS_FILE)
+            buffer = io.BytesIO()  # torch's own writer does not say that a disk is full
+            torch.save(saved, buffer)
+            (folder / _PROGRESS_FILE).write_bytes(buffer.getbuffer())
             # Where a scheduler stops a trial, this does not return: what it leaves is on the checkpoint.
             tune.report(reports[-1], checkpoint=tune.Checkpoint.from_directory(folder))
 
