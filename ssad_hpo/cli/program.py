@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import tempfile
@@ -48,6 +49,8 @@ def main() -> None:
     # times the work (studies/contention.py). OpenMP reads it once, when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = _show_warning
+    # What MLflow did not take is told in one sentence at the end; its log has the rest.
+    logging.getLogger("ssad_hpo.tracking").addHandler(logging.NullHandler())
     write_anything()
     try:
         code = app(standalone_mode=False)

@@ -15,7 +15,7 @@ from ssad_hpo.search import Candidate, candidates
 from ssad_hpo.task import Search
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evidence:
     """What the scores of held-out normal images say of a study.
 
@@ -32,6 +32,12 @@ class Evidence:
     shifted: bool
     combined: Combination | None = None
     members: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        seen = "anomalies seen" if self.anomalies_seen else "no anomaly seen"
+        shifted = ", shifted as a whole" if self.shifted else ""
+        combined = f"; combined of {', '.join(map(str, self.members))}" if self.members else ""
+        return f"Evidence({seen}, p = {self.p_anomalies:.3f}{shifted}{combined})"
 
     @property
     def anomalies_seen(self) -> bool:
