@@ -27,7 +27,7 @@ from ssad_hpo.experiment import StudyResult, evaluate_run
 from ssad_hpo.task import Training
 from ssad_hpo.tracking import MlflowRecorder, study_page, ui_address
 from ssad_hpo.tracking.delivery import deliver
-from ssad_hpo.tracking.view import VIEW
+from ssad_hpo.tracking.view import TRIALS_VIEW, VIEW
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 1.0))
@@ -67,12 +67,18 @@ def runs_by_name(database: str) -> dict[str, Any]:
 def test_an_experiment_has_a_view_of_the_figures_of_its_studies(tmp_path: Path, database: str) -> None:
     recorder = told(tmp_path / "run", database, "gravel-0a1b2c3d")
     tags = experiment_of(database).tags
-    kept = tags[f"mlflow.sharedViewState.{VIEW}"].removeprefix("deflate;")
-    view = json.loads(zlib.decompress(base64.b64decode(kept)))
+    view, trials = (
+        json.loads(
+            zlib.decompress(base64.b64decode(tags[f"mlflow.sharedViewState.{key}"].removeprefix("deflate;")))
+        )
+        for key in (VIEW, TRIALS_VIEW)
+    )
     for name in ("auc_selected", "auc_combined", "auc_random", "auc_oracle", "regret"):
         assert f"metrics.`{name}`" in view["selectedColumns"]
-    sections = {section["uuid"] for section in view["compareRunSections"]}
-    assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == sections
+    for kept in (view, trials):
+        sections = {section["uuid"] for section in kept["compareRunSections"]}
+        assert {chart["metricSectionId"] for chart in kept["compareRunCharts"]} == sections
+        assert len({chart["uuid"] for chart in kept["compareRunCharts"]}) == len(kept["compareRunCharts"])
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     place = study_page(recorder.outbox)
     assert place == f"#/experiments/{experiment_of(database).experiment_id}/runs?viewStateShareKey={VIEW}"

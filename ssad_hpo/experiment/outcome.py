@@ -18,6 +18,8 @@ from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
 from ssad_hpo.search import Candidate, candidates, records, select
 from ssad_hpo.task import StudyRecorder, Task
 
+_DIGITS = 6  # of figures in MLflow, whose tables show all that there are
+
 
 @dataclass(frozen=True, repr=False)
 class StudyResult:
@@ -163,8 +165,9 @@ def record_result(recorder: StudyRecorder, result: StudyResult) -> None:
     recorder.study_metrics(chosen_by)
     if result.aucs is not None and result.evaluation is not None:
         for number, value in result.aucs.items():
-            recorder.trial_metrics(str(number), {"auc": value})
-        recorder.study_metrics(result.evaluation.metrics())
+            recorder.trial_metrics(str(number), {"auc": round(value, _DIGITS)})
+        figures = result.evaluation.metrics()
+        recorder.study_metrics({name: round(value, _DIGITS) for name, value in figures.items()})
 
 
 def finished_trials(run: Run) -> int:
