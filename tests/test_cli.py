@@ -291,6 +291,7 @@ def test_a_resumed_search_gives_the_terminal_back_as_it_was(searched: Searched) 
     os.close(screen)
     assert resumed.exitcode == 0
     assert b"trial   4" in shown
+    assert b"4/5" in shown and b"0/5" not in shown  # what was done before counts
     assert b"\x1b[?25l" in shown
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")
 

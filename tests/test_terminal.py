@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
@@ -17,7 +18,8 @@ from starting import start_study
 from ssad_hpo import __version__, controlled_data
 from ssad_hpo.cli import app
 from ssad_hpo.cli.live import SearchDisplay, spoken
-from ssad_hpo.data import Source
+from ssad_hpo.data import Source, load_folder, load_folders
+from ssad_hpo.data.folder import IMAGE_SIZE
 from ssad_hpo.experiment import StudyResult, open_result
 from ssad_hpo.search import candidates
 from ssad_hpo.task import SearchSpace, Training
@@ -66,6 +68,14 @@ def test_a_terminal_of_ascii_gets_ascii_without_escapes(words: list[str], study:
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.isascii() and not re.search(r"\\[xu][0-9a-f]{2}", ended.stdout)
+
+
+def test_images_have_the_same_size_by_default_on_the_command_line_and_in_python() -> None:
+    for command in ("search", "sweep", "tune"):
+        options = {option.name: option.default for option in app.commands[command].params}
+        assert options["image_size"] == IMAGE_SIZE
+    for function in (load_folder, load_folders):
+        assert inspect.signature(function).parameters["image_size"].default == IMAGE_SIZE
 
 
 def test_the_version_is_told(call: Callable[..., Ended]) -> None:
