@@ -154,6 +154,8 @@ def test_results_print_in_a_line_each(study: StudyResult) -> None:
     assert f"AUC selected {figures.auc_selected:.3f}" in repr(study)
     assert f"oracle {figures.auc_oracle:.3f} of 4 trials" in repr(study)
     assert f"{figures.auc_oracle:.3f}" in study._repr_html_()
+    assert f"<td>{study.selected.criteria['mmd']:.4g}</td>" in study.selected._repr_html_()
+    assert "combined detector" in study.evidence._repr_html_()
     assert str(study.selected.augmentation) in repr(study.selected.detector())
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ class Candidate:
     def __repr__(self) -> str:
         values = ", ".join(f"{n} {self.criteria[n]:.4g}" for n in _SHOWN if n in self.criteria)
         return f"Candidate({self.number}: {self.augmentation}, {values}, loss {self.loss:.3g})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        rows = {"trial": str(self.number), "f_aug": str(self.augmentation), "loss": f"{self.loss:.3g}"}
+        rows |= {name: f"{value:.4g}" for name, value in self.criteria.items()}
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table>{cells}</table>"
 
     @property
     def learned(self) -> bool:

@@ -23,6 +23,7 @@ _AT_A_GLANCE = (
     "tags.`status`",
     "attributes.`Dataset`",
 )
+_WIDTHS = {"auc_selected": 96, "auc_combined": 107, "auc_oracle": 88, "regret": 82}  # pixels
 _CRITERIA, _SECTION = ("dsv", "shift"), "ssad-hpo"  # those that choose by default; the section of charts
 _OF_TRIALS = (
     *(f"metrics.`{name}`" for name in ("auc", "dsv", "shift", "pu_auc", "loss")),
@@ -72,7 +73,10 @@ def _views() -> dict[str, dict[str, Any]]:
             "selectedColumns": list(_AT_A_GLANCE),
             "columnOrder": [*_AT_A_GLANCE, "duration"],
             # Five fit beside the names on a screen of 1,500 pixels on which MLflow's assistant is open.
-            "columnWidths": {column: 76 if "regret" in column else 98 for column in _AT_A_GLANCE[:-1]},
+            "columnWidths": {
+                **dict.fromkeys(_AT_A_GLANCE[:-1], 94),
+                **{f"metrics.`{name}`": width for name, width in _WIDTHS.items()},
+            },
             **_charts(
                 "Studies",
                 _chart("BAR", "aucs", "AUC of every study", metricKey="auc_selected",
