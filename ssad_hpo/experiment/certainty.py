@@ -19,7 +19,7 @@ from ssad_hpo.task import Range, SearchSpace
 _GROUPS = 20  # of images, each left out once
 _ERRORS = 2.0  # standard errors within which two values are the same
 _RIVALS = 8  # the next best ones, which are compared with the best
-_MOST_ROWS = 3000  # embeddings beyond which leaving out groups of images takes longer than it is worth
+_MOST_ROWS = 1500  # embeddings beyond which leaving out groups of images takes longer than it is worth
 _EDGE = 0.03  # share of a range that is its edge
 _FIT = ("patch_area", "patch_aspect")  # what a patch that must lie within the image ends by itself
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from ssad_hpo.experiment.run_folder import Run
 from ssad_hpo.experiment.settings import Settings
 from ssad_hpo.search import candidates, records
 from ssad_hpo.task import StudyRecorder, Task
+
+log = logging.getLogger(__name__)
 
 _PICTURED, _SIDE, _GAP = 6, (72, 128), 4  # images beside each other; pixels of one; between two
 
@@ -63,7 +66,10 @@ def tell_summary(recorder: StudyRecorder, result: StudyResult, task: Task | None
     if run.settings.tracking_uri is None:
         return
     if task is not None and result.selected.augmentation.kind != NONE:
-        _draw(run, task, result)
+        try:
+            _draw(run, task, result)
+        except OSError as error:  # the study has ended, and does without
+            log.warning("%s could not be written: %s", run.picture, error)
     recorder.artifact(run.settings_file)
     if run.picture.is_file():
         recorder.artifact(run.picture)
