@@ -423,8 +423,8 @@ def compare_mlflow(run: Killed, result: StudyResult) -> list[str]:
     with held(wrong, "MLflow"):
         check_delivered_exactly(uri, result.run.outbox)
         statuses = {name: r.info.status for name, r in runs_of(uri, settings.experiment).items()}
-        ends = {f"trial {trial.number}": end_of(trial) for trial in result.study.trials}
-        expected = {settings.study_name: "FINISHED", **ends}
+        ends = {f"{settings.word} {trial.number}": end_of(trial) for trial in result.study.trials}
+        expected = {settings.title: "FINISHED", **ends}
         differ = [name for name in statuses.keys() | expected if statuses.get(name) != expected.get(name)]
         told = [f"{name} is {statuses.get(name)} for {expected.get(name)}" for name in sorted(differ)]
         assert not told, "; ".join(told)

@@ -92,8 +92,9 @@ def test_searching_a_folder_ends_with_a_table_the_figures_and_the_next_command(s
     for line, candidate in zip(table, ranked, strict=True):
         assert f"{candidate.criteria['dsv']:.4f}" in line and f"{result.aucs[candidate.number]:.3f}" in line
     figures = result.evaluation
-    assert f"AUC selected {figures.auc_selected:.3f} · random {figures.auc_random:.3f}" in said.out
+    assert f"AUC selected {figures.auc_selected:.3f}, random {figures.auc_random:.3f}" in said.out
     assert f"oracle {figures.auc_oracle:.3f}" in said.out and f"regret {figures.regret:.3f}" in said.out
+    assert "of 4 complete trials" in said.out
     assert said.out.rstrip().endswith("score first IMAGES...")
 
 
@@ -290,6 +291,7 @@ def test_a_resumed_search_gives_the_terminal_back_as_it_was(searched: Searched) 
     os.close(screen)
     assert resumed.exitcode == 0
     assert b"trial   4" in shown
+    assert b"4/5" in shown and b"0/5" not in shown  # what was done before counts
     assert b"\x1b[?25l" in shown
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")
 
@@ -340,13 +342,15 @@ def test_sync_delivers_what_a_dead_server_did_not_take(
     dead = ["--tracking-uri", "http://127.0.0.1:9"]
     said = call("search", "cloth", "--trials", "1", "--run", "first", *options, *dead)
     assert said.code == 0
-    # study: begin, selection, figures, end; trial: begin, three evaluations, end, AUC
-    told = [line for line in said.err.splitlines() if line.startswith("ssad-hpo:")]
-    assert len(told) == 1 and "MLflow did not take 10 records yet" in told[0]
+    # study: begin, selection, figures, settings, picture, note, end; trial: begin, 3 evaluations, end, AUC
+    (told,) = said.err.splitlines()
+    assert (
+        "MLflow did not take 13 records yet (http://127.0.0.1:9 is out of reach: Connection refused)" in told
+    )
     assert re.search(r"^  .*sync first$", said.out, re.MULTILINE)
     failed = call("sync", "first")
     assert failed.code == 1
-    assert "0 records delivered, 10 remain" in failed.out and "Connection refused" in failed.err
+    assert "0 records delivered, 13 remain" in failed.out and "Connection refused" in failed.err
 
     shutil.copy(empty_mlflow, workplace / "mlflow.db")
     settings = Path("runs", "first", "settings.json")
@@ -354,7 +358,7 @@ def test_sync_delivers_what_a_dead_server_did_not_take(
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "tracking_uri": address}))
     delivered = call("sync", "first")
     assert (delivered.code, delivered.err) == (0, "")
-    assert "10 records delivered, 0 remain" in delivered.out
+    assert "13 records delivered, 0 remain" in delivered.out
     runs = MlflowClient(address).search_runs(["1"])
     assert sorted("auc" in run.data.metrics for run in runs) == [False, True]
 

@@ -79,7 +79,7 @@ class Tracked:
 
     @property
     def parent(self) -> Any:
-        return self.runs()[self.result.run.settings.study_name]
+        return self.runs()["study"]
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +121,13 @@ def test_the_parent_run_compares_selected_with_oracle_and_random(tracked: Tracke
     labels = data.read_labels(data.find_source(tracked.images, image_size=16))
     expected = {c.number: auc(labels, c.scores()) for c in candidates(result.study)}
     assert result.aucs == expected and len(expected) >= 3
-    assert metrics["auc_selected"] == figures.auc_selected == expected[result.selected.number]
-    assert metrics["auc_oracle"] == figures.auc_oracle == max(expected.values())
-    assert metrics["auc_random"] == figures.auc_random == pytest.approx(np.mean(list(expected.values())))
-    assert metrics["auc_worst"] == figures.auc_worst == min(expected.values())
-    assert metrics["regret"] == figures.regret == max(expected.values()) - expected[result.selected.number]
+    for name, value in figures.metrics().items():
+        assert metrics[name] == round(value, 6)
+    assert figures.auc_selected == expected[result.selected.number]
+    assert figures.auc_oracle == max(expected.values())
+    assert figures.auc_random == pytest.approx(np.mean(list(expected.values())))
+    assert figures.auc_worst == min(expected.values())
+    assert figures.regret == max(expected.values()) - expected[result.selected.number]
     assert metrics["selected_trial"] == result.selected.number
     assert metrics["dsv_selected"] == min(c.criteria["dsv"] for c in candidates(result.study))
 
@@ -137,16 +139,26 @@ def test_the_parent_run_has_the_settings_and_tags_of_the_study(tracked: Tracked)
     assert parent.data.tags["criterion"] == "dsv" and parent.data.tags["sampler"] == "random"
     assert parent.data.tags["study"] == settings.study_name
     assert parent.data.params == {name: str(value) for name, value in settings.flat().items()}
-    assert parent.data.params["training.steps"] == "4" and parent.data.params["threads"] == "1"
-    assert parent.data.params["content_hash"] == settings.content_hash
+    assert parent.data.params["training.steps"] == "4" and parent.data.params["machine.threads"] == "1"
+    assert parent.data.params["space.cutavg"].startswith("patch_area 0.002 to 0.3 (log), patch_aspect")
+    assert "None" not in parent.data.params.values() and len(parent.data.params) < 25
+    (told,) = parent.inputs.dataset_inputs
+    assert (told.dataset.name, settings.content_hash[:32]) == ("cloth", told.dataset.digest)
+    assert json.loads(told.dataset.profile) == {"num_train": 14, "num_unlabeled": 15}
+    assert (
+        "label"
+        not in f"{told.dataset.source} {told.dataset.schema} {told.dataset.profile}".lower().replace(
+            "unlabeled", ""
+        )
+    )
 
 
 def test_every_trial_is_a_child_with_its_status_criteria_and_auc(tracked: Tracked) -> None:
     runs, result = tracked.runs(), tracked.result
-    parent = runs.pop(result.run.settings.study_name)
+    parent = runs.pop("study")
     trials = {f"trial {trial.number}": trial for trial in result.study.trials}
     assert runs.keys() == trials.keys() and len(runs) == 12
-    status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+    status = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
     assert set(Counter(trial.state.name for trial in trials.values())) == status.keys()
     kept = records(result.study)
     for name, trial in trials.items():
@@ -156,10 +168,13 @@ def test_every_trial_is_a_child_with_its_status_criteria_and_auc(tracked: Tracke
         assert run.data.params["augmentation"] == run.data.tags["augmentation"] == kind
         assert float(run.data.params["patch_aspect"]) == trial.params[f"{kind}.patch_aspect"]
         assert run.data.tags["criterion"] == "dsv" and run.data.tags["task"] == "cloth"
-        assert run.data.tags.get("reason") == kept[trial.number].reason
+        curve, pruned = kept[trial.number].curve, trial.state.name == "PRUNED"
+        stopped = f"stopped at step {max(curve)}" if pruned else kept[trial.number].reason
+        assert run.data.tags.get("reason") == stopped
+        assert run.data.tags["status"] == kept[trial.number].status
         if trial.state.name == "COMPLETE":
             assert result.aucs is not None
-            assert run.data.metrics["auc"] == result.aucs[trial.number]
+            assert run.data.metrics["auc"] == round(result.aucs[trial.number], 6)
             for criterion in MEASURED_ALWAYS:
                 assert run.data.metrics[criterion] == kept[trial.number].criteria[criterion]
         else:
@@ -183,7 +198,7 @@ def test_the_run_folder_holds_all_that_is_needed_and_no_more(tracked: Tracked) -
     assert folder == tracked.place / "runs" / "study"
     names = {path.name for path in folder.iterdir()}
     outbox = {"outbox.jsonl", "outbox.log", "outbox.lock", "outbox.state.json"}
-    assert names == {"settings.json", "lock", "journal.log", "artifacts"} | outbox
+    assert names == {"settings.json", "lock", "journal.log", "artifacts", "choice.png"} | outbox
     complete = [t.number for t in tracked.result.study.trials if t.state.name == "COMPLETE"]
     kept = sorted(path.name for path in (folder / "artifacts").iterdir())
     assert [name.rpartition("-")[0] for name in kept] == [f"trial-{n:05d}" for n in complete]
@@ -476,10 +491,10 @@ def test_flat_settings_are_plain_and_hide_passwords(task: Task) -> None:
     ).run
     secret = "postgresql://me:s3cret@db/studies"
     flat = Settings(**{**vars(run.settings), "storage": secret}).flat()
-    assert "s3cret" not in str(flat) and flat["storage"] == "postgresql://me:***@db/studies"
-    assert flat["source"] == "in memory" and flat["training.steps"] == 4
-    assert json.loads(flat["space"])["cutavg"]["patch_area"] == {"low": 0.01, "high": 0.1, "log": True}
-    assert all(isinstance(value, str | int | float | tuple | None) for value in flat.values())
+    assert "s3cret" not in str(flat) and "postgresql" not in str(flat)
+    assert flat["training.steps"] == 4 and flat["search.sampler"] == "tpe"
+    assert flat["space.cutavg"] == "patch_area 0.01 to 0.1 (log), patch_aspect 0.3 to 3.3 (log)"
+    assert all(isinstance(value, str | int | float | tuple) for value in flat.values())
 
 
 # A server that is dead from the start
@@ -494,14 +509,14 @@ def test_a_dead_server_loses_nothing_and_another_gets_it_all(
     untracked = quick(task, run="untracked", sampler="random")
     assert [t.params for t in result.study.trials] == [t.params for t in untracked.study.trials]
     assert result.selected.criteria == untracked.selected.criteria
-    # study: begin, selection, end; each trial: begin, three evaluations, end
-    assert result.undelivered == 3 + 3 * 5
+    # study: begin, selection, settings, picture, note, end; each trial: begin, three evaluations, end
+    assert result.undelivered == 6 + 3 * 5
     shutil.copy(empty_mlflow, workplace / "mlflow.db")
     uri = f"sqlite:///{workplace}/mlflow.db"
     delivered = tracking.sync(result.run.outbox, uri)
     assert (delivered.delivered, delivered.remaining, delivered.error) == (result.undelivered, 0, None)
     runs = {run.info.run_name: run for run in MlflowClient(uri).search_runs(["1"])}
-    assert runs.keys() == {result.run.settings.study_name, "trial 0", "trial 1", "trial 2"}
+    assert runs.keys() == {"study", "trial 0", "trial 1", "trial 2"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     for trial in result.study.trials:
         assert runs[f"trial {trial.number}"].data.metrics["dsv"] == trial.value

@@ -155,6 +155,7 @@ def test_a_report_names_the_choice_and_compares_it_with_the_truth(judged):
     assert f"Trial {result.selected.number}: " in page.text and "Chosen without labels, by DSV" in page.text
     for figure in ("auc_selected", "auc_oracle", "auc_random", "auc_worst", "regret"):
         assert f"{getattr(result.evaluation, figure):.3f}" in page.text
+    assert f"the best AUC among the {result.evaluation.n_candidates} complete trials" in page.text
     files = {path.name for path in (judged / "report").iterdir()}
     assert {"auc.png", "scores-truth.png", "embeddings-worst.png", "images-highest.png"} <= files
 

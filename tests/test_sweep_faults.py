@@ -57,7 +57,7 @@ def check_every_trial_is_told(uri: str, trials: Sequence[optuna.trial.FrozenTria
     outbox = open_run("r").outbox
     check_delivered_exactly(uri, outbox)
     runs = runs_of(uri, open_run("r").settings.experiment)
-    assert runs.pop(open_run("r").settings.study_name).info.status == study
+    assert runs.pop(open_run("r").settings.title).info.status == study
     statuses = {TrialState.COMPLETE: "FINISHED", TrialState.FAIL: "FAILED"}
     for trial in trials:
         run = runs.pop(f"trial {trial.number}")

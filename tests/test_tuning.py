@@ -117,7 +117,7 @@ def test_mlflow_has_the_tuning_as_a_parent_with_its_settings_and_figures(tracked
     tags = {"criterion": "dsv", "method": "st-ssad", "loss": "two_sided_alignment"}
     assert tags.items() <= parent.data.tags.items()
     for name in ("auc_selected", "auc_oracle", "regret"):
-        assert parent.data.metrics[name] == getattr(figures, name)
+        assert parent.data.metrics[name] == round(getattr(figures, name), 6)
     assert parent.data.metrics["images_forward"] > parent.data.metrics["images_backward"] > 0
     assert parent.data.metrics["images_second"] == 0  # of first order
 
@@ -129,9 +129,9 @@ def test_mlflow_has_a_child_for_every_start_with_its_trajectory_as_metrics_over_
 
     client = MlflowClient(tracked.uri)
     parent, children = runs_of(tracked)
-    assert children.keys() == {"trial 0", "trial 1"} and tracked.result.aucs is not None
+    assert children.keys() == {"start 0", "start 1"} and tracked.result.aucs is not None
     for start in candidates(tracked.result.study):
-        child = children[f"trial {start.number}"]
+        child = children[f"start {start.number}"]
         assert child.info.status == "FINISHED"
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         trajectory = read_trajectory(start)
@@ -144,7 +144,7 @@ def test_mlflow_has_a_child_for_every_start_with_its_trajectory_as_metrics_over_
         for name, value in start.augmentation.hyperparameters.items():
             assert child.data.metrics[f"learned.{name}"] == value
         assert child.data.metrics["dsv"] == start.criteria["dsv"]
-        assert child.data.metrics["auc"] == tracked.result.aucs[start.number]
+        assert child.data.metrics["auc"] == round(tracked.result.aucs[start.number], 6)
         signs = records(tracked.result.study)[start.number].signs
         assert child.data.tags.get("collapse", "") == "; ".join(signs)
 
@@ -156,7 +156,7 @@ def runs_of(tracked: Tracked) -> tuple[Any, dict[str, Any]]:
     experiment = client.get_experiment_by_name("ssad_hpo")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    return runs.pop(tracked.result.run.settings.study_name), runs
+    return runs.pop(tracked.result.run.settings.title), runs
 
 
 def test_collapse_is_warned_of_and_tagged_on_the_start_and_the_tuning(

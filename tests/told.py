@@ -62,7 +62,8 @@ def check_delivered_exactly(uri: str, outbox: Path) -> None:
     for trial, record in last.items():
         assert record["status"] == "running" or ends[trial] == record["at"]
     trials = {record["trial"] for record in records_in(outbox) if "trial" in record}
-    assert {name.removeprefix("trial ") for name in runs if name.startswith("trial ")} == trials
+    words = [name.split(" ") for name in runs if name.startswith(("trial ", "start "))]
+    assert {number for _, number in words} == trials
     assert len(runs) == len(trials) + 1
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ssad_hpo.experiment import StudyResult
-    from ssad_hpo.search import Ranking
+    from ssad_hpo.search import Candidate, Ranking
 
 
 # Headings of the table of ranks, which must fit into 80 columns.
@@ -32,55 +32,33 @@ _SHORT = {
 
 def show(result: StudyResult) -> None:
     """A study's candidates, the choice, the figures that judge it, and the next commands."""
-    from rich.table import Table
-
+    from ssad_hpo.experiment import how_sure
     from ssad_hpo.search import candidates, records
-    from ssad_hpo.tracking import ui_command
 
     settings, criterion = result.run.settings, result.run.settings.criterion
     word, trials = settings.word, records(result.study)
     choices = sorted(candidates(result.study), key=lambda c: (c.criteria[criterion], c.number))
-    names = list(dict.fromkeys(name for c in choices for name in c.augmentation.hyperparameters))
-    table = Table(
-        title=f"{plain(settings.task_name)}: {settings.training.steps} steps a candidate, "
-        f"{settings.training.precision}, {settings.how}, seed {settings.seed}"
-    )
-    table.add_column(word, justify="right")
-    table.add_column("f_aug")
-    for heading in (*names, criterion.upper() if criterion == "dsv" else criterion):
-        table.add_column(heading.replace("_", " "), justify="right")
-    if result.aucs is not None:
-        table.add_column("AUC", justify="right")
-    table.add_column("")
-    for candidate in choices:
-        values = candidate.augmentation.hyperparameters
-        row = [str(candidate.number), candidate.augmentation.kind]
-        row += [f"{values[name]:.4g}" if name in values else "" for name in names]
-        row.append(f"{candidate.criteria[criterion]:.4f}")
-        if result.aucs is not None:
-            row.append(f"{result.aucs[candidate.number]:.3f}")
-        chosen = candidate.number == result.selected.number
-        table.add_row(*row, "selected" if chosen else "", style="bold green" if chosen else None)
-    console().print(table)
+    _show_candidates(result, choices)
     for trial in trials:
         if trial.status == "failed":
             say(f"{word} {trial.number} failed: {plain(trial.reason or '')}")
         for sign in trial.signs:
             told = f"{word} {trial.number}: {sign}"
             warn(told) if trial.number == result.selected.number else say(plain(told))
-    ended = len(trials)
+    ended, count = len(trials), len(choices)
     if settings.tuning is not None and ended < settings.n_trials:
         resume = f"{command()} tune --resume {run_name(result.run.folder)}"
         say(f"{settings.n_trials - ended} more starts are not done; go on with: {escape(resume)}")
-    if others := ended - len(choices):
+    if others := ended - count:
         say(f"{others} more {word}s were pruned, failed or interrupted; they do not compete")
     if (figures := result.evaluation) is not None:
         say(
-            f"AUC selected [bold green]{figures.auc_selected:.3f}[/bold green] "
-            f"· random {figures.auc_random:.3f} · oracle {figures.auc_oracle:.3f} "
-            f"· worst {figures.auc_worst:.3f} · regret {figures.regret:.3f}"
-            + ("" if figures.spearman is None else f" · Spearman {figures.spearman:.2f}")
-            + ("" if figures.auc_combined is None else f" · combined {figures.auc_combined:.3f}")
+            f"AUC selected [bold green]{figures.auc_selected:.3f}[/bold green]"
+            + ("" if figures.auc_combined is None else f", combined {figures.auc_combined:.3f}")
+            + f", random {figures.auc_random:.3f}, oracle {figures.auc_oracle:.3f}"
+            f", worst {figures.auc_worst:.3f}, regret {figures.regret:.3f}"
+            + ("" if figures.spearman is None else f", Spearman {figures.spearman:.2f}")
+            + f", of {count} complete {word}{'s' if count > 1 else ''}"
         )
     else:
         say(f"chosen without labels: {word} {result.selected.number}, {result.selected.augmentation}")
@@ -90,15 +68,58 @@ def show(result: StudyResult) -> None:
             f"{result.selected.loss:.2f}, a coin has 0.69; its choice means little, use more --steps[/]"
         )
     _show_evidence(result)
-    say("\nnext:")
-    name = escape(run_name(result.run.folder))
+    for sentence in how_sure(result):
+        say(f"[yellow]{plain(sentence)}[/]")
+    _show_next(result)
+
+
+def _show_candidates(result: StudyResult, choices: Sequence[Candidate]) -> None:
+    """The table of candidates, the best first; hyperparameters go first where there is no room."""
+    from ssad_hpo.cli.tables import Column, print_table
+
+    settings, criterion = result.run.settings, result.run.settings.criterion
+    values = [choice.augmentation.hyperparameters for choice in choices]
+    columns = [
+        Column(settings.word, [str(choice.number) for choice in choices]),
+        Column("f_aug", [choice.augmentation.kind for choice in choices], right=False, rank=1),
+    ]
+    for rank, name in enumerate(dict.fromkeys(name for given in values for name in given), start=2):
+        cells = [f"{given[name]:.4g}" if name in given else "" for given in values]
+        columns.append(Column(name.replace("_", " "), cells, rank=rank))
+    heading = criterion.upper() if criterion == "dsv" else criterion.replace("_", " ")
+    columns.append(Column(heading, [f"{choice.criteria[criterion]:.4f}" for choice in choices]))
+    if (aucs := result.aucs) is not None:
+        columns.append(Column("AUC", [f"{aucs[choice.number]:.3f}" for choice in choices]))
+    title = (
+        f"{plain(settings.task_name)}: {settings.training.steps} steps a candidate, "
+        f"{settings.training.precision}, {settings.how}, seed {settings.seed}"
+    )
+    chosen = [choice.number for choice in choices].index(result.selected.number)
+    print_table(title, columns, chosen)
+
+
+def _show_next(result: StudyResult) -> None:
+    """The commands that go on from here, as they can be typed."""
+    from ssad_hpo.tracking import study_page, ui_address, ui_command
+
+    settings, name = result.run.settings, escape(run_name(result.run.folder))
     if result.lost:
         warn(f"{result.lost} records for MLflow could not be kept; is the disk full?")
     if result.undelivered:
-        warn(f"MLflow did not take {result.undelivered} records yet")
+        why = f" ({result.trouble})" if result.trouble else ""
+        warn(f"MLflow did not take {result.undelivered} records yet{why}; they are kept for `sync`")
+    elif result.trouble:
+        warn(f"MLflow did not take all: {result.trouble}")
+    say("\nnext:")
+    if result.undelivered:
         say(f"  {escape(command())} sync {name}")
     elif settings.tracking_uri:
-        say(f"  {plain(ui_command(settings.tracking_uri))}")
+        place = study_page(result.run.outbox) or ""
+        say(f"  {plain(ui_command(settings.tracking_uri, place))}")
+        if not settings.tracking_uri.startswith(("http://", "https://")):
+            say(f"    and open {plain(ui_address(settings.tracking_uri, place))}")
+    if settings.storage is None and shutil.which("optuna-dashboard"):
+        say(f"  optuna-dashboard {escape(typed(os.path.relpath(result.run.journal)))}")
     say(f"  {escape(command())} report {name}")
     say(f"  {escape(command())} score {name} IMAGES...")
 
@@ -120,17 +141,18 @@ def _show_evidence(result: StudyResult) -> None:
 def show_ranking(ranking: Ranking) -> None:
     """Every detector's value and rank by every selector; the chosen one marked."""
     import numpy as np
-    from rich.table import Table
 
-    table = Table(title=f"rank by each selector, 1 is best; {ranking.selector} chooses")
-    table.add_column("detector")
-    for name in ranking.ranks:
-        table.add_column(_SHORT.get(name, name.upper()), justify="right")
+    from ssad_hpo.cli.tables import Column, print_table
+
+    order = np.argsort(ranking.ranks[ranking.selector], kind="stable").tolist()
     names = _apart(ranking.paths)
-    for i in np.argsort(ranking.ranks[ranking.selector], kind="stable"):
-        row = [f"{ranks[i]:g}" for ranks in ranking.ranks.values()]
-        table.add_row(plain(names[i]), *row, style="bold green" if i == ranking.selected else None)
-    console().print(table)
+    columns = [Column("detector", [visible(names[i]) for i in order], right=False)]
+    for rank, (name, ranks) in enumerate(ranking.ranks.items(), start=1):
+        heading = _SHORT.get(name, name.upper())
+        stays = name == ranking.selector
+        columns.append(Column(heading, [f"{ranks[i]:g}" for i in order], rank=0 if stays else rank))
+    title = f"rank by each selector, 1 is best; {ranking.selector} chooses"
+    print_table(title, columns, order.index(ranking.selected))
     value = ranking.values[ranking.selector][ranking.selected]
     say(f"chosen by {ranking.selector} ({value:.4g}): {plain(ranking.paths[ranking.selected])}")
 

@@ -1,4 +1,4 @@
-"""What the command line shows of a study while it runs."""
+"""What the command line shows of a study while it runs: a bar on a terminal, lines anywhere else."""
 
 from __future__ import annotations
 
@@ -15,15 +15,46 @@ if TYPE_CHECKING:
     from ssad_hpo.experiment import Run
     from ssad_hpo.task import Status
 
+_ROOM = 72  # columns of a terminal that has room for a bar and for what is being done
+_LINES = 10  # of a tuning's start, where there is no bar
+
+
+class _Clock:
+    """How long the rest will take, from what this process has done.
+
+    Args:
+        total: all work, in any unit.
+        done: what is done already, by earlier processes too.
+    """
+
+    def __init__(self, total: float, done: float) -> None:
+        self.total, self.first, self.begun = total, done, time.monotonic()
+
+    def left(self, done: float) -> str:
+        """What to say when so much is done; nothing where nothing is known yet."""
+        here = done - self.first
+        if here <= 0 or done >= self.total:
+            return ""
+        return f"about {spoken((time.monotonic() - self.begun) / here * (self.total - done))} left"
+
+
+def spoken(seconds: float) -> str:
+    """A duration as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
 
 class _Live:
-    """A recorder with a live line, which is gone when its `with` block is left."""
+    """A recorder with a live line on a terminal, which is gone when its `with` block is left."""
 
     def __init__(self) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line a trial of its own stands here
+        self.console = console()
         self.progress: Any = None
+        self.clock = _Clock(0, 0)
 
     def __enter__(self) -> Self:
         return self
@@ -32,15 +63,29 @@ class _Live:
         if self.progress is not None:
             self.progress.stop()
 
-    def start(self, *columns: Any, description: str, total: int) -> None:
-        from rich.progress import Progress
+    def start(self, what: str, *columns: Any, total: float, done: float) -> None:
+        """Begin with a total of work, of which some is done."""
+        from rich.progress import BarColumn, Progress, TextColumn
 
-        self.progress = Progress(*columns, console=console())
+        self.clock = _Clock(total, done)
+        if not self.console.is_terminal:
+            return
+        room = self.console.width >= _ROOM
+        shown = [TextColumn(what), *([BarColumn(20)] if room else []), *columns]
+        shown.append(TextColumn("{task.fields[left]}"))
+        shown += [TextColumn("{task.description}")] if room else []
+        self.progress = Progress(*shown, console=self.console)
         self.progress.start()
-        self.bar = self.progress.add_task(description, total=total)
+        self.bar = self.progress.add_task("", total=total, completed=done, left="")
+
+    def update(self, done: float, description: str = "") -> None:
+        """Show how much is done, of which parts of trials are a part, and what is being done."""
+        if self.progress is not None:
+            left = self.clock.left(done)
+            self.progress.update(self.bar, completed=math.floor(done), left=left, description=description)
 
     def print(self, line: str) -> None:
-        self.progress.console.print(line, highlight=False)
+        self.console.print(line, highlight=False)
 
 
 @dataclass
@@ -51,22 +96,30 @@ class _Running:
     criterion: str
     begun: float
     value: float = math.nan
+    step: int = 0
 
 
 class SearchDisplay(_Live):
-    """A recorder that shows a study as it runs: a line per finished trial, a bar below them."""
+    """A recorder that shows a study as it runs: a line per finished trial, a bar below them.
 
-    def __init__(self, n_trials: int) -> None:
+    Where there is no terminal, a line at each evaluation as well.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.n_trials = n_trials
-        self.done = 0
+        self.n_trials, self.steps, self.done = 0, 1, 0
         self.best = math.inf
         self.running: dict[str, _Running] = {}  # several at once in a sweep
 
     def announce(self, run: Run) -> None:
-        """The settings of a search that begins or goes on."""
+        """The settings of a search that begins or goes on; from here on there is a bar."""
+        from rich.progress import MofNCompleteColumn
+
+        from ssad_hpo.experiment import finished_trials
+
         settings, training = run.settings, run.settings.training
-        self.n_trials += training.weights != "none"  # the encoder as it comes
+        self.n_trials = settings.n_trials + (training.weights != "none")  # the encoder as it comes
+        self.steps, self.done = training.steps, finished_trials(run)
         kinds, batch = ", ".join(settings.method.space.kinds), training.batch_size
         say(
             f"[bold]{plain(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
@@ -75,23 +128,26 @@ class SearchDisplay(_Live):
             f"{training.precision}, {settings.device}, {settings.threads} threads; "
             f"{settings.how}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}"
+            + (f"; {self.done} of {self.n_trials} trials are done" if self.done else "")
         )
+        self.start("trials", MofNCompleteColumn(), total=self.n_trials, done=self.done)
+
+    @property
+    def _share(self) -> float:
+        """Trials that are done, and parts of those that run."""
+        return self.done + sum(min(0.99, running.step / self.steps) for running in self.running.values())
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-        if self.progress is None:
-            columns = [TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-            self.start(*columns, TextColumn("{task.description}"), description="", total=self.n_trials)
         self.running[trial] = _Running(params, tags["criterion"], time.monotonic())
 
     def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
         if (running := self.running.get(trial)) is None:
             return
-        running.value = metrics[running.criterion]
-        self.progress.update(
-            self.bar, description=f"trial {trial}, step {step}: {running.criterion} {running.value:.3f}"
-        )
+        running.value, running.step = metrics[running.criterion], step
+        now = f"step {step} of {self.steps}: {running.criterion} {running.value:.3f}"
+        self.update(self._share, f"trial {trial}, {now}")
+        if self.progress is None and step < self.steps:
+            self.print("  ".join(filter(None, (f"trial {trial:>3}", now, self.clock.left(self._share)))))
 
     def trial_ended(
         self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
@@ -99,22 +155,31 @@ class SearchDisplay(_Live):
         running = self.running.pop(trial, None)
         if running is None:  # a trial that an earlier process left
             return
-        seconds = time.monotonic() - running.begun
-        value = f"{running.criterion} {running.value:7.3f}"
+        self.done += status != "interrupted"
+        value, seconds = f"{running.criterion} {running.value:7.3f}", time.monotonic() - running.begun
+        told = f"{seconds:5.1f} s  {plain(_hyperparameters(running.params))}"
         if status == "complete" and running.value < self.best:
             self.best, value = running.value, f"[bold green]{value}[/bold green]"
-        text = "" if status == "complete" else f"  [yellow]{status}[/yellow] {plain(reason or '')}"
-        self.print(f"trial {trial:>3}  {value}  {seconds:5.1f} s  {_hyperparameters(running.params)}{text}")
-        self.done += status != "interrupted"
-        self.progress.update(self.bar, completed=self.done)
+        if status == "pruned":  # a value on fewer steps is no rival of the others
+            there = f"step {running.step} of {self.steps}, {running.criterion} {running.value:.3f} there"
+            value = f"[dim]pruned at {there}[/dim]"
+        elif status != "complete":
+            value, told = f"[yellow]{status}[/yellow]", f"{told}  {plain(reason or '')}"
+        left = "" if self.progress is not None else self.clock.left(self._share)
+        counted = "" if self.progress is not None else f"({self.done} of {self.n_trials})"
+        self.print("  ".join(filter(None, (f"trial {trial:>3}", value, told, counted, left))))
+        self.update(self._share)
 
 
 class TuningDisplay(_Live):
-    """A recorder that shows a tuning as it runs: a line per finished start, a live one below them."""
+    """A recorder that shows a tuning as it runs: a line per finished start, a live one below them.
+
+    Where there is no terminal, some lines a start.
+    """
 
     def announce(self, run: Run) -> None:
         """The settings of a tuning that begins or goes on; from here on there is a live line."""
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from ssad_hpo.experiment import finished_trials
 
         settings, training, tuning = run.settings, run.settings.training, run.settings.tuning
         assert tuning is not None
@@ -128,28 +193,34 @@ class TuningDisplay(_Live):
             f"{settings.device}, {settings.threads} threads, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}"
         )
-        self.steps, self.criterion = training.steps, settings.criterion
-        columns = [BarColumn(20), TimeRemainingColumn(), TextColumn("{task.description}")]
-        self.start(*columns, description="warm start", total=settings.n_trials * training.steps)
+        self.steps, self.criterion, self.starts = training.steps, settings.criterion, settings.n_trials
+        self.going, self.told = False, 0
+        done = finished_trials(run) * self.steps
+        self.start("starts", total=settings.n_trials * self.steps, done=done)
+        self.update(done, "warm start")
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         self.params, self.begun = params, time.monotonic()
-        self.progress.update(self.bar, completed=int(trial) * self.steps)
+        self.update(int(trial) * self.steps)
 
     def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
+        done = int(trial) * self.steps + step
+        if not self.going:  # a start that goes on has done some of its steps before: the clock begins here
+            self.clock, self.going = _Clock(self.clock.total, done), True
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())
-        self.progress.update(
-            self.bar,
-            completed=int(trial) * self.steps + step,
-            description=f"start {trial}, step {step}: {shown}",
-        )
+        now = f"start {trial}, step {step}: {shown}"
+        self.update(done, now)
+        if self.progress is None and done * _LINES // self.steps > self.told:
+            self.told = done * _LINES // self.steps
+            self.print("  ".join(filter(None, (now, self.clock.left(done)))))
 
     def trial_ended(
         self, trial: str, status: Status, metrics: Mapping[str, float], reason: str | None = None
     ) -> None:
         if status != "complete":  # whoever stopped it says why
             return
-        self.progress.update(self.bar, completed=(int(trial) + 1) * self.steps)
+        done = (int(trial) + 1) * self.steps
+        self.update(done)
         value = metrics.get(self.criterion, metrics["finished.validation_loss"])
         learned = {n: metrics.get(f"learned.{n}", v) for n, v in self.params.items()}
         self.print(

@@ -122,7 +122,8 @@ IMAGES = Group(
 
 _RANGES = option(
     "--range", "ranges", multiple=True,
-    help="Search or fix a hyperparameter: cutavg.patch_area=0.01:0.1 or cutavg.patch_aspect=1; repeatable.",
+    help="Search or fix a hyperparameter: cutavg.patch_area=0.01:0.1 or cutavg.patch_aspect=1; repeatable. "
+    "By default the range of its kind.",
 )  # fmt: skip
 
 SPACE = Group(
@@ -169,7 +170,11 @@ _TRAINED = (
     option("--steps", type=int, help="Training steps of each detector."),
     option("--batch-size", type=int, help="Normal images in a step; as many augmented ones join them."),
     option("--learning-rate", type=float, help="Learning rate of SGD, which trains the detector."),
-    option("--encoder-learning-rate", type=float, help="That of the encoder, where it is another."),
+    option(
+        "--encoder-learning-rate",
+        type=float,
+        help="That of the encoder; by default the same, a tenth of it for a pretrained one.",
+    ),
     option("--score", help="How images are scored: density, or classifier."),
     option("--contamination", type=float, help="The share of anomalies that you believe in, if you do."),
 )
@@ -210,7 +215,9 @@ TUNING = Group(
     defaults=_tuning,
 )  # fmt: skip
 
-_RUN = option("--run", help="The run folder to make: a path, or a name below runs/.")
+_RUN = option(
+    "--run", help="The run folder to make: a path, or a name below runs/; by default its task and time."
+)
 _TRACKED = (
     option("--tracking-uri", default="default",
            help="MLflow's address; 'default' is MLFLOW_TRACKING_URI or sqlite:///mlflow.db."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import tempfile
@@ -46,6 +47,8 @@ def main() -> None:
     Exit codes: 2 for wrong usage and bad input, 130 for Ctrl-C, 1 for the rest.
     """
     warnings.showwarning = _show_warning
+    # What MLflow did not take is told in one sentence at the end; its log has the rest.
+    logging.getLogger("ssad_hpo.tracking").addHandler(logging.NullHandler())
     write_anything()
     try:
         code = app(standalone_mode=False)

@@ -40,8 +40,8 @@ _trust = click.option(*TRUST[0], **TRUST[1])
 
 
 @click.command(
-    epilog="Examples: `ssad-hpo search mvtec --category cable -a cutout -a cutpaste` · "
-    "`ssad-hpo search --train good/ --unlabeled stream/` · `ssad-hpo search grass/cutdiff` · "
+    epilog="Examples: `ssad-hpo search mvtec --category cable -a cutout -a cutpaste`; "
+    "`ssad-hpo search --train good/ --unlabeled stream/`; `ssad-hpo search grass/cutdiff`; "
     "`ssad-hpo search --resume NAME`"
 )
 @_place
@@ -62,8 +62,8 @@ def search(context: click.RichContext, /, **given: Any) -> None:
 
 
 @click.command(
-    epilog="Examples: `ssad-hpo sweep gravel/cutavg -n 32` · "
-    "`ssad-hpo sweep mvtec --category cable --address auto --gpus-per-trial 0.25` · "
+    epilog="Examples: `ssad-hpo sweep gravel/cutavg -n 32`; "
+    "`ssad-hpo sweep mvtec --category cable --address auto --gpus-per-trial 0.25`; "
     "`ssad-hpo sweep --resume NAME`"
 )
 @_place
@@ -98,7 +98,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
             raise click.UsageError(f"--resume {run}: is a tuning, which `tune --resume` goes on with")
         n_trials = given["n_trials"] if is_given(context, "n_trials") else None
         address = None if cluster is None else cluster.address
-        with _kept_on_interrupt(context), SearchDisplay(n_trials or settings.n_trials) as display:
+        with _kept_on_interrupt(context), SearchDisplay() as display:
             result = resume_study(
                 run,
                 n_trials=n_trials,
@@ -114,7 +114,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
         if method.total < method.n_trials and is_given(context, "n_trials"):
             warn(f"--trials {method.n_trials}: there are only {method.total} candidates to train")
         training = training_of(context, images, TRAINING.taken(given), method.seed)
-        with _kept_on_interrupt(context), SearchDisplay(method.total) as display:
+        with _kept_on_interrupt(context), SearchDisplay() as display:
             result = run_study(
                 images,
                 method,
@@ -128,8 +128,8 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
 
 
 @click.command(
-    epilog="Examples: `ssad-hpo tune gravel/cutdiff -a cutdiff` · "
-    "`ssad-hpo tune --train good/ --unlabeled stream/ -a cutpaste --range cutpaste.angle=0` · "
+    epilog="Examples: `ssad-hpo tune gravel/cutdiff -a cutdiff`; "
+    "`ssad-hpo tune --train good/ --unlabeled stream/ -a cutpaste --range cutpaste.angle=0`; "
     "`ssad-hpo tune --resume NAME`"
 )
 @_place
@@ -203,7 +203,7 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     source = builtin(name)
     source = Source(source.loader, {**source.arguments, "seed": seed})
     method = Search(SearchSpace(name.partition("/")[2]), n_trials=n_trials, seed=seed)
-    with _kept_on_interrupt(context), SearchDisplay(n_trials) as display:
+    with _kept_on_interrupt(context), SearchDisplay() as display:
         result = run_study(source, method, listeners=[display], announce=display.announce, **tracked(given))
     show(result)
 

@@ -90,7 +90,7 @@ def untrained_network(
     return network
 
 
-@dataclass
+@dataclass(repr=False)
 class Detector:
     """A trained network with its density, and the settings that it was trained with.
 
@@ -116,6 +116,11 @@ class Detector:
     image_shape: tuple[int, int, int]
     mean: Tensor | None = None
     whitening: Tensor | None = None
+
+    def __repr__(self) -> str:
+        size, weights = " x ".join(map(str, self.image_shape)), self.training.weights
+        begun = "" if weights == "none" else ", pretrained"
+        return f"Detector({self.augmentation}, {self.training.encoder} encoder{begun}, {size} images)"
 
     @property
     def device(self) -> torch.device:

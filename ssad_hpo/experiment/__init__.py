@@ -1,6 +1,7 @@
 """Whole studies: load, search or tune, record, evaluate, report. What command line and studies call."""
 
-from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
+from ssad_hpo.experiment.certainty import how_sure
+from ssad_hpo.experiment.outcome import StudyResult, finished_trials, load_task, open_result
 from ssad_hpo.experiment.ready_objectives import TASK, ready_objective
 from ssad_hpo.experiment.reporting import report_run
 from ssad_hpo.experiment.run_folder import Run, RunError, open_run
@@ -26,6 +27,8 @@ __all__ = [
     "StudyResult",
     "bit_depth_of",
     "evaluate_run",
+    "finished_trials",
+    "how_sure",
     "load_detector",
     "load_task",
     "open_result",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import optuna
 import torch
@@ -15,7 +16,7 @@ from ssad_hpo.search import Candidate, candidates
 from ssad_hpo.task import Search
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evidence:
     """What the scores of held-out normal images say of a study.
 
@@ -32,6 +33,17 @@ class Evidence:
     shifted: bool
     combined: Combination | None = None
     members: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        seen = "anomalies seen" if self.anomalies_seen else "no anomaly seen"
+        shifted = ", shifted as a whole" if self.shifted else ""
+        combined = f"; combined of {', '.join(map(str, self.members))}" if self.members else ""
+        return f"Evidence({seen}, p = {self.p_anomalies:.3f}{shifted}{combined})"
+
+    def _repr_html_(self) -> str:
+        """Its sentences, for notebooks."""
+        told = [*self.account("trial"), *(["no anomaly seen"] if not self.anomalies_seen else [])]
+        return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in told)}</ul>"
 
     @property
     def anomalies_seen(self) -> bool:

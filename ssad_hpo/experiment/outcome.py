@@ -6,6 +6,7 @@ Selecting comes first and sees no label; only then is the ground truth read.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 import optuna
@@ -14,13 +15,17 @@ from ssad_hpo import data
 from ssad_hpo.evaluate import StudyEvaluation, auc, evaluate_candidates
 from ssad_hpo.experiment.combining import Evidence, evidence_of
 from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
-from ssad_hpo.search import Candidate, candidates, select
+from ssad_hpo.search import Candidate, candidates, records, select
 from ssad_hpo.task import StudyRecorder, Task
 
+_DIGITS = 6  # of figures in MLflow, whose tables show all that there are
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class StudyResult:
     """What came out of a study.
+
+    Printed, it is the choice in a line, and its figures where the truth is known.
 
     Attributes:
         run: its folder and settings.
@@ -31,6 +36,7 @@ class StudyResult:
         evaluation: selected, oracle, random and worst AUC; None where there is no ground truth.
         undelivered: records that did not reach MLflow yet; `sync_run` delivers them.
         lost: records that could not even be kept for it, as on a full disk.
+        trouble: why MLflow did not take all, in a sentence; None where it did.
     """
 
     run: Run
@@ -41,6 +47,38 @@ class StudyResult:
     evaluation: StudyEvaluation | None = None
     undelivered: int = 0
     lost: int = 0
+    trouble: str | None = None
+
+    def __repr__(self) -> str:
+        settings, selected = self.run.settings, self.selected
+        told = (
+            f"StudyResult({settings.task_name}: {settings.word} {selected.number}, {selected.augmentation}, "
+            f"{settings.criterion} {selected.criteria[settings.criterion]:.4g}"
+        )
+        if self.evaluation is not None:
+            told += "; AUC " + ", ".join(f"{name} {value:.3f}" for name, value in self._figures.items())
+            told += f" of {self.evaluation.n_candidates} {settings.word}s"
+        return f"{told})"
+
+    @property
+    def _figures(self) -> dict[str, float]:
+        """Those of the evaluation to look at first; empty without one."""
+        found = {} if self.evaluation is None else self.evaluation.metrics()
+        names = {f"auc_{name}": name for name in ("selected", "combined", "random", "oracle")}
+        return {word: found[name] for name, word in names.items() if name in found}
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        settings, selected = self.run.settings, self.selected
+        rows = {
+            "task": settings.task_name,
+            settings.word: str(selected.number),
+            "f_aug": str(selected.augmentation),
+            settings.criterion: f"{selected.criteria[settings.criterion]:.4g}",
+            **{f"AUC {name}": f"{value:.3f}" for name, value in self._figures.items()},
+        }
+        cells = "".join(f"<tr><th>{escape(n)}</th><td>{escape(text)}</td></tr>" for n, text in rows.items())
+        return f"<table>{cells}</table>"
 
 
 def load_task(run: Run, task: Task | None = None) -> Task:
@@ -127,8 +165,17 @@ def record_result(recorder: StudyRecorder, result: StudyResult) -> None:
     recorder.study_metrics(chosen_by)
     if result.aucs is not None and result.evaluation is not None:
         for number, value in result.aucs.items():
-            recorder.trial_metrics(str(number), {"auc": value})
-        recorder.study_metrics(result.evaluation.metrics())
+            recorder.trial_metrics(str(number), {"auc": round(value, _DIGITS)})
+        figures = result.evaluation.metrics()
+        recorder.study_metrics({name: round(value, _DIGITS) for name, value in figures.items()})
+
+
+def finished_trials(run: Run) -> int:
+    """How many trials, or starts, of a run whose folder is locked need not be run any more."""
+    try:
+        return sum(t.status in ("complete", "pruned", "failed") for t in records(_study_of(run)))
+    except RunError:  # it begins
+        return 0
 
 
 def _study_of(run: Run) -> optuna.Study:

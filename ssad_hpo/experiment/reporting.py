@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from ssad_hpo import data
 from ssad_hpo.augment import augment
 from ssad_hpo.bilevel import Tuning
+from ssad_hpo.experiment.certainty import how_sure
 from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
-from ssad_hpo.experiment.settings import Settings
+from ssad_hpo.experiment.settings import Settings, described
 from ssad_hpo.experiment.tuning import read_trajectory
 from ssad_hpo.report import Course, EmbeddingSets, Findings, ImageRow, Trajectory, Trial, write_report
 from ssad_hpo.search import Candidate, Kept, TrialRecord, candidates, records
-from ssad_hpo.task import Augmentation, Hyperparameters, Range, Task
+from ssad_hpo.task import Augmentation, Hyperparameters, Task
 
 REPORT = "report"  # the folder, in the run's and among MLflow's artifacts
 _IMAGES = 8  # in a row
@@ -75,6 +76,7 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
     combined = None if evidence is None else evidence.combined
     if evidence is not None:
         remarks += [f"{told[0].upper()}{told[1:]}." for told in evidence.doubts(word, selected.number)]
+    remarks += [f"{told[0].upper()}{told[1:]}." for told in how_sure(result)]
     if run.settings.tuning is not None:
         if missing > 0:
             remarks.append(
@@ -265,13 +267,7 @@ def _settings(run: Run, task: Task | None) -> dict[str, str]:
             for name, value in settings.source.arguments.items()
             if value is not None
         )
-    for kind, hyperparameters in settings.method.space.kinds.items():
-        texts[f"space of {kind}"] = ", ".join(
-            f"{name} {value.low:g} to {value.high:g}{' (log)' if value.log else ''}"
-            if isinstance(value, Range)
-            else f"{name} {value:g}"
-            for name, value in hyperparameters.items()
-        )
+    texts |= {f"space of {kind}": text for kind, text in described(settings.method.space).items()}
     return {
         **texts,
         **_method(settings),

@@ -68,6 +68,15 @@ class Run:
         return self.folder / "combined"
 
     @property
+    def settings_file(self) -> Path:
+        return self.folder / _SETTINGS_FILE
+
+    @property
+    def picture(self) -> Path:
+        """Normal images, and what the chosen augmentation makes of them; only where MLflow is told."""
+        return self.folder / "choice.png"
+
+    @property
     def outbox(self) -> Path:
         return self.folder / "outbox.jsonl"
 
@@ -115,7 +124,12 @@ class Run:
         if settings.tracking_uri is None:
             return tracking.SilentRecorder()
         return tracking.MlflowRecorder(
-            self.outbox, settings.tracking_uri, settings.experiment, settings.study_name
+            self.outbox,
+            settings.tracking_uri,
+            settings.experiment,
+            settings.study_name,
+            title=settings.title,
+            word=settings.word,
         )
 
     def undelivered(self) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +15,12 @@ from ssad_hpo.address import without_password
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.bounds import MOST_THREADS, check_text, check_whole
 from ssad_hpo.data import Source
-from ssad_hpo.task import Cluster, Search, SearchSpace, Training
+from ssad_hpo.task import Cluster, Range, Search, SearchSpace, Training
 
+# Settings that are told of a study even where they are what they are by default.
+_IMPORTANT = {"sampler", "pruner", "combine", "loss", "order", "starts", "encoder", "weights", "steps"}
+_IMPORTANT |= {"batch_size", "learning_rate", "precision"}
+_PLACES = ("address", "checkpoint_path")
 _LIBRARIES = ("ssad-hpo", "torch", "torchvision", "optuna", "scikit-learn", "mlflow")
 _METHODS: dict[str, type[Search] | type[Tuning]] = {"search": Search, "tuning": Tuning}
 
@@ -148,23 +151,22 @@ class Settings:
         return cls(**{**values, **given})
 
     def flat(self) -> dict[str, Any]:
-        """Settings as one level of names and plain values, without passwords: for tracking and showing."""
-        values = self._without_passwords()
-        for name in ("method", "training", "cluster", "source", "versions"):
-            del values[name]
-        method = _fields_of(self.method)
-        del method["space"]
-        if self.tuning is not None:
-            method = {"criterion": self.criterion, "n_trials": self.n_trials} | _prefixed("tuning", method)
-        return {
-            **values,
-            **method,
-            "space": json.dumps(self.method.space.to_json()),
-            "source": json.dumps(self.source.to_json()) if self.source else "in memory",
-            **_prefixed("training", _fields_of(self.training)),
-            **_prefixed("version", self.versions),
-            **(_prefixed("cluster", _fields_of(self.cluster)) if self.cluster else {}),
-        }
+        """What to compare studies by, for tracking: names with a prefix, plain values, nothing that is None.
+
+        Settings as by default are left out but for the important ones; addresses always. `to_json` has all.
+        """
+        named = {"task": self.task_name, "criterion": self.criterion, "n_trials": self.n_trials}
+        named |= {"seed": self.seed, "machine.device": self.device, "machine.threads": self.threads}
+        named |= _prefixed("space", described(self.method.space))
+        named |= _told("search" if self.tuning is None else "tuning", self.method, "n_trials", "seed")
+        named |= _told("training", self.training, *(["seed"] if self.training.seed == self.seed else []))
+        return named | (_told("cluster", self.cluster, *_PLACES) if self.cluster else {})
+
+    @property
+    def title(self) -> str:
+        """What the study is called where no other is called so: its name without what made it unique."""
+        title = self.study_name[:-9] if re.search(r"-[0-9a-f]{8}$", self.study_name) else self.study_name
+        return re.sub(r"(-\d{8}-\d{6})-[0-9a-f]{4}$", r"\1", title) or self.study_name
 
     def _without_passwords(self) -> dict[str, Any]:
         """The fields by name; passwords in addresses are starred out, and are never written down."""
@@ -183,6 +185,31 @@ def creation_facts() -> dict[str, Any]:
     """When and with which libraries a study is made: two fields of `Settings`."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {"created": created, "versions": {name: version(name) for name in _LIBRARIES}}
+
+
+def described(space: SearchSpace) -> dict[str, str]:
+    """What is searched of each kind of augmentation, for people."""
+    return {
+        kind: ", ".join(
+            f"{name} {value.low:g} to {value.high:g}{' (log)' if value.log else ''}"
+            if isinstance(value, Range)
+            else f"{name} {value:g}"
+            for name, value in hyperparameters.items()
+        )
+        for kind, hyperparameters in space.kinds.items()
+    }
+
+
+def _told(prefix: str, settings: Any, *without: str) -> dict[str, Any]:
+    """Settings by name: the important ones, and those that are not as by default."""
+    told = {}
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        left_out = f.name in ("space", "criterion", "choose_by", *without) or value is None
+        if not left_out and (f.name in _IMPORTANT or value != default):
+            told[f"{prefix}.{f.name}"] = value
+    return told
 
 
 def _fields_of(settings: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ssad_hpo.experiment.outcome import (
 )
 from ssad_hpo.experiment.run_folder import Run, RunError, choose_run_folder, claimed, locked, open_run
 from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
+from ssad_hpo.experiment.telling import dataset_of, tags_of, tell_summary
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
 from ssad_hpo.search import Objective, candidates, open_study, run_search, was_interrupted
 from ssad_hpo.storage import absolute_storage, open_database
@@ -235,7 +236,7 @@ def _conduct(
     with numerics.threads(settings.threads), run.open_recorder() as recorder:
         if announce is not None:
             announce(run)
-        recorder.study_started(settings.flat(), settings.tags)
+        recorder.study_started(settings.flat(), tags_of(settings), dataset_of(settings, task))
         everyone = tracking.Joined([recorder, *listeners], settings.tags)
         try:
             if settings.tuning is None:
@@ -255,8 +256,9 @@ def _conduct(
                 recorder.study_ended("failed", str(error))
             raise
         record_result(recorder, result)
+        tell_summary(recorder, result, task)
         recorder.study_ended("complete")
-    return replace(result, undelivered=run.undelivered(), lost=recorder.lost)
+    return replace(result, undelivered=run.undelivered(), lost=recorder.lost, trouble=recorder.trouble)
 
 
 def _search(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
@@ -294,7 +296,9 @@ def evaluate_run(run: str | Path, *, trust_addresses: bool = False) -> StudyResu
         )
     with locked(result.run.folder), result.run.open_recorder() as recorder:
         record_result(recorder, result)
-    return replace(result, undelivered=result.run.undelivered(), lost=recorder.lost)
+        tell_summary(recorder, result)
+    undelivered = result.run.undelivered()
+    return replace(result, undelivered=undelivered, lost=recorder.lost, trouble=recorder.trouble)
 
 
 def sync_run(run: str | Path, *, trust_addresses: bool = False) -> tracking.SyncResult:

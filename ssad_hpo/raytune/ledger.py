@@ -157,7 +157,7 @@ class Ledger:
                 trial, "failed", f"diverged: {self.objective.criterion} is {value} under {augmentation}"
             )
         elif not whole:
-            self.objective.tell.end(trial.number, "pruned")
+            self.objective.tell.end(trial.number, "pruned", reason=f"stopped at step {result.get('step', 0)}")
             self._tell(trial, TrialState.PRUNED)
         elif kept is None:
             self._fail(trial, "interrupted", "the checkpoint of its last report is missing")

@@ -29,6 +29,9 @@ def figures_list(findings: Findings) -> str:
             "<p class='remark'>There is no ground truth for these images, so this report cannot say how good "
             "the choice is. Look at the images scored highest.</p>"
         )
+    complete = sum(trial.auc is not None for trial in findings.trials)
+    word = "trials" if findings.course is None else "starts"
+    count = "the only candidate" if complete == 1 else f"the {complete} complete {word}"
     items = "".join(
         f"<div><dt>{word}</dt><dd>{findings.figures[name]:.3f}</dd></div>"
         for name, word in _FIGURES.items()
@@ -36,7 +39,7 @@ def figures_list(findings: Findings) -> str:
     )
     return (
         f"<dl class='figures'>{items}</dl><p class='remark'>Ground truth was read after the choice. The "
-        "oracle is the best AUC among the candidates, random their mean, regret oracle minus selected; "
+        f"oracle is the best AUC among {count}, random their mean, regret oracle minus selected; "
         f"Spearman is the rank correlation of −{name_of(findings.criterion)} with the AUC, 1 is best.</p>"
     )
 

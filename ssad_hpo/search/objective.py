@@ -191,8 +191,8 @@ class Objective:
             )
             record.write(trial.study, trial, kept)
             self.tell.end(trial.number, "complete", judged.criteria)
-        except optuna.TrialPruned:
-            self.tell.end(trial.number, "pruned")
+        except optuna.TrialPruned as pruned:
+            self.tell.end(trial.number, "pruned", reason=str(pruned))
             raise
         except DetectorError as error:
             # The border where a study must go on: Optuna records a trial without a value as failed.

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,16 @@ from ssad_hpo.search.record import TrialRecord, records
 from ssad_hpo.search.store import Kept, load_scores, open_kept
 from ssad_hpo.task import Augmentation
 
+_SHOWN = ("dsv", "shift", "pu_auc")  # criteria in a candidate's short description
 # Share of a coin's cross-entropy from which on a training counts as having learned nothing.
 _CHANCE = 0.9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Candidate:
     """A trial that ran its whole budget, and may be chosen.
+
+    Printed, it is short: number, augmentation and the criteria that are asked for most.
 
     Attributes:
         number: of the trial.
@@ -43,6 +47,17 @@ class Candidate:
     loss: float
     budget: int
     address: str
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{n} {self.criteria[n]:.4g}" for n in _SHOWN if n in self.criteria)
+        return f"Candidate({self.number}: {self.augmentation}, {values}, loss {self.loss:.3g})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        rows = {"trial": str(self.number), "f_aug": str(self.augmentation), "loss": f"{self.loss:.3g}"}
+        rows |= {name: f"{value:.4g}" for name, value in self.criteria.items()}
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table>{cells}</table>"
 
     @property
     def learned(self) -> bool:

@@ -37,9 +37,13 @@ class StudyRecorder(Recorder, Protocol):
 
     Attributes:
         lost: records that could not be kept.
+        trouble: why not all was delivered when it was closed, in a sentence; None where all was.
     """
 
     lost: int
+
+    @property
+    def trouble(self) -> str | None: ...
 
     def trial_metrics(self, trial: str, metrics: Mapping[str, float]) -> None:
         """Values found after the search, such as a trial's AUC."""
@@ -47,8 +51,16 @@ class StudyRecorder(Recorder, Protocol):
     def trial_tags(self, trial: str, tags: Mapping[str, str]) -> None:
         """Texts found when a trial was over, such as a sign of collapse."""
 
-    def study_started(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """The study begins or is resumed; a parameter that changed since becomes the tag `resumed.NAME`."""
+    def study_started(
+        self, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Mapping[str, str] | None = None
+    ) -> None:
+        """The study begins or is resumed; a parameter that changed since becomes the tag `resumed.NAME`.
+
+        `dataset` says what its images are: name, digest, source_type, source, schema, profile; no labels.
+        """
+
+    def study_note(self, markdown: str) -> None:
+        """A summary for people; `![text](artifact:PATH)` shows a picture among the artifacts."""
 
     def study_metrics(self, metrics: Mapping[str, float]) -> None:
         """Values of the whole study, such as `auc_selected`."""

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from ssad_hpo.tracking.outbox import (
 from ssad_hpo.tracking.recorder import SyncResult
 from ssad_hpo.tracking.runs import KEY, send
 from ssad_hpo.tracking.uri import sqlite_file, sqlite_uri
+from ssad_hpo.tracking.view import own_tags, view_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 POLL, LONGEST_PAUSE = 1.0, 60.0  # seconds between looks at the outbox, doubled with every failure
 CHUNK = 1000  # records between two writes of the state
+_LONGEST = 300  # characters of a reason
 PAGE = 1000  # runs in one answer of a search
 
 
@@ -133,9 +136,20 @@ def deliver(
                 if len(lines) < CHUNK:
                     break
     except Exception as problem:  # a server can fail in any way, and none may end the writer
-        error = without_password_of(tracking_uri, f"{type(problem).__name__}: {problem}")
+        log.debug("the delivery stopped", exc_info=problem)
+        error = without_password_of(tracking_uri, _sentence(problem, tracking_uri))
     reasons = tuple(refusal["reason"] for refusal in state.refused) if state else ()
     return SyncResult(delivered, pending(outbox), reasons, error)
+
+
+def _sentence(problem: Exception, tracking_uri: str) -> str:
+    """Why a delivery stopped, short: libraries put what the system says into pages of their own."""
+    told = " ".join(f"{type(problem).__name__}: {problem}".split())
+    server = tracking_uri.startswith(("http://", "https://"))
+    if not isinstance(problem, ValueError) and server:
+        if found := re.search(r"\[Errno -?\d+\] ([\w .,-]+)|(timed? ?out)", told, re.IGNORECASE):
+            return f"{without_password(tracking_uri)} is out of reach: {found[1] or 'no answer in time'}"
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."
 
 
 def _connect(tracking_uri: str) -> MlflowClient:
@@ -168,6 +182,7 @@ def _found_runs(client: MlflowClient, outbox: Path, state: State) -> State:
             state = State(state.study, state.tracking_uri)  # a new database at the old address
     if state.experiment_id is None:
         state.experiment_id = _experiment_id(client, read_settings(outbox)["experiment"])
+        _show_at_a_glance(client, state.experiment_id)
     token = None
     while state.unsure:
         page = client.search_runs(
@@ -181,6 +196,22 @@ def _found_runs(client: MlflowClient, outbox: Path, state: State) -> State:
         token = page.token
         state.unsure = bool(token)
     return state
+
+
+def _show_at_a_glance(client: MlflowClient, experiment_id: str) -> None:
+    """Give an experiment the view of its studies; one without runs of others also a kind and a note."""
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment(experiment_id).tags
+    wanted = view_tags()
+    if not any(name.startswith(("mlflow.sharedViewState.", "mlflow.note.")) for name in known):
+        wanted |= own_tags(experiment_id)
+    try:
+        for name, value in wanted.items():
+            if known.get(name) != value:
+                client.set_experiment_tag(experiment_id, name, value)
+    except MlflowException as error:  # somebody else's, who lets us write runs alone
+        log.warning("the experiment could not be given its view: %s", error)
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

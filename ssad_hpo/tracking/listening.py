@@ -14,6 +14,7 @@ class SilentRecorder:
     """A `StudyRecorder` that keeps nothing: tracking is off."""
 
     lost = 0
+    trouble = None
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
 
@@ -27,7 +28,11 @@ class SilentRecorder:
 
     def trial_tags(self, trial: str, tags: Mapping[str, str]) -> None: ...
 
-    def study_started(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
+    def study_started(
+        self, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Mapping[str, str] | None = None
+    ) -> None: ...
+
+    def study_note(self, markdown: str) -> None: ...
 
     def study_metrics(self, metrics: Mapping[str, float]) -> None: ...
 

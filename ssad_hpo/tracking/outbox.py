@@ -2,8 +2,8 @@
 
 Every line is one `os.write` to a file opened for appending, so several processes may write at once.
 A record holds "v" (version), "at" (ms since 1970), and any of "trial" (none for the study itself),
-"status", "params", "tags", "metrics" with "step", "artifact" with "folder". Lines that begin with
-"study" hold settings; the first names the study by a unique id.
+"status", "params", "tags", "metrics" with "step", "artifact" with "folder", "note" (Markdown), "dataset".
+Lines that begin with "study" hold settings; the first names the study by a unique id.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def create_outbox(outbox: Path, settings: Record) -> None:
 
 
 def read_settings(outbox: Path) -> dict[str, str]:
-    """The latest settings: study (its unique id), study_name, experiment, tracking_uri.
+    """The latest settings: study (its unique id), study_name, experiment, tracking_uri; title and word.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it is not an outbox.

@@ -63,18 +63,38 @@ class MlflowRecorder:
         lost: records that could not be appended, on a full disk for instance: told in the log, and
             never raised, since a recorder may not hold the study up.
         result: what the writer said when it was closed; None before, or if it had to be stopped.
+        trouble: why it did not deliver all; None if it did.
+
+    Args:
+        outbox, tracking_uri: see above.
+        experiment: its name, or "#ID".
+        study_name: unique.
+        title: the name of the parent run, where no other run of the experiment has it; `study_name` if None.
+        word: what a trial is called in the names of the child runs.
     """
 
-    def __init__(self, outbox: Path, tracking_uri: str, experiment: str, study_name: str) -> None:
+    def __init__(
+        self,
+        outbox: Path,
+        tracking_uri: str,
+        experiment: str,
+        study_name: str,
+        *,
+        title: str | None = None,
+        word: str = "trial",
+    ) -> None:
         self.lost = 0
         self._reported: dict[str, tuple[int, dict[str, float | str]]] = {}
         self.outbox, self.tracking_uri = Path(outbox).absolute(), absolute_uri(tracking_uri)
         trust.remember("tracking_uri", self.tracking_uri)
         self.result: SyncResult | None = None
+        self.trouble: str | None = None
         self._writer: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         settings = {
             "study_name": study_name,
+            "title": title or study_name,
+            "word": word,
             "experiment": experiment,
             "tracking_uri": without_password(self.tracking_uri),
         }
@@ -121,8 +141,14 @@ class MlflowRecorder:
     def trial_tags(self, trial: str, tags: Mapping[str, str]) -> None:
         self._append({"trial": str(trial), "tags": _texts(tags)})
 
-    def study_started(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        self._append({"status": "running", "params": _texts(params), "tags": _texts(tags)})
+    def study_started(
+        self, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Mapping[str, str] | None = None
+    ) -> None:
+        begun = {"status": "running", "params": _texts(params), "tags": _texts(tags)}
+        self._append(begun if dataset is None else {**begun, "dataset": dict(dataset)})
+
+    def study_note(self, markdown: str) -> None:
+        self._append({"note": markdown})
 
     def study_metrics(self, metrics: Mapping[str, float]) -> None:
         self._append({"metrics": _numbers(metrics)})
@@ -161,6 +187,7 @@ class MlflowRecorder:
             for problem in (self.result.error, *self.result.refused) if self.result else (stopped,):
                 if problem:
                     log.warning("MLflow: %s", problem)
+                    self.trouble = self.trouble or problem
         return pending(self.outbox) if self.outbox.exists() else 0
 
 

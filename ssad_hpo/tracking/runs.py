@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,13 @@ KEY = "ssad_hpo.key"  # the tag by which a run is found again: STUDY/TRIAL, the 
 RUN_STATUS = {
     "running": "RUNNING",
     "complete": "FINISHED",
-    "pruned": "KILLED",
+    "pruned": "FINISHED",  # by the study's own decision; the tag `status` tells it from a complete one
     "interrupted": "KILLED",
     "failed": "FAILED",
 }
 # Folders, and object stores, to which a request is signed and no password sent.
 _STORES = ("", "file", "s3", "gs", "wasbs", "abfss")
+_ARTIFACT = re.compile(r"\(artifact:([\w./-]+)\)")  # the address of a picture in a note
 Refusals = Iterator[tuple[Record, str]]  # what MLflow will not take, as a record, and why
 
 
@@ -43,6 +45,8 @@ class _Changes:
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # name, value, at, step
     status: tuple[str, int] | None = None  # and since when
     artifacts: list[Record] = field(default_factory=list)
+    note: str | None = None
+    dataset: dict[str, str] | None = None
 
 
 def _by_run(records: Sequence[Record]) -> dict[str, _Changes]:
@@ -66,6 +70,8 @@ def _by_run(records: Sequence[Record]) -> dict[str, _Changes]:
             run.tags["status"] = record["status"]
         if "artifact" in record:
             run.artifacts.append(record)
+        run.note = record.get("note", run.note)
+        run.dataset = record.get("dataset", run.dataset)
     return runs
 
 
@@ -87,8 +93,13 @@ def send(
         run_id, resumed = state.runs[trial], trial not in created
         if resumed and change.params:
             _changed_params_become_tags(change, client.get_run(run_id).data.params)
+        if change.note is not None:
+            change.tags["mlflow.note.content"] = _ARTIFACT.sub(
+                rf"(get-artifact?path=\1&run_uuid={run_id})", change.note
+            )
         for record, reason in itertools.chain(
             _log(client, run_id, _items(change)),
+            _log_dataset(client, run_id, change.dataset),
             _set_status(client, run_id, change, resumed),
             _log_artifacts(client, run_id, change, outbox.parent),
         ):
@@ -117,11 +128,26 @@ def _create_runs(client: MlflowClient, outbox: Path, state: State, changes: dict
             str(state.experiment_id),
             start_time=since[trial],
             tags=tags,
-            run_name=f"trial {trial}" if trial else settings["study_name"],
+            run_name=_child_name(settings, trial) if trial else _parent_name(client, state, settings),
         )
         state.runs[trial] = run.info.run_id
     state.unsure = False
     return created
+
+
+def _child_name(settings: dict[str, str], trial: str) -> str:
+    return f"{settings.get('word', 'trial')} {trial}"
+
+
+def _parent_name(client: MlflowClient, state: State, settings: dict[str, str]) -> str:
+    """The title of the study where no other run of its experiment has it, else its unique name."""
+    title = settings.get("title", settings["study_name"])
+    mark = "'" if "'" not in title else '"'
+    if mark in title or "\\" in title:  # a filter cannot ask for it
+        return settings["study_name"]
+    same = f"attributes.run_name = {mark}{title}{mark}"
+    taken = client.search_runs([str(state.experiment_id)], same, max_results=1)
+    return settings["study_name"] if taken else title
 
 
 def _changed_params_become_tags(change: _Changes, known: dict[str, str]) -> None:
@@ -178,6 +204,22 @@ def _log(client: MlflowClient, run_id: str, items: list[tuple[Any, Record]]) -> 
         else:
             yield from _log(client, run_id, items[: len(items) // 2])
             yield from _log(client, run_id, items[len(items) // 2 :])
+
+
+def _log_dataset(client: MlflowClient, run_id: str, dataset: dict[str, str] | None) -> Refusals:
+    """Log the images of a study as MLflow's own kind of input; the same ones again change nothing."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
+
+    if dataset is None:
+        return
+    try:
+        entity = Dataset(**dataset)
+        client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "search")])])
+    except (MlflowException, TypeError) as error:
+        if isinstance(error, MlflowException) and not _is_refusal(error):
+            raise
+        yield {"dataset": dataset}, str(error)
 
 
 def _set_status(client: MlflowClient, run_id: str, change: _Changes, resumed: bool) -> Refusals:

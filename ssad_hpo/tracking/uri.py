@@ -63,14 +63,25 @@ def sqlite_uri(database: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def ui_command(tracking_uri: str) -> str:
-    """The shell command that opens MLflow's pages on a tracking URI.
+def ui_address(tracking_uri: str, place: str = "") -> str:
+    """The address of a place in MLflow's pages: of its server, or of what `ui_command` starts."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return f"http://127.0.0.1:5000/{place}"
+    return f"{_page(without_password(tracking_uri)).rstrip('/')}/{place}"
+
+
+def _page(server: str) -> str:
+    return re.sub(r"(?<=://)[^@]*@|[?#].*", "", server)
+
+
+def ui_command(tracking_uri: str, place: str = "") -> str:
+    """The shell command that opens MLflow's pages on a tracking URI; at a server, at a place in them.
 
     It holds no password: a browser asks for it, and a database's address is taken from MLFLOW_TRACKING_URI.
     """
     tracking_uri = without_password(absolute_uri(tracking_uri))
     if tracking_uri.startswith(("http://", "https://")):
-        page = re.sub(r"(?<=://)[^@]*@|[?#].*", "", tracking_uri)
+        page = ui_address(tracking_uri, place) if place else _page(tracking_uri)
         return f"python -m webbrowser {shlex.quote(page)}"
     mlflow = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
     if hides_password(tracking_uri):

@@ -1,0 +1,148 @@
+"""What MLflow's pages show of a study: a summary in words and figures, a picture, its images."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssad_hpo.augment import NONE, augment
+from ssad_hpo.experiment.certainty import how_sure
+from ssad_hpo.experiment.outcome import StudyResult
+from ssad_hpo.experiment.run_folder import Run
+from ssad_hpo.experiment.settings import Settings
+from ssad_hpo.search import candidates, records
+from ssad_hpo.task import StudyRecorder, Task
+
+log = logging.getLogger(__name__)
+
+_PICTURED, _SIDE, _GAP = 6, (72, 128), 4  # images beside each other; pixels of one; between two
+
+
+def dataset_of(settings: Settings, task: Task) -> dict[str, str]:
+    """The images of a study as MLflow's own kind of input: what and where they are; no labels."""
+    counts = {"train": len(task.train), "unlabeled": len(task.unlabeled)}
+    if task.held_out is not None:
+        counts["held_out"] = len(task.held_out)
+    spec = {"dtype": "uint8", "shape": [-1, *task.train.shape[1:]]}
+    features = json.dumps([{"type": "tensor", "tensor-spec": spec}])
+    source, place = settings.source, {"tags": {"source": "images in memory"}}
+    if source is not None:
+        place = {"tags": {"source": source.loader, **{n: str(v) for n, v in source.arguments.items()}}}
+    return {
+        "name": settings.task_name,
+        "digest": settings.content_hash[:32],  # as much as MLflow takes
+        "source_type": "code",
+        "source": json.dumps(place),
+        "schema": json.dumps({"mlflow_tensorspec": {"features": features, "targets": None}}),
+        "profile": json.dumps({f"num_{name}": count for name, count in counts.items()}),
+    }
+
+
+def tags_of(settings: Settings) -> dict[str, str]:
+    """Tags of the run of a study: what tells it from others, and what a result depends on."""
+    command = "tune" if settings.tuning is not None else "search" if settings.cluster is None else "sweep"
+    versions = ", ".join(f"{name} {version}" for name, version in settings.versions.items())
+    weights = {} if settings.weights_digest is None else {"weights_digest": settings.weights_digest}
+    source = {"mlflow.source.name": f"ssad-hpo {command}", "mlflow.source.type": "LOCAL"}
+    return {**settings.tags, **source, **weights, "versions": versions, "created": settings.created}
+
+
+def tell_summary(recorder: StudyRecorder, result: StudyResult, task: Task | None = None) -> None:
+    """Give MLflow the summary of a study that has ended, its settings and a picture of what was chosen.
+
+    Args:
+        recorder: of the study.
+        result: of it.
+        task: its images, to draw the picture; without them one that is there already is shown.
+    """
+    run = result.run
+    if run.settings.tracking_uri is None:
+        return
+    if task is not None and result.selected.augmentation.kind != NONE:
+        try:
+            _draw(run, task, result)
+        except OSError as error:  # the study has ended, and does without
+            log.warning("%s could not be written: %s", run.picture, error)
+    recorder.artifact(run.settings_file)
+    if run.picture.is_file():
+        recorder.artifact(run.picture)
+    recorder.study_note(summary(result))
+
+
+def summary(result: StudyResult) -> str:
+    """A study's choice, its figures and what is known of them, in Markdown."""
+    settings, selected, criterion = result.run.settings, result.selected, result.run.settings.criterion
+    count, word = len(candidates(result.study, result.run.artifacts)), settings.word
+    lines = [
+        f"**{word} {selected.number}: {_escaped(str(selected.augmentation))}** was chosen without labels, by "
+        f"{criterion}: {selected.criteria[criterion]:.4g}, the lowest of {count} complete {word}s.",
+    ]
+    if (figures := result.evaluation) is not None:
+        named = {
+            "selected": figures.auc_selected,
+            "combined": figures.auc_combined,
+            "random": figures.auc_random,
+            "oracle": figures.auc_oracle,
+            "worst": figures.auc_worst,
+            "regret": figures.regret,
+        }
+        shown = {name: f"{value:.3f}" for name, value in named.items() if value is not None}
+        lines += [_table(["AUC", *shown], ["", *shown.values()])]
+        lines += [f"Oracle and random are of {count} {word}s. Ground truth was read after the choice."]
+    if result.run.picture.is_file():
+        shows = "Normal images, and below them what the chosen augmentation makes of them"
+        lines.append(f"![{shows}](artifact:{result.run.picture.name})")
+    told = list(result.evidence.account(word)) if result.evidence is not None else []
+    if result.evidence is not None:
+        told += result.evidence.doubts(word, selected.number)
+    told += how_sure(result)
+    lines += ["\n".join(f"- {_escaped(sentence)}" for sentence in told)] if told else []
+    statuses = [trial.status for trial in records(result.study)]
+    rows = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+    lines.append(
+        f"{len(statuses)} {word}s: {', '.join(f'{n} {status}' for status, n in rows.items())}. "
+        f"{settings.training.encoder} encoder, {settings.training.steps} steps, {settings.how}, seed "
+        f"{settings.seed}. All settings: `settings.json` among the artifacts."
+    )
+    return "\n\n".join(lines)
+
+
+def _table(head: Sequence[str], row: Sequence[str]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), row))
+
+
+def _escaped(text: str) -> str:
+    """A sentence in which Markdown sees no mark of its own."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)
+
+
+def _draw(run: Run, task: Task, result: StudyResult) -> None:
+    """A strip of normal images, and below each what the chosen augmentation makes of it."""
+    normal = task.train[:_PICTURED]
+    generator = torch.Generator().manual_seed(0)
+    made = augment(normal / 255, result.selected.augmentation, generator).mul(255).round().to(torch.uint8)
+    side = min(max(max(normal.shape[2:]), _SIDE[0]), _SIDE[1])
+    rows = [[_image(image, side) for image in images] for images in (normal, made)]
+    width, height = rows[0][0].size
+    strip = Image.new("RGB", (len(normal) * (width + _GAP) - _GAP, 2 * height + _GAP), "white")
+    for y, images in enumerate(rows):
+        for x, image in enumerate(images):
+            strip.paste(image, (x * (width + _GAP), y * (height + _GAP)))
+    partial = run.picture.with_name(run.picture.name + ".partial")
+    strip.save(partial, "PNG")
+    os.replace(partial, run.picture)
+
+
+def _image(image: Tensor, side: int) -> Any:
+    """(C, H, W) uint8 as a picture whose longer side is `side`."""
+    drawn = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).convert("RGB")
+    scale = side / max(drawn.size)
+    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    return drawn.resize((round(drawn.width * scale), round(drawn.height * scale)), way)
