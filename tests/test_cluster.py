@@ -26,7 +26,7 @@ from ssad_hpo.search.record import read_trial
 from ssad_hpo.storage import open_database, open_journal
 from ssad_hpo.task import Task, Training
 
-pytestmark = [pytest.mark.services, pytest.mark.usefixtures("workplace")]
+pytestmark = [pytest.mark.services, pytest.mark.ray, pytest.mark.usefixtures("workplace")]
 
 TRAINING = Training(steps=60, batch_size=4, width=4, evaluate_at=(0.5, 1.0), precision="float32")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,17 +33,24 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
-def run(words: list[str], folder: Path, seconds: float = 900) -> str:
-    done = subprocess.run(
-        words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=seconds, check=False
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+def run(words: list[str], folder: Path) -> str:
+    """What a command says; whatever it leaves running ends with it."""
+    with (folder / "said").open("w+", encoding="utf-8") as said:
+        process = subprocess.Popen(
+            words, cwd=folder, env=environment(), stdout=said, stderr=said, start_new_session=True
+        )
+        code = process.wait(timeout=900)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        said.seek(0)
+        told = said.read()
+    assert code == 0, told[-6000:]
+    return told
 
 
 def test_it_builds_without_a_warning_and_every_page_is_reached(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-d", str(tmp_path / "trees")]
-    run([*command, str(DOCS), str(tmp_path / "html")], ROOT)
+    run([*command, str(DOCS), str(tmp_path / "html")], tmp_path)
     front = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
     for name in PAGES:
         assert f'href="{name}.html"' in front or name == "index"
@@ -62,10 +71,14 @@ def test_a_block_says_whether_it_runs(name: str) -> None:
     assert {language for language, _ in blocks(PAGES[name])} <= {*RUN, *NOT_RUN}
 
 
+def slow(name: str) -> object:
+    return pytest.param(name, marks=[pytest.mark.ray] if name in ("clusters", "platform") else [])
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize(
-    "name", [name for name, path in PAGES.items() if any(b[0] in RUN for b in blocks(path))]
+    "name", [slow(name) for name, path in PAGES.items() if any(b[0] in RUN for b in blocks(path))]
 )
 def test_every_block_of_a_page_runs_in_turn(name: str, workplace: Path) -> None:
     for language, text in blocks(PAGES[name]):
@@ -77,9 +90,9 @@ def test_every_block_of_a_page_runs_in_turn(name: str, workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(DOCS.glob("examples/*.py")), ids=lambda path: path.stem)
-def test_an_example_runs(path: Path, tmp_path: Path) -> None:
-    assert run([sys.executable, str(path)], tmp_path).strip()
+@pytest.mark.parametrize("name", [slow(path.stem) for path in sorted(DOCS.glob("examples/*.py"))])
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    assert run([sys.executable, str(DOCS / "examples" / f"{name}.py")], tmp_path).strip()
 
 
 def test_the_front_page_and_the_readme_name_files_that_are_there() -> None:

@@ -22,6 +22,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_like_an_undisturbed_one(
 
 
 @pytest.mark.services
+@pytest.mark.ray
 def test_a_sweep_that_is_killed_in_an_open_trial_ends_like_an_undisturbed_one(
     local_ray: str, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from ssad_hpo.search import evaluations, is_final
 from ssad_hpo.search.record import read_trial
 from ssad_hpo.storage import open_journal
 
-pytestmark = [pytest.mark.services, pytest.mark.usefixtures("workplace")]
+pytestmark = [pytest.mark.services, pytest.mark.ray, pytest.mark.usefixtures("workplace")]
 
 JOURNAL = Path("runs/s3/journal.log")
 

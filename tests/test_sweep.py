@@ -29,7 +29,7 @@ from ssad_hpo.search.record import read_trial
 from ssad_hpo.storage import open_journal
 from ssad_hpo.task import Cluster, Search, SearchSpace, Task, Training
 
-pytestmark = [pytest.mark.services, pytest.mark.usefixtures("workplace")]
+pytestmark = [pytest.mark.services, pytest.mark.ray, pytest.mark.usefixtures("workplace")]
 
 # A spot so large that it blackens every image: the augmented embeddings are all one point.
 COLLAPSING = {"patch_area": 1e6}

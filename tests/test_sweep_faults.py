@@ -29,7 +29,7 @@ from ssad_hpo.storage import open_journal
 from ssad_hpo.task import SearchSpace, Task, Training
 from ssad_hpo.tracking import pending
 
-pytestmark = [pytest.mark.services, pytest.mark.usefixtures("workplace", "local_ray")]
+pytestmark = [pytest.mark.services, pytest.mark.ray, pytest.mark.usefixtures("workplace", "local_ray")]
 
 TRAINING = Training(steps=60, batch_size=4, width=4, evaluate_at=(0.5, 1.0), precision="float32")
 OUTBOX = Path("runs/r/outbox.jsonl")
