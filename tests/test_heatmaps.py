@@ -33,7 +33,7 @@ def normal():
 @pytest.fixture(scope="module")
 def defective(normal):
     images = textures(4, size=SIZE, seed=1)
-    images[:, :, *PLACE] = 255 - images[:, :, *PLACE]
+    images[:, :, *PLACE] = 0
     return images
 
 
@@ -152,7 +152,7 @@ def test_an_overlay_in_bands_is_that_of_the_whole(monkeypatch):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 53, 3), dtype=np.uint8))
     values = np.random.default_rng(1).random((6, 5), dtype=np.float32)
     whole = np.asarray(overlay(image.copy(), values, 0.2, 0.9))
-    monkeypatch.setattr("ssad_hpo.report.overlay._BAND", 200)
+    monkeypatch.setattr("ssad_hpo.report.heat._BAND", 200)
     assert (np.asarray(overlay(image.copy(), values, 0.2, 0.9)) == whole).all()
 
 

@@ -113,8 +113,8 @@ def vectors(
 ) -> Iterator[Tensor]:
     """Feature vectors of patches, some images at a time.
 
-    Every map is averaged over 3x3 cells, so that a patch knows its surroundings, and all are brought to the
-    resolution of the finest.
+    Every map is averaged over 3x3 cells, so that a patch knows its surroundings; vectors get the length 1, so
+    that contrast and light count less; and all are brought to the resolution of the finest.
 
     Yields:
         (n, D, h, w) float32 on the network's device.
@@ -124,7 +124,7 @@ def vectors(
         with autocast(device, training):
             maps = feature_maps(network, to_float(batch.to(device)), strides)
         size = maps[0].shape[2:]
-        smooth = [F.avg_pool2d(m.float(), 3, 1, 1, count_include_pad=False) for m in maps]
+        smooth = [F.normalize(F.avg_pool2d(m.float(), 3, 1, 1, count_include_pad=False), dim=1) for m in maps]
         every = [smooth[0], *(F.interpolate(m, size, mode="bilinear") for m in smooth[1:])]
         whole = torch.cat(every, 1)
         yield whole if channels is None else whole[:, channels.to(device)]

@@ -2,7 +2,7 @@
 
 from ssad_hpo.export.files import FORMATS, OPSET, export_onnx, export_torch, facts_of
 from ssad_hpo.export.module import ScoringModule
-from ssad_hpo.export.prepare import prepare
+from ssad_hpo.export.preparing import prepare
 
 __all__ = [
     "FORMATS",

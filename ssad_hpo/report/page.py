@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ssad_hpo.augment import hyperparameter_of
 from ssad_hpo.report.detectors import embedding_figure, images_figure, scores_figure
 from ssad_hpo.report.findings import Course, Findings
-from ssad_hpo.report.overlay import LONGEST_SIDE, side_by_side
+from ssad_hpo.report.heat import LONGEST_SIDE, side_by_side
 from ssad_hpo.report.style import name_of
 from ssad_hpo.report.tables import candidates_table, figures_list, settings_list
 from ssad_hpo.report.trajectory import examples_figure, trajectory_figure

@@ -17,7 +17,7 @@ Maps = Mapping[int, Tensor]  # by stride: (N, C, h, w)
 Distances = Callable[[Maps], Tensor]  # -> (N, h, w)
 STRIDES = (4, 8, 16)
 _PATCHES = 2**14
-_RIDGE = 0.01  # of a place's covariance, whose images are few: as in PaDiM
+_RIDGE = 0.01  # of the mean variance, for a place's covariance, whose images are few: PaDiM adds 0.01
 
 
 @torch.inference_mode()
@@ -74,15 +74,23 @@ def by_place(strides: tuple[int, ...], around: int, unit: bool, train: Maps) -> 
     return distances
 
 
+def without_places(strides: tuple[int, ...], around: int, unit: bool, train: Maps) -> Distances:
+    """As `anywhere`, less what train images have on average at the place, such as at their edges."""
+    distances = anywhere(strides, around, unit, train)
+    usual = distances(train).mean(0)
+    return lambda maps: distances(maps) - usual
+
+
 DESIGNS: dict[str, Callable[[Maps], Distances]] = {
-    "strides 8 and 16, 3x3 cells": partial(anywhere, (8, 16), 3, False),
-    "8 and 16, single cells": partial(anywhere, (8, 16), 1, False),
     "8 and 16, 3x3, unit vectors": partial(anywhere, (8, 16), 3, True),
-    "8, 3x3": partial(anywhere, (8,), 3, False),
-    "16, 3x3": partial(anywhere, (16,), 3, False),
-    "4 and 8, 3x3": partial(anywhere, (4, 8), 3, False),
-    "4, 8 and 16, 3x3": partial(anywhere, (4, 8, 16), 3, False),
-    "by place (PaDiM), 8 and 16, 3x3": partial(by_place, (8, 16), 3, False),
+    "without unit vectors": partial(anywhere, (8, 16), 3, False),
+    "without both": partial(anywhere, (8, 16), 1, False),
+    "single cells, unit vectors": partial(anywhere, (8, 16), 1, True),
+    "8 alone": partial(anywhere, (8,), 3, True),
+    "16 alone": partial(anywhere, (16,), 3, True),
+    "4, 8 and 16": partial(anywhere, (4, 8, 16), 3, True),
+    "less the place's mean": partial(without_places, (8, 16), 3, True),
+    "by place (PaDiM)": partial(by_place, (8, 16), 3, True),
 }
 
 
