@@ -214,8 +214,8 @@ class Detector:
             images: (N, C, H, W) uint8 of `image_shape`.
 
         Returns:
-            (N, H, W) float32 on the CPU, in standard deviations of normal images' patches with 0 as their
-            mean; higher is more anomalous.
+            (N, H, W) float32 on the CPU, in standard deviations of normal images' patches with 0 as what is
+            usual at a place; higher is more anomalous.
 
         Raises:
             ValueError: if the images are of another type or shape, or before `fit_heatmaps`.
@@ -227,14 +227,14 @@ class Detector:
         self._check_images(images)
         if self.patches is None:
             raise ValueError(NO_PATCHES)
-        return self.patches.scaled(self.patches.distances(self.network, images, self.training))
+        return self.patches.scores(self.network, images, self.training)
 
     @property
     def normal_patch_scores(self) -> Tensor:
         """`patch_scores` (K, h, w) of normal images, which the colours of heat maps are scaled by."""
         if self.patches is None:
             raise ValueError(NO_PATCHES)
-        return self.patches.scaled(self.patches.normal)
+        return self.patches.normal_scores
 
     def fit_heatmaps(self, train: Tensor, held_out: Tensor | None = None) -> None:
         """Learn what patches of normal images look like, as `heatmaps` needs it; see `fit_patches`."""

@@ -21,9 +21,10 @@ def prepare(file: str | os.PathLike[str] | IO[bytes], height: int, width: int, c
         file: a path, or an open file.
         height, width, channels: of the detector; they are in the exported file's metadata.
     """
-    with Image.open(file) as image:
-        image.draft(None, (2 * width, 2 * height))
-        image.load()
+    with Image.open(file) as opened:
+        opened.draft(None, (2 * width, 2 * height))
+        opened.load()
+        image: Image.Image = opened
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             black = Image.new("RGBA", image.size, (0, 0, 0, 255))

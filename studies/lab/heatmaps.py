@@ -81,16 +81,29 @@ def without_places(strides: tuple[int, ...], around: int, unit: bool, train: Map
     return lambda maps: distances(maps) - usual
 
 
+def apart(strides: tuple[int, ...], around: int, unit: bool, train: Maps) -> Distances:
+    """A Gaussian for each map, less what is usual at the place; the mean in standard deviations."""
+    each = [without_places((stride,), around, unit, train) for stride in strides]
+    spreads = [distances(train).std() for distances in each]
+
+    def joined(maps: Maps) -> Tensor:
+        scaled = [d(maps) / spread for d, spread in zip(each, spreads, strict=True)]
+        size = scaled[0].shape[1], scaled[0].shape[2]
+        return torch.stack([F.interpolate(d[:, None], size, mode="bilinear")[:, 0] for d in scaled]).mean(0)
+
+    return joined
+
+
 DESIGNS: dict[str, Callable[[Maps], Distances]] = {
-    "8 and 16, 3x3, unit vectors": partial(anywhere, (8, 16), 3, True),
-    "without unit vectors": partial(anywhere, (8, 16), 3, False),
-    "without both": partial(anywhere, (8, 16), 1, False),
-    "single cells, unit vectors": partial(anywhere, (8, 16), 1, True),
-    "8 alone": partial(anywhere, (8,), 3, True),
-    "16 alone": partial(anywhere, (16,), 3, True),
-    "4, 8 and 16": partial(anywhere, (4, 8, 16), 3, True),
-    "less the place's mean": partial(without_places, (8, 16), 3, True),
-    "by place (PaDiM)": partial(by_place, (8, 16), 3, True),
+    "8 and 16 apart, less the place's mean": partial(apart, (8, 16), 3, True),
+    "4, 8 and 16 apart": partial(apart, (4, 8, 16), 3, True),
+    "8 and 16 joined": partial(without_places, (8, 16), 3, True),
+    "joined, with the place's mean": partial(anywhere, (8, 16), 3, True),
+    "the same, single cells": partial(anywhere, (8, 16), 1, True),
+    "the same, not of unit length": partial(anywhere, (8, 16), 3, False),
+    "8 alone": partial(without_places, (8,), 3, True),
+    "16 alone": partial(without_places, (16,), 3, True),
+    "by place (PaDiM), joined": partial(by_place, (8, 16), 3, True),
 }
 
 
