@@ -167,13 +167,13 @@ def main() -> None:
 Pixel AUROC, higher is better, 0.5 is chance: {_TEST} images of {_IMAGE_SIZE} pixels with a defect each for
 every texture, kind and area, pixels of all of them together; mean over textures ({", ".join(TEXTURES)}).
 Encoders are EfficientNet-Lite0 (frozen; fine-tuned for {PRETRAINED.steps} steps) and the small one from
-scratch ({Training().steps} steps), trained with {TRAINED_WITH[0]}; *both combined* are that fine-tuned one and
-one trained with {TRAINED_WITH[1]}. Designs: Gaussians of unit feature vectors at strides of 8 and 16 pixels,
-averaged over 3x3 cells, one for each map or of both joined, for all places or one for each; distances as they
-are, or less what is usual at the place. The shipped design was chosen by the frozen encoder's figures on these
-very textures. Occlusion is judged on {_OCCLUDED} images a texture and kind, beside *shipped, on these*. A piece
-of gravel or grass that is pasted on gravel or grass can be seen by its edge alone. Seconds of one thread, on a
-machine with other work: {sum(content["seconds"] for content in kept):.0f}.
+scratch ({Training().steps} steps), trained with {TRAINED_WITH[0]}; *both combined* are that fine-tuned one
+and one trained with {TRAINED_WITH[1]}. Designs: Gaussians of unit feature vectors at strides of 8 and 16
+pixels, averaged over 3x3 cells, one for each map or of both joined, for all places or one for each;
+distances as they are, or less what is usual at the place. The shipped design was chosen by the frozen
+encoder's figures on these very textures. Occlusion is judged on {_OCCLUDED} images a texture and kind, beside
+*shipped, on these*. A piece of gravel or grass that is pasted on gravel or grass can be seen by its edge
+alone. Seconds of one thread, on a machine with other work: {sum(content["seconds"] for content in kept):.0f}.
 
 {table(rows)}
 ![By the frozen encoder: {", ".join(KINDS)} of area {AREAS[-1]:g} and a normal image, each beside its heat \

@@ -22,7 +22,7 @@ from ssad_hpo.numerics import autocast, to_float
 from ssad_hpo.task import DetectorError, Training
 
 PATCHES_FILE = "patches.safetensors"
-_MOST_IMAGES = 256  # whose patches make the density: more hardly move it, and cost time
+_MOST_IMAGES = 128  # whose patches make the density: more hardly move it, and cost time
 _MOST_PATCHES = 2**14  # drawn from these
 _MOST_CHANNELS = 512  # drawn from those of a map, as in PaDiM: the density grows with their square
 _NORMAL_IMAGES = 64  # whose distances are kept to scale others by
@@ -174,7 +174,7 @@ def fit_patches(
     Args:
         network: in evaluation mode.
         training: of the detector; its seed draws patches and channels.
-        train: (N, C, H, W) uint8 normal images, of which 256 are taken at even distances.
+        train: (N, C, H, W) uint8 normal images, of which 128 are taken at even distances.
         held_out: normal images that the network was not trained on, to scale maps by; else train ones.
 
     Raises:

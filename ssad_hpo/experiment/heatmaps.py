@@ -24,9 +24,9 @@ from ssad_hpo.report import LONGEST_SIDE, Spots, overlay
 from ssad_hpo.search import Candidate, candidates, keep_patches
 from ssad_hpo.task import DetectorError, Task
 
-# Colours begin where one of a hundred normal pixels lies, and are darkest at three times that distance from
-# the normal mean: normal images stay calm, and one scale serves all.
-_CALM, _DARKEST = 0.99, 3.0
+# Colours begin where one of a thousand normal patches lies, and are darkest at so many times that: normal
+# images stay calm, and one scale serves all.
+_CALM, _DARKEST = 0.999, 2.5
 
 
 def colour_range(detector: Detector | CombinedDetector) -> tuple[float, float]:
@@ -159,8 +159,8 @@ class Overlays:
         """What was written, and what the colours mean, in a sentence."""
         return (
             f"{self.count} heat maps in {self.folder}: yellow begins at {self.low:.1f} standard deviations "
-            f"above the mean of normal patches, which one of a hundred exceeds, and is dark red at "
-            f"{self.high:.1f}, the same in all images"
+            f"of normal patches, which one of a thousand exceeds, and red is darkest at {self.high:.1f}, the "
+            "same in all images"
         )
 
 

@@ -17,7 +17,7 @@ class ScoringModule(nn.Module):
 
     It normalises images as the encoder expects, and has the density, the contrast heads and the scales of a
     combined detector inside. It has the same scores as the detector to about 1e-5 of them where that computes
-    in float32; one that was trained in bfloat16 computes its own scores so, which differ by some hundredths.
+    in float32; one that was trained in bfloat16 computes its own scores so, which differ by some thousandths.
 
     >>> from ssad_hpo import Augmentation, Training, controlled_data
     >>> from ssad_hpo.detector import train

@@ -143,7 +143,7 @@ def _images(findings: Findings, folder: Path) -> _Section:
 def _spots(findings: Findings, folder: Path) -> _Section:
     text = (
         "The unlabeled images of the highest scores, and beside each the same with the places that look "
-        "unlike those of normal images: coloured from where one of a hundred normal patches lies, in one "
+        "unlike those of normal images: coloured from where one of a thousand normal patches lies, in one "
         f"scale for all. Images have their own resolution, up to {LONGEST_SIDE} pixels."
     )
     pictures = []
