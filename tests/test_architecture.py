@@ -37,6 +37,8 @@ ALLOWED = {
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
     "raytune": {"task", "search", "address", "files"},
 }
+ALLOWED["serving"] = {"combined", "detector", "data", "files"}
+ALLOWED["export"] = {"combined", "detector"}
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
@@ -47,7 +49,7 @@ ONLY_ROOM_OF = {"ray": "raytune", "mlflow": "tracking", "matplotlib": "report"}
 # Where labels may be: read (data), judged (evaluate), shown (report, tracking), handed on (experiment, cli).
 WITHOUT_LABELS = {
     "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "judgement", "search",
-    "bilevel", "raytune", "storage", "numerics", "combined",
+    "bilevel", "raytune", "storage", "numerics", "combined", "export",
 }  # fmt: skip
 LABEL_WORDS = {"label", "labels", "truth"}
 

@@ -15,6 +15,7 @@ from typing import Any
 import rich_click as click
 
 from ssad_hpo import __version__
+from ssad_hpo.cli.deploy import export, register
 from ssad_hpo.cli.display import warn, write_anything
 from ssad_hpo.cli.example import example
 from ssad_hpo.cli.runs import evaluate, report, score, select, sync
@@ -32,7 +33,7 @@ def app(context: click.Context) -> None:
 
 
 _DEBUG = "--debug"
-_COMMANDS = (demo, example, search, sweep, tune, evaluate, report, score, select, sync)
+_COMMANDS = (demo, example, search, sweep, tune, evaluate, report, score, export, register, select, sync)
 for _command in _COMMANDS:
     app.add_command(_command)
 for _command in (app, *_COMMANDS):

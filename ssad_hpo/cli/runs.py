@@ -82,6 +82,7 @@ def select(files: tuple[Path, ...], by: str, max_bytes: int) -> None:
 @click.option("--out", type=Path, help="The CSV file to write; by default standard output.")
 @click.option(*SKIP_UNREADABLE[0], **SKIP_UNREADABLE[1])
 @click.option(*BIT_DEPTH[0], **BIT_DEPTH[1])
+@click.option("--heatmaps", type=Path, help="A folder for every image with its heat map over it, as PNG.")
 @click.option("--single", is_flag=True, help="Score by the selected candidate, where several are combined.")
 @click.option(*MAX_PIXELS[0], **MAX_PIXELS[1])
 @click.option(*DEVICE[0], **DEVICE[1], default="cpu")
@@ -90,6 +91,7 @@ def score(
     place: str,
     paths: tuple[Path, ...],
     out: Path | None,
+    heatmaps: Path | None,
     single: bool,
     skip_unreadable: bool,
     bit_depth: int | None,
@@ -101,21 +103,34 @@ def score(
 
     The detector is that of a run, or lies in a folder of its own; PATHS are images and folders of images.
     """
-    from ssad_hpo.experiment import bit_depth_of, load_detector, score_images
+    from ssad_hpo.experiment import Overlays, bit_depth_of, files_of, load_detector, score_images
 
     with _Table(out) as table:  # where they go is looked at before anything is scored
         if missing := [path for path in paths if not path.exists()]:
             raise click.UsageError(f"{missing[0]}: there is no such file or folder of images")
-        detector = load_detector(place, device, single=single, trust_addresses=trust_addresses)
+        detector = load_detector(
+            place,
+            device,
+            single=single,
+            heatmaps=heatmaps is not None,
+            trust_addresses=trust_addresses,
+        )
         bit_depth = bit_depth_of(place) if bit_depth is None else bit_depth
+        overlays = None
+        if heatmaps is not None:
+            files, limits = files_of(paths), {"bit_depth": bit_depth, "max_pixels": max_pixels}
+            overlays = Overlays(detector, heatmaps, paths, files, **limits)
         for path, value in score_images(
             detector,
             list(paths),
             skip_unreadable=skip_unreadable,
             bit_depth=bit_depth,
             max_pixels=max_pixels,
+            draw=overlays and overlays.draw,
         ):
             table.write(path, value)
+    if overlays is not None:
+        (say if out else warn)(plain(overlays.told()))  # the scores alone are on standard output
     if out:
         say(f"{table.count} scores in {plain(out)}")
 

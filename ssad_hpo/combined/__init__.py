@@ -1,10 +1,11 @@
 """Several candidates that work together instead of a choice of one, without labels."""
 
-from ssad_hpo.combined.combination import Combination, Part, Scale, combine
+from ssad_hpo.combined.combination import LEAST_SCORE, Combination, Part, Scale, combine
 from ssad_hpo.combined.detector import CombinedDetector, is_combined
 from ssad_hpo.combined.heads import Head, contrast_head, head_weight
 
 __all__ = [
+    "LEAST_SCORE",
     "Combination",
     "CombinedDetector",
     "Head",

@@ -14,7 +14,7 @@ from ssad_hpo.combined.heads import Head, contrast_head, head_weight
 from ssad_hpo.detector import Embeddings
 from ssad_hpo.task import DetectorError
 
-_LEAST_SCORE = 1e-12  # of a logarithm
+LEAST_SCORE = 1e-12  # of a logarithm
 
 
 class Scored(Protocol):
@@ -144,4 +144,4 @@ def combine(candidates: Sequence[Scored], *, heads: bool = True) -> Combination:
 
 def logarithms(scores: np.ndarray | Tensor) -> Tensor:
     """(N,) float64 of anomaly scores, which are not negative."""
-    return torch.as_tensor(scores, dtype=torch.float64).clamp_min(_LEAST_SCORE).log()
+    return torch.as_tensor(scores, dtype=torch.float64).clamp_min(LEAST_SCORE).log()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ssad_hpo.bounds import whole
 from ssad_hpo.combined.combination import Part, Scale
 from ssad_hpo.combined.heads import Head
-from ssad_hpo.detector import Detector
+from ssad_hpo.detector import Detector, maps_of
 from ssad_hpo.files import FileError, open_regular, read_json, reading
 from ssad_hpo.task import DetectorError
 
@@ -60,6 +60,37 @@ class CombinedDetector:
         if not total.isfinite().all():
             raise DetectorError("diverged: scores of the combined detector are not finite")
         return total / len(self.detectors)
+
+    @torch.inference_mode()
+    def heatmaps(self, images: Tensor) -> Tensor:
+        """Where images are anomalous: the mean of the detectors' heat maps; see `Detector.heatmaps`.
+
+        Args:
+            images: (N, C, H, W) uint8 of `image_shape`.
+
+        Returns:
+            (N, H, W) float32 on the CPU; higher is more anomalous.
+
+        Raises:
+            ValueError: if the images are of another type or shape, or a detector lacks its patches' density.
+        """
+        total = torch.zeros(len(images), *self.image_shape[1:])
+        for detector in self.detectors:
+            total += detector.heatmaps(images)
+        return total / len(self.detectors)
+
+    @property
+    def normal_patch_scores(self) -> Tensor:
+        """(K, h, w) of normal images, which the colours of heat maps are scaled by."""
+        each = [detector.normal_patch_scores for detector in self.detectors]
+        finest = max((scores.shape[1:] for scores in each), key=lambda size: size.numel())
+        return torch.stack([maps_of(scores, (finest[0], finest[1])) for scores in each]).mean(0)
+
+    def fit_heatmaps(self, train: Tensor, held_out: Tensor | None = None) -> None:
+        """Learn what patches of normal images look like to those detectors that do not know yet."""
+        for detector in self.detectors:
+            if detector.patches is None:
+                detector.fit_heatmaps(train, held_out)
 
     def save(self, folder: Path) -> None:
         """Write the detectors and how they are combined into a folder, safetensors and JSON, all or nothing.

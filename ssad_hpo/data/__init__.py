@@ -5,7 +5,15 @@ and is for judging a choice after it was made. A `Source` is the address of a da
 """
 
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import DataError, find_images, read_images, read_readable, skipped
+from ssad_hpo.data.decode import (
+    DataError,
+    find_images,
+    read_contents,
+    read_images,
+    read_readable,
+    read_whole,
+    skipped,
+)
 from ssad_hpo.data.folder import (
     CategoryError,
     find_anomalies,
@@ -24,6 +32,7 @@ from ssad_hpo.data.source import (
     load,
     load_images,
     read_labels,
+    unlabeled_files,
 )
 from ssad_hpo.data.testbed import controlled_data, semantic_data
 
@@ -46,9 +55,12 @@ __all__ = [
     "load_folder",
     "load_folders",
     "load_images",
+    "read_contents",
     "read_images",
     "read_labels",
     "read_readable",
+    "read_whole",
     "semantic_data",
     "skipped",
+    "unlabeled_files",
 ]

@@ -13,9 +13,18 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ssad_hpo.bounds import MOST_IMAGE_PIXELS, MOST_PIXELS, whole
-from ssad_hpo.data.pixels import WHOLE_DEPTH, Decoding, UnreadableError, decode, ratio
+from ssad_hpo.data.pixels import (
+    WHOLE_DEPTH,
+    Decoding,
+    UnreadableError,
+    decode,
+    decode_bytes,
+    decode_whole,
+    ratio,
+)
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -113,6 +122,45 @@ def read_images(
     if lost:
         warnings.warn(skipped(lost), stacklevel=2)
     return images, read
+
+
+def read_contents(
+    contents: Sequence[bytes],
+    shape: tuple[int, int, int],
+    *,
+    bit_depth: int = WHOLE_DEPTH,
+    max_pixels: int = MOST_IMAGE_PIXELS,
+) -> np.ndarray:
+    """What is in image files, (N, C, H, W) uint8, as `read_images` reads them from paths.
+
+    Raises:
+        DataError: naming the place of the first that cannot be read.
+    """
+    decoding = Decoding(bit_depth, max_pixels)
+    rows = np.empty((len(contents), *shape), np.uint8)
+
+    def work(i: int) -> None:
+        try:
+            rows[i] = decode_bytes(contents[i], shape, decoding)
+        except UnreadableError as error:
+            raise DataError(f"image {i} {error}") from error
+
+    in_threads(work, range(len(contents)))
+    return rows
+
+
+def read_whole(
+    path: str | os.PathLike[str], *, bit_depth: int = WHOLE_DEPTH, max_pixels: int = MOST_IMAGE_PIXELS
+) -> Image.Image:
+    """An image as it is shown, at its own resolution: RGB.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        return decode_whole(Path(path), Decoding(bit_depth, max_pixels))
+    except UnreadableError as error:
+        raise error_about(Path(path), error) from error
 
 
 def skipped(lost: Sequence[str]) -> str:

@@ -261,6 +261,22 @@ def _load(name: str, train: _Half, unlabeled: _Half, how: _Reading) -> DataSet:
     return DataSet(task, np.array([label for _, label in sorted(rows)], np.int8))
 
 
+def unlabeled_files(loader: str, **given: Any) -> list[Path]:
+    """The files of the unlabelled images of `load_folder` or `load_folders`, in their order, to show them."""
+    if loader == "folders":
+        halves = [_Half(Path(given[name]), find_images(given[name])) for name in ("train", "unlabeled")]
+    else:
+        halves = list(_find_halves(given["root"], given.get("category"), given.get("anomaly"))[1:])
+    if (held_out := given.get("held_out")) is not None:
+        halves.append(_Half(Path(held_out), find_images(held_out)))
+    decoding = Decoding(given.get("bit_depth", WHOLE_DEPTH), given.get("max_pixels", MOST_IMAGE_PIXELS))
+    size, ratio = given.get("image_size", IMAGE_SIZE), given.get("keep_ratio", True)
+    how = _Reading(size, ratio, decoding, given.get("skip_unreadable", False), None, None)
+    files, read = _decode(halves, how)[1]
+    pairs = zip(files, halves[1].paths, strict=True)
+    return [p for _, p in sorted((read.digests[f.digest], p) for f, p in pairs if f.digest in read.digests)]
+
+
 def holds_out(loader: str, **arguments: Any) -> bool:
     """Whether `load_folder` ("folder") or `load_folders` ("folders") holds images out with these values."""
     held_out, share = arguments.get("held_out"), arguments.get("held_out_share", 0.0)

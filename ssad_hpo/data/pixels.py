@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -98,20 +99,48 @@ def decode(path: Path, shape: tuple[int, ...], decoding: Decoding) -> np.ndarray
     """
     channels, height, width = shape
     with _reasons(), open_regular(path) as file:
-        image = _open(file)
-        if (pixels := image.width * image.height) > decoding.max_pixels:
-            raise _too_large(pixels, decoding)
-        # JPEG can decode at 1/2, 1/4 or 1/8; twice the final size leaves the resize its own work.
-        image.draft(None, (2 * width, 2 * height))
-        large = image.width * image.height > _LARGE
-        with _one_large if large else contextlib.nullcontext():
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            image = _without_alpha(_to_8_bit(image, decoding.bit_depth))
-            if image.mode != (mode := "L" if channels == 1 else "RGB"):
-                image = image.convert(mode)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = _decoded(file, "L" if channels == 1 else "RGB", (width, height), decoding)
         return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def decode_whole(path: Path, decoding: Decoding) -> Image.Image:
+    """An image file at its own resolution, as it is shown: RGB of 8 bits.
+
+    Raises:
+        UnreadableError: as `decode`.
+    """
+    with _reasons(), open_regular(path) as file:
+        return _decoded(file, "RGB", None, decoding)
+
+
+def decode_bytes(content: bytes, shape: tuple[int, ...], decoding: Decoding) -> np.ndarray:
+    """What `decode` gives, of a file's content.
+
+    Raises:
+        UnreadableError: as `decode`.
+    """
+    channels, height, width = shape
+    with _reasons():
+        image = _decoded(io.BytesIO(content), "L" if channels == 1 else "RGB", (width, height), decoding)
+        return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _decoded(file: BinaryIO, mode: str, size: tuple[int, int] | None, decoding: Decoding) -> Image.Image:
+    """The image in a file, of a width and height, or of its own."""
+    image = _open(file)
+    if (pixels := image.width * image.height) > decoding.max_pixels:
+        raise _too_large(pixels, decoding)
+    if size is not None:
+        # JPEG can decode at 1/2, 1/4 or 1/8; twice the final size leaves the resize its own work.
+        image.draft(None, (2 * size[0], 2 * size[1]))
+    large = image.width * image.height > _LARGE
+    with _one_large if large else contextlib.nullcontext():
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _without_alpha(_to_8_bit(image, decoding.bit_depth))
+        if image.mode != mode:
+            image = image.convert(mode)
+        return image if size is None else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _open(file: BinaryIO) -> Image.Image:

@@ -230,6 +230,17 @@ def holds_out(source: Source) -> bool:
     return bool(arguments.get("n_held_out"))
 
 
+def unlabeled_files(source: Source) -> list[Path] | None:
+    """The files of `load(source).unlabeled` in their order, to show them; None for built-in data sets.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    if source.loader not in ("folder", "folders"):
+        return None
+    return folder.unlabeled_files(source.loader, **source.arguments)
+
+
 def load_images(images: Task | Source | str | Path) -> tuple[Task, Source | None]:
     """The task at an address or in memory, and its address; None for one that lives in memory only."""
     if isinstance(images, Task):

@@ -5,15 +5,16 @@ of its embedding to a Gaussian fitted to the train embeddings, as in DSV (Yoo et
 section 2.1).
 """
 
+from ssad_hpo.detector.density import fit_gaussian
+from ssad_hpo.detector.kept import is_detector
 from ssad_hpo.detector.model import (
     Detector,
     Embeddings,
     Transform,
-    fit_gaussian,
-    is_detector,
     pseudo_anomalies,
     untrained_network,
 )
+from ssad_hpo.detector.patches import PatchDensity, fit_patches, maps_of
 from ssad_hpo.detector.training import Checkpoint, train, untrained_detector
 from ssad_hpo.numerics import check_device, resolve_precision
 
@@ -21,10 +22,13 @@ __all__ = [
     "Checkpoint",
     "Detector",
     "Embeddings",
+    "PatchDensity",
     "Transform",
     "check_device",
     "fit_gaussian",
+    "fit_patches",
     "is_detector",
+    "maps_of",
     "pseudo_anomalies",
     "resolve_precision",
     "train",

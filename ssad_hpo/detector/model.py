@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,19 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import augment
-from ssad_hpo.bounds import MOST_PIXELS, whole
+from ssad_hpo.detector.density import fit_gaussian
+from ssad_hpo.detector.patches import PatchDensity, fit_patches, maps_of
 from ssad_hpo.encoder import Network, build_network
-from ssad_hpo.files import FileError, open_regular, read_json, reading
-from ssad_hpo.numerics import autocast, check_device, seeded, to_float
-from ssad_hpo.task import Augmentation, DetectorError, Range, Task, Training
+from ssad_hpo.numerics import autocast, seeded, to_float
+from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 # Images embedded at once: large enough for the device, small enough for the memory at 256 pixels.
 _EMBED_BATCH = 256
 # Added to the seed for the augmented images of the criteria, so that they are not those of training.
 _EVALUATION_STREAM = 1_000_003
-_FORMAT = 1  # of the files that `save` writes
-_SETTINGS_FILE, _WEIGHTS_FILE = "detector.json", "detector.safetensors"
-_HEADER_BYTES = 2**20  # of the weights' file, at most: some 100 for each tensor
+NO_PATCHES = (
+    "detector: it has no density of patches, which heat maps need; call fit_heatmaps with its train images, "
+    "or name the run that it comes from (ssad-hpo score RUN --heatmaps)"
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ class Detector:
         image_shape: (C, H, W) of the images that it takes.
         mean, whitening: (D,) and (D, D) float64, so that the Mahalanobis distance of an embedding z is
             ||whitening (z - mean)||; None before `fit_density`.
+        patches: what heat maps need; None before `fit_heatmaps`.
     """
 
     network: Network
@@ -116,6 +116,7 @@ class Detector:
     image_shape: tuple[int, int, int]
     mean: Tensor | None = None
     whitening: Tensor | None = None
+    patches: PatchDensity | None = None
 
     def __repr__(self) -> str:
         size, weights = " x ".join(map(str, self.image_shape)), self.training.weights
@@ -210,43 +211,49 @@ class Detector:
             raise DetectorError(f"diverged: scores are not finite under {self.augmentation}")
         return scores
 
+    @torch.inference_mode()
+    def heatmaps(self, images: Tensor) -> Tensor:
+        """Where images are anomalous, whatever the `training.score` of the whole: distances of patches.
+
+        Args:
+            images: (N, C, H, W) uint8 of `image_shape`.
+
+        Returns:
+            (N, H, W) float32 on the CPU, in standard deviations of normal images' patches with 0 as what is
+            usual at a place; higher is more anomalous.
+
+        Raises:
+            ValueError: if the images are of another type or shape, or before `fit_heatmaps`.
+        """
+        return maps_of(self.patch_scores(images), self.image_shape[1:])
+
+    def patch_scores(self, images: Tensor) -> Tensor:
+        """What `heatmaps` is made of: (N, h, w), a value for each cell of the finest feature map."""
+        self._check_images(images)
+        if self.patches is None:
+            raise ValueError(NO_PATCHES)
+        return self.patches.scores(self.network, images, self.training)
+
+    @property
+    def normal_patch_scores(self) -> Tensor:
+        """`patch_scores` (K, h, w) of normal images, which the colours of heat maps are scaled by."""
+        if self.patches is None:
+            raise ValueError(NO_PATCHES)
+        return self.patches.normal_scores
+
+    def fit_heatmaps(self, train: Tensor, held_out: Tensor | None = None) -> None:
+        """Learn what patches of normal images look like, as `heatmaps` needs it; see `fit_patches`."""
+        self.patches = fit_patches(self.network, self.training, train, held_out)
+
     def save(self, folder: Path) -> None:
         """Write the detector into a folder as safetensors and JSON, whole or not at all.
 
         Raises:
             ValueError: if it has no density yet, or was trained with a `Transform`.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from ssad_hpo.detector.kept import write
 
-        if isinstance(self.augmentation, Transform):
-            raise ValueError(f"detector: was trained with {self.augmentation}, which no file can hold")
-        if self.mean is None or self.whitening is None:
-            raise ValueError("detector: it has no density yet; call fit_density before save")
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"network.{name}": t.contiguous() for name, t in self.network.state_dict().items()}
-        tensors |= {"density.mean": self.mean, "density.whitening": self.whitening}
-        settings = {
-            "format": _FORMAT,
-            "image_shape": list(self.image_shape),
-            "augmentation": {
-                "kind": self.augmentation.kind,
-                "hyperparameters": {
-                    n: v if isinstance(v, int | float) else asdict(v)
-                    for n, v in self.augmentation.hyperparameters.items()
-                },
-            },
-            "training": asdict(self.training),
-        }
-        partial = folder / (_WEIGHTS_FILE + ".partial")
-        try:
-            save_file(tensors, partial)
-        except SafetensorError as error:  # what becomes of an OSError in it
-            raise OSError(f"{partial}: cannot be written ({error})") from error
-        os.replace(partial, folder / _WEIGHTS_FILE)
-        partial = folder / (_SETTINGS_FILE + ".partial")
-        partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        os.replace(partial, folder / _SETTINGS_FILE)  # last: a folder with settings is whole
+        write(self, folder)
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> Detector:
@@ -257,51 +264,9 @@ class Detector:
             ValueError: if its files are of another format, damaged, or have numbers that are not finite, or
                 for a device that is not there.
         """
-        check_device(device)
-        if not is_detector(folder):
-            raise FileNotFoundError(f"{folder}: holds no detector (no {_SETTINGS_FILE})")
-        with reading(folder, "cannot be read as a detector", "restore it from a copy, or train it again"):
-            return cls._read(folder, device)
+        from ssad_hpo.detector.kept import read
 
-    @classmethod
-    def _read(cls, folder: Path, device: str | torch.device) -> Detector:
-        from safetensors.torch import load
-
-        settings = read_json(folder / _SETTINGS_FILE)
-        if settings.get("format") != _FORMAT:
-            found = f"format {settings['format']!r:.40}" if "format" in settings else "none"
-            raise FileError(f"{folder}: expected a detector of format {_FORMAT}, found {found}")
-        given = settings["augmentation"]
-        augmentation = Augmentation(
-            given["kind"],
-            {n: Range(**v) if isinstance(v, dict) else v for n, v in given["hyperparameters"].items()},
-        )
-        training = Training(**settings["training"])
-        channels, height, width = settings["image_shape"]
-        whole("channels", channels, 1, 3)
-        for name, side in (("height", height), ("width", width)):
-            whole(name, side, 1, MOST_PIXELS)
-        # All weights are in the file: none is fetched.
-        network = untrained_network(replace(training, weights="none"), (channels, height, width))
-        with open_regular(folder / _WEIGHTS_FILE) as file:
-            most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES
-            most += 8 * network.features * (network.features + 1)  # the density
-            if (size := os.fstat(file.fileno()).st_size) > most:
-                raise ValueError(f"{_WEIGHTS_FILE} has {size} bytes, expected at most {most}")
-            tensors = load(file.read())
-        if not_finite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise ValueError(f"{not_finite[0]} has numbers that are not finite")
-        mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
-        d = network.features
-        if (
-            mean.shape != (d,)
-            or whitening.shape != (d, d)
-            or {mean.dtype, whitening.dtype} != {torch.float64}
-        ):
-            raise ValueError(f"density: expected ({d},) and ({d}, {d}) float64 numbers")
-        network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
-        network.to(device).eval()
-        return cls(network, augmentation, training, (channels, height, width), mean, whitening)
+        return read(folder, device)
 
     def _embed(self, batches: Iterator[Tensor]) -> Tensor:
         with autocast(self.device, self.training):
@@ -321,28 +286,3 @@ class Detector:
             raise ValueError(
                 f"images: expected uint8 (N, {expected}), got {images.dtype} {tuple(images.shape)}"
             )
-
-
-def is_detector(folder: Path) -> bool:
-    """Whether a folder holds a detector."""
-    return (folder / _SETTINGS_FILE).is_file()
-
-
-def fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and whitening (D, D) of (N, D) rows, float64, with the covariance of Ledoit and Wolf.
-
-    ||whitening (z - mean)|| is the Mahalanobis distance.
-
-    Raises:
-        ValueError: for rows without any spread.
-    """
-    from sklearn.covariance import ledoit_wolf  # imported here: slow, and `import ssad_hpo` is not
-
-    rows = rows.double()
-    mean = rows.mean(0)
-    covariance, _ = ledoit_wolf((rows - mean).numpy(), assume_centered=True)
-    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(covariance))
-    if failed:
-        raise ValueError("have no spread")
-    eye = torch.eye(len(lower), dtype=lower.dtype)
-    return mean, torch.linalg.solve_triangular(lower, eye, upper=False).contiguous()

@@ -1,11 +1,13 @@
 """Whole studies: load, search or tune, record, evaluate, report. What command line and studies call."""
 
 from ssad_hpo.experiment.certainty import how_sure
+from ssad_hpo.experiment.deploying import register_run
+from ssad_hpo.experiment.heatmaps import Overlays
 from ssad_hpo.experiment.outcome import StudyResult, finished_trials, load_task, open_result
 from ssad_hpo.experiment.ready_objectives import TASK, ready_objective
 from ssad_hpo.experiment.reporting import report_run
 from ssad_hpo.experiment.run_folder import Run, RunError, open_run
-from ssad_hpo.experiment.scoring import bit_depth_of, load_detector, score_images
+from ssad_hpo.experiment.scoring import bit_depth_of, files_of, load_detector, score_images
 from ssad_hpo.experiment.settings import Settings
 from ssad_hpo.experiment.study import (
     StudyInterrupted,
@@ -20,6 +22,7 @@ from ssad_hpo.experiment.tuning import read_trajectory
 
 __all__ = [
     "TASK",
+    "Overlays",
     "Run",
     "RunError",
     "Settings",
@@ -27,6 +30,7 @@ __all__ = [
     "StudyResult",
     "bit_depth_of",
     "evaluate_run",
+    "files_of",
     "finished_trials",
     "how_sure",
     "load_detector",
@@ -35,6 +39,7 @@ __all__ = [
     "open_run",
     "read_trajectory",
     "ready_objective",
+    "register_run",
     "report_run",
     "resume_study",
     "run_study",

@@ -14,13 +14,14 @@ from ssad_hpo import data
 from ssad_hpo.augment import augment
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.experiment.certainty import how_sure
+from ssad_hpo.experiment.heatmaps import check_heatmaps, final_detector, spots_of
 from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
 from ssad_hpo.experiment.settings import Settings, described
 from ssad_hpo.experiment.tuning import read_trajectory
-from ssad_hpo.report import Course, EmbeddingSets, Findings, ImageRow, Trajectory, Trial, write_report
+from ssad_hpo.report import Course, EmbeddingSets, Findings, ImageRow, Spots, Trajectory, Trial, write_report
 from ssad_hpo.search import Candidate, Kept, TrialRecord, candidates, records
-from ssad_hpo.task import Augmentation, Hyperparameters, Task
+from ssad_hpo.task import Augmentation, DetectorError, Hyperparameters, Task
 
 REPORT = "report"  # the folder, in the run's and among MLflow's artifacts
 _IMAGES = 8  # in a row
@@ -106,8 +107,26 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
         if combined is None
         else {"held-out": combined.held_out.numpy(), "unlabeled": combined.scores.numpy()},
         account=() if evidence is None else tuple(evidence.account(word)),
+        spots=_spots(result, task, combined.scores.numpy() if combined else scores["unlabeled"]),
         course=_course(run, selected, list(competing.values()), task),
     )
+
+
+def _spots(result: StudyResult, task: Task | None, scores: NDArray[np.floating]) -> tuple[Spots, ...]:
+    """The unlabelled images of the highest scores with their heat maps, where these can be had."""
+    if task is None:
+        return ()
+    try:
+        check_heatmaps(result, task)
+        detector = final_detector(result)
+    except (ValueError, OSError, DetectorError):  # an encoder without maps, a detector that was not kept
+        return ()
+    source = result.run.settings.source
+    files, depth = None, data.WHOLE_DEPTH
+    if source is not None:
+        files, depth = data.unlabeled_files(source), source.arguments.get("bit_depth", depth)
+    ranking = np.argsort(-scores, kind="stable")[: min(_IMAGES, len(scores) // 2)]
+    return spots_of(detector, task, scores, ranking.tolist(), files, depth)
 
 
 def _course(run: Run, selected: Candidate, starts: Sequence[Candidate], task: Task | None) -> Course | None:

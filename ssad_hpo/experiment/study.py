@@ -13,6 +13,8 @@ from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
 from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
 from ssad_hpo.experiment.combining import combined_detector
+from ssad_hpo.experiment.deploying import log_model
+from ssad_hpo.experiment.heatmaps import learn_heatmaps
 from ssad_hpo.experiment.outcome import (
     StudyResult,
     choose,
@@ -244,6 +246,7 @@ def _conduct(
             else:
                 study = tune_run(run, task, everyone, recorder)
             result = choose(run, study)
+            learn_heatmaps(result, task)
             if result.evidence is not None and result.evidence.combined is not None:
                 combined_detector(result.evidence, candidates(study, run.artifacts)).save(run.combined)
             # The work is over and the choice is made; only now may ground truth be read.
@@ -257,6 +260,7 @@ def _conduct(
             raise
         record_result(recorder, result)
         tell_summary(recorder, result, task)
+        log_model(recorder, result)
         recorder.study_ended("complete")
     return replace(result, undelivered=run.undelivered(), lost=recorder.lost, trouble=recorder.trouble)
 

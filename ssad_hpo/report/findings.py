@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ssad_hpo.task import Augmentation, SearchSpace, Status
 
@@ -84,6 +85,20 @@ class ImageRow:
 
 
 @dataclass(frozen=True, eq=False)
+class Spots:
+    """Where an image is anomalous.
+
+    Attributes:
+        image: RGB, at its own resolution. heat: the same with its heat map over it.
+        caption: its set, rank and score.
+    """
+
+    image: Image.Image
+    heat: Image.Image
+    caption: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """How one start of a tuning moved.
 
@@ -142,6 +157,7 @@ class Findings:
         figures: "auc_selected", "auc_oracle", "auc_random", "auc_worst", "regret" and, where defined,
             "spearman" and "auc_combined"; empty without ground truth.
         remarks: sentences about what is not shown, and why, and what to mind about the result.
+        spots: the unlabelled images of the highest scores with their heat maps; empty where there are none.
         course: of a tuning, whose starts are the trials; None of a search.
 
     Raises:
@@ -163,6 +179,7 @@ class Findings:
     remarks: tuple[str, ...] = ()
     combined: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     account: tuple[str, ...] = ()
+    spots: tuple[Spots, ...] = ()
     course: Course | None = None
 
     def __post_init__(self) -> None:

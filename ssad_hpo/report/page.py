@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ssad_hpo.augment import hyperparameter_of
 from ssad_hpo.report.detectors import embedding_figure, images_figure, scores_figure
 from ssad_hpo.report.findings import Course, Findings
+from ssad_hpo.report.heat import LONGEST_SIDE, side_by_side
 from ssad_hpo.report.style import name_of
 from ssad_hpo.report.tables import candidates_table, figures_list, settings_list
 from ssad_hpo.report.trajectory import examples_figure, trajectory_figure
@@ -98,6 +99,8 @@ def _sections(findings: Findings, folder: Path) -> Iterator[_Section]:
         yield _course(findings, findings.course, folder)
     if findings.images:
         yield _images(findings, folder)
+    if findings.spots:
+        yield _spots(findings, folder)
     yield _scores(findings, folder)
     if findings.course is None or findings.anomalous is not None:
         yield _criterion(findings, folder)
@@ -135,6 +138,20 @@ def _images(findings: Findings, folder: Path) -> _Section:
         images_figure(row, path)
         pictures.append(_Picture(path, row.title))
     return _Section("Images", text + ".", pictures)
+
+
+def _spots(findings: Findings, folder: Path) -> _Section:
+    text = (
+        "The unlabeled images of the highest scores, and beside each the same with the places that look "
+        "unlike those of normal images: coloured from where one of a thousand normal patches lies, in one "
+        f"scale for all. Images have their own resolution, up to {LONGEST_SIDE} pixels."
+    )
+    pictures = []
+    for rank, spots in enumerate(findings.spots, 1):
+        path = folder / f"spots-{rank}.png"
+        side_by_side(spots).save(path)
+        pictures.append(_Picture(path, f"{spots.caption}; on the right with its heat map"))
+    return _Section("Where they are anomalous", text, pictures)
 
 
 def _scores(findings: Findings, folder: Path) -> _Section:

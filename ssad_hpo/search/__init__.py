@@ -6,7 +6,7 @@ from ssad_hpo.search.record import TrialRecord, is_final, records
 from ssad_hpo.search.resume import open_study, reconcile, remaining_trials, run_search, was_interrupted
 from ssad_hpo.search.sampling import first_rung, is_exhausted, make_pruner, make_sampler, position
 from ssad_hpo.search.selection import Candidate, candidates, select
-from ssad_hpo.search.store import FolderStore, Kept, open_kept
+from ssad_hpo.search.store import FolderStore, Kept, detector_folder, keep_patches, open_kept
 
 __all__ = [
     "Candidate",
@@ -18,10 +18,12 @@ __all__ = [
     "TrialRecord",
     "candidates",
     "check_minimises",
+    "detector_folder",
     "evaluations",
     "first_rung",
     "is_exhausted",
     "is_final",
+    "keep_patches",
     "make_pruner",
     "make_sampler",
     "metric_names",

@@ -193,6 +193,17 @@ def open_kept(address: str, device: str | torch.device = "cpu", *, arrays_alone:
     return Kept(arrays[SCORES], Embeddings(**sets), detector, arrays.get(HELD_OUT_SCORES))
 
 
+def keep_patches(address: str, detector: Detector) -> None:
+    """Keep with a trial what its detector has learned for heat maps since it was kept."""
+    if detector.patches is not None and not address.startswith(_MEMORY_SCHEME):
+        detector.patches.save(detector_folder(address))
+
+
+def detector_folder(address: str) -> Path:
+    """Where a store of folders has a trial's detector."""
+    return Path(address) / _DETECTOR_FOLDER
+
+
 def _arrays_of(address: str) -> Path:
     path = Path(address) / _ARRAYS_FILE
     if not path.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -73,6 +73,24 @@ class StudyRecorder(Recorder, Protocol):
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file or folder for the parent run. It is read when it is delivered: leave it where it is."""
+
+    def model(
+        self,
+        path: Path,
+        folder: str,
+        requirements: Sequence[str],
+        settings: Mapping[str, Any],
+        register: str | None = None,
+    ) -> None:
+        """A detector for the parent run, as a model that can be served; it is read when it is delivered.
+
+        Args:
+            path: folder of the detector.
+            folder: of the model among the run's artifacts.
+            requirements: names of the packages that serving it takes.
+            settings: plain values that serving it needs beside the detector.
+            register: the name of a registered model of which it becomes a version; None for none.
+        """
 
     def __enter__(self) -> Self: ...
 

@@ -42,6 +42,15 @@ class SilentRecorder:
 
     def artifact(self, path: Path, folder: str | None = None) -> None: ...
 
+    def model(
+        self,
+        path: Path,
+        folder: str,
+        requirements: Sequence[str],
+        settings: Mapping[str, Any],
+        register: str | None = None,
+    ) -> None: ...
+
     def __enter__(self) -> Self:
         return self
 

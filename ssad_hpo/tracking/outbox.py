@@ -2,8 +2,9 @@
 
 Every line is one `os.write` to a file opened for appending, so several processes may write at once.
 A record holds "v" (version), "at" (ms since 1970), and any of "trial" (none for the study itself),
-"status", "params", "tags", "metrics" with "step", "artifact" with "folder", "note" (Markdown), "dataset".
-Lines that begin with "study" hold settings; the first names the study by a unique id.
+"status", "params", "tags", "metrics" with "step", "artifact" with "folder", "note" (Markdown), "dataset",
+"model" with "folder", "requirements", "settings" and "register". Lines that begin with "study" hold settings;
+the first names the study by a unique id.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +29,7 @@ WRITER_ENVIRONMENT = {  # where the user has not set them
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; MLflow's 120 would outlast `close`
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the writer has its own backoff
+    "MLFLOW_UV_AUTO_DETECT": "false",  # of a project that the database may lie in, which is not ours
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -162,6 +163,18 @@ class MlflowRecorder:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file for MLflow, which lies below the outbox's folder; others are refused."""
         self._append({"artifact": str(Path(path).absolute()), "folder": folder})
+
+    def model(
+        self,
+        path: Path,
+        folder: str,
+        requirements: Sequence[str],
+        settings: Mapping[str, Any],
+        register: str | None = None,
+    ) -> None:
+        """A detector's folder, below the outbox's, to become an MLflow model; see `task.StudyRecorder`."""
+        what = {"requirements": list(requirements), "settings": dict(settings), "register": register}
+        self._append({"model": str(Path(path).absolute()), "folder": folder, **what})
 
     def __enter__(self) -> Self:
         self.start()

@@ -6,15 +6,14 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from ssad_hpo.address import without_password
+from ssad_hpo.tracking.artifacts import Refusals, is_refusal, log_artifacts
+from ssad_hpo.tracking.models import log_models
 from ssad_hpo.tracking.outbox import VERSION, Record, State, read_settings, save_state
-from ssad_hpo.tracking.uri import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,10 +28,7 @@ RUN_STATUS = {
     "interrupted": "KILLED",
     "failed": "FAILED",
 }
-# Folders, and object stores, to which a request is signed and no password sent.
-_STORES = ("", "file", "s3", "gs", "wasbs", "abfss")
 _ARTIFACT = re.compile(r"\(artifact:([\w./-]+)\)")  # the address of a picture in a note
-Refusals = Iterator[tuple[Record, str]]  # what MLflow will not take, as a record, and why
 
 
 @dataclass
@@ -47,6 +43,7 @@ class _Changes:
     artifacts: list[Record] = field(default_factory=list)
     note: str | None = None
     dataset: dict[str, str] | None = None
+    models: list[Record] = field(default_factory=list)
 
 
 def _by_run(records: Sequence[Record]) -> dict[str, _Changes]:
@@ -72,6 +69,8 @@ def _by_run(records: Sequence[Record]) -> dict[str, _Changes]:
             run.artifacts.append(record)
         run.note = record.get("note", run.note)
         run.dataset = record.get("dataset", run.dataset)
+        if "model" in record:
+            run.models.append(record)
     return runs
 
 
@@ -101,7 +100,8 @@ def send(
             _log(client, run_id, _items(change)),
             _log_dataset(client, run_id, change.dataset),
             _set_status(client, run_id, change, resumed),
-            _log_artifacts(client, run_id, change, outbox.parent),
+            log_artifacts(client, run_id, change.artifacts, outbox.parent),
+            log_models(client, run_id, change.models, outbox.parent),
         ):
             whose = {"trial": trial} if trial else {}
             told = f"{f'trial {trial}' if trial else 'study'}: {reason}"
@@ -197,7 +197,7 @@ def _log(client: MlflowClient, run_id: str, items: list[tuple[Any, Record]]) -> 
             tags=[entity for entity in entities if isinstance(entity, RunTag)],
         )
     except MlflowException as error:
-        if not _is_refusal(error):
+        if not is_refusal(error):
             raise
         if len(items) == 1:
             yield items[0][1], str(error)
@@ -217,7 +217,7 @@ def _log_dataset(client: MlflowClient, run_id: str, dataset: dict[str, str] | No
         entity = Dataset(**dataset)
         client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "search")])])
     except (MlflowException, TypeError) as error:
-        if isinstance(error, MlflowException) and not _is_refusal(error):
+        if isinstance(error, MlflowException) and not is_refusal(error):
             raise
         yield {"dataset": dataset}, str(error)
 
@@ -234,60 +234,6 @@ def _set_status(client: MlflowClient, run_id: str, change: _Changes, resumed: bo
         elif resumed:
             client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        if not _is_refusal(error):
+        if not is_refusal(error):
             raise
         yield {"status": word, "at": at}, str(error)
-
-
-def _log_artifacts(client: MlflowClient, run_id: str, change: _Changes, folder: Path) -> Refusals:
-    for record in change.artifacts:
-        try:
-            _check_store(client, run_id)
-            client.log_artifact(run_id, _own_file(folder, record["artifact"]), record["folder"])
-        except Exception as error:
-            if _is_unreachable(error):
-                raise
-            # A missing file, a store that needs a package, no permission: the rest must not wait for it.
-            yield record, f"{record['artifact']}: {error}"
-
-
-def _check_store(client: MlflowClient, run_id: str) -> None:
-    """Raise ValueError where a database file, which may be anybody's, names a store that takes passwords."""
-    if sqlite_file(client.tracking_uri) is None:
-        return
-    place = str(client.get_run(run_id).info.artifact_uri)
-    if urlsplit(place).scheme not in _STORES:
-        raise ValueError(
-            f"its experiment keeps artifacts at {without_password(place)!r}, where your passwords would go; "
-            "take another experiment"
-        )
-
-
-def _own_file(folder: Path, path: str) -> str:
-    """A run's own file, behind all links: an outbox from elsewhere may name any file of this machine.
-
-    Raises:
-        ValueError: if it lies elsewhere, or is no file.
-    """
-    file = (folder / path).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise ValueError(f"lies outside of {folder}, whose own files alone are sent; copy it there")
-    if not file.is_file():
-        raise ValueError("there is no such file")
-    return str(file)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether the server answered, and will answer the same again: an invalid name, a deleted run."""
-    return getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
-
-
-def _is_unreachable(error: Exception) -> bool:
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-
-    if isinstance(error, RequestException) and error.response is not None:
-        return error.response.status_code not in (400, 404, 411, 413, 415, 422)
-    if isinstance(error, MlflowException):
-        return not _is_refusal(error)
-    return isinstance(error, (RequestException, ConnectionError, TimeoutError))

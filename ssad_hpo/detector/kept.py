@@ -1,0 +1,112 @@
+"""The files of a detector: safetensors and JSON in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from ssad_hpo.bounds import MOST_PIXELS, whole
+from ssad_hpo.detector.model import Detector, Transform, untrained_network
+from ssad_hpo.detector.patches import PATCHES_FILE, PatchDensity
+from ssad_hpo.files import FileError, open_regular, read_json, reading
+from ssad_hpo.numerics import check_device
+from ssad_hpo.task import Augmentation, Range, Training
+
+_FORMAT = 1
+_SETTINGS_FILE, _WEIGHTS_FILE = "detector.json", "detector.safetensors"
+_HEADER_BYTES = 2**20  # of the weights' file, at most: some 100 for each tensor
+
+
+def is_detector(folder: Path) -> bool:
+    """Whether a folder holds a detector."""
+    return (folder / _SETTINGS_FILE).is_file()
+
+
+def write(detector: Detector, folder: Path) -> None:
+    """What `Detector.save` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if isinstance(detector.augmentation, Transform):
+        raise ValueError(f"detector: was trained with {detector.augmentation}, which no file can hold")
+    if detector.mean is None or detector.whitening is None:
+        raise ValueError("detector: it has no density yet; call fit_density before save")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"network.{name}": t.contiguous() for name, t in detector.network.state_dict().items()}
+    tensors |= {"density.mean": detector.mean, "density.whitening": detector.whitening}
+    settings = {
+        "format": _FORMAT,
+        "image_shape": list(detector.image_shape),
+        "augmentation": {
+            "kind": detector.augmentation.kind,
+            "hyperparameters": {
+                n: v if isinstance(v, int | float) else asdict(v)
+                for n, v in detector.augmentation.hyperparameters.items()
+            },
+        },
+        "training": asdict(detector.training),
+    }
+    partial = folder / (_WEIGHTS_FILE + ".partial")
+    try:
+        save_file(tensors, partial)
+    except SafetensorError as error:  # what becomes of an OSError in it
+        raise OSError(f"{partial}: cannot be written ({error})") from error
+    os.replace(partial, folder / _WEIGHTS_FILE)
+    if detector.patches is None:
+        (folder / PATCHES_FILE).unlink(missing_ok=True)  # those of another detector
+    else:
+        detector.patches.save(folder)
+    partial = folder / (_SETTINGS_FILE + ".partial")
+    partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    os.replace(partial, folder / _SETTINGS_FILE)  # last: a folder with settings is whole
+
+
+def read(folder: Path, device: str | torch.device) -> Detector:
+    """What `Detector.load` does."""
+    check_device(device)
+    if not is_detector(folder):
+        raise FileNotFoundError(f"{folder}: holds no detector (no {_SETTINGS_FILE})")
+    with reading(folder, "cannot be read as a detector", "restore it from a copy, or train it again"):
+        return _read(folder, device)
+
+
+def _read(folder: Path, device: str | torch.device) -> Detector:
+    from safetensors.torch import load
+
+    settings = read_json(folder / _SETTINGS_FILE)
+    if settings.get("format") != _FORMAT:
+        found = f"format {settings['format']!r:.40}" if "format" in settings else "none"
+        raise FileError(f"{folder}: expected a detector of format {_FORMAT}, found {found}")
+    given = settings["augmentation"]
+    augmentation = Augmentation(
+        given["kind"],
+        {n: Range(**v) if isinstance(v, dict) else v for n, v in given["hyperparameters"].items()},
+    )
+    training = Training(**settings["training"])
+    channels, height, width = settings["image_shape"]
+    whole("channels", channels, 1, 3)
+    for name, side in (("height", height), ("width", width)):
+        whole(name, side, 1, MOST_PIXELS)
+    # All weights are in the file: none is fetched.
+    network = untrained_network(replace(training, weights="none"), (channels, height, width))
+    with open_regular(folder / _WEIGHTS_FILE) as file:
+        most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES
+        most += 8 * network.features * (network.features + 1)  # the density
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise ValueError(f"{_WEIGHTS_FILE} has {size} bytes, expected at most {most}")
+        tensors = load(file.read())
+    if not_finite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{not_finite[0]} has numbers that are not finite")
+    mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
+    d = network.features
+    if mean.shape != (d,) or whitening.shape != (d, d) or {mean.dtype, whitening.dtype} != {torch.float64}:
+        raise ValueError(f"density: expected ({d},) and ({d}, {d}) float64 numbers")
+    network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
+    network.to(device).eval()
+    patches = PatchDensity.load(folder)
+    shape = channels, height, width
+    return Detector(network, augmentation, training, shape, mean, whitening, patches)

@@ -1,0 +1,227 @@
+"""Where an image is anomalous: distances of its patches to those of train images.
+
+The patches are cells of the encoder's feature maps, as in PaDiM (Defard et al., ICPR 2021), but a map has one
+Gaussian for all places, so that images need not be aligned. studies/results/heatmaps.md compares designs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssad_hpo.detector.density import fit_gaussian
+from ssad_hpo.encoder import Network, feature_maps, map_strides
+from ssad_hpo.files import open_regular
+from ssad_hpo.numerics import autocast, to_float
+from ssad_hpo.task import DetectorError, Training
+
+PATCHES_FILE = "patches.safetensors"
+_MOST_IMAGES = 128  # whose patches make the density: more hardly move it, and cost time
+_MOST_PATCHES = 2**14  # drawn from these
+_MOST_CHANNELS = 512  # drawn from those of a map, as in PaDiM: the density grows with their square
+_NORMAL_IMAGES = 64  # whose distances are kept to scale others by
+_BATCH = 32
+_MOST_BYTES = 64 * 2**20  # of a file
+_LEAST_SPREAD = 1e-6  # of distances, where normal images are all the same
+
+
+@dataclass(frozen=True, eq=False)
+class MapDensity:
+    """A Gaussian of the vectors in one feature map, and how far normal images' vectors lie from it.
+
+    Attributes:
+        channels: (D,) int64, those of the map that make a vector.
+        mean, whitening: (D,) and (D, D) float32; ||whitening (v - mean)|| is a patch's distance.
+        normal: (K, h, w) float32, distances in normal images, held-out ones where there were any.
+    """
+
+    channels: Tensor
+    mean: Tensor
+    whitening: Tensor
+    normal: Tensor
+
+    def distances(self, cells: Tensor) -> Tensor:
+        """(N, h, w) float32 Mahalanobis distances of (N, C, h, w) vectors, on the CPU."""
+        rows = cells[:, self.channels.to(cells.device)].permute(0, 2, 3, 1) - self.mean.to(cells.device)
+        return (rows @ self.whitening.to(cells.device).T).norm(dim=3).cpu()
+
+    def scaled(self, distances: Tensor) -> Tensor:
+        """Distances beyond what is usual at their place, in standard deviations of normal images'.
+
+        An encoder pads an image, so that its edges look unlike the rest of it in normal images as well.
+        """
+        usual = self.normal.mean(0)
+        spread = (self.normal - usual).std(correction=0).clamp_min(_LEAST_SPREAD)
+        return (distances - usual) / spread
+
+
+@dataclass(frozen=True, eq=False)
+class PatchDensity:
+    """What patches of normal images look like, by the strides of the feature maps, finest first."""
+
+    maps: dict[int, MapDensity]
+
+    def scores(self, network: Network, images: Tensor, training: Training) -> Tensor:
+        """(N, h, w) float32 of (N, C, H, W) uint8 images, in standard deviations of normal patches."""
+        found: list[list[Tensor]] = []
+        for block in vectors(network, images, training, tuple(self.maps)):
+            found.append([d.distances(cells) for d, cells in zip(self.maps.values(), block, strict=True)])
+        return self._joined([torch.cat(each) for each in zip(*found, strict=True)])
+
+    @property
+    def normal_scores(self) -> Tensor:
+        """(K, h, w), `scores` of the normal images."""
+        return self._joined([density.normal for density in self.maps.values()])
+
+    def _joined(self, distances: Sequence[Tensor]) -> Tensor:
+        """The mean over feature maps, whose spread in normal images is 1 again."""
+        spread = self._mean([d.normal for d in self.maps.values()]).std(correction=0)
+        return self._mean(distances) / spread.clamp_min(_LEAST_SPREAD)
+
+    def _mean(self, distances: Sequence[Tensor]) -> Tensor:
+        scaled = [density.scaled(d) for density, d in zip(self.maps.values(), distances, strict=True)]
+        size = scaled[0].shape[1], scaled[0].shape[2]
+        finer = [F.interpolate(d[:, None], size, mode="bilinear")[:, 0] for d in scaled[1:]]
+        return torch.stack([scaled[0], *finer]).mean(0)
+
+    def save(self, folder: Path) -> None:
+        """Write it beside a detector, whole or not at all."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        tensors = {
+            f"{stride}.{name}": tensor.contiguous()
+            for stride, density in self.maps.items()
+            for name, tensor in vars(density).items()
+        }
+        partial = folder / (PATCHES_FILE + ".partial")
+        try:
+            save_file(tensors, partial)
+        except SafetensorError as error:  # what becomes of an OSError in it
+            raise OSError(f"{partial}: cannot be written ({error})") from error
+        os.replace(partial, folder / PATCHES_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> PatchDensity | None:
+        """What `save` wrote; None where there is nothing. Call it under `files.reading`.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        from safetensors.torch import load
+
+        path = folder / PATCHES_FILE
+        if not path.exists():
+            return None
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
+                raise ValueError(f"{PATCHES_FILE} has {size} bytes, expected at most {_MOST_BYTES}")
+            kept = load(file.read())
+        strides = sorted({int(name.partition(".")[0]) for name in kept})
+        if not strides or any(stride not in (2**power for power in range(1, 8)) for stride in strides):
+            raise ValueError(f"{PATCHES_FILE}: expected densities of feature maps")
+        names = ("channels", "mean", "whitening", "normal")
+        found = {s: MapDensity(*(kept[f"{s}.{name}"] for name in names)) for s in strides}
+        for density in found.values():
+            _check(density)
+        return cls(found)
+
+
+def _check(density: MapDensity) -> None:
+    """Raise ValueError for tensors that do not fit together."""
+    d = len(density.channels)
+    sound = density.mean.shape == (d,) and density.whitening.shape == (d, d)
+    sound = sound and density.normal.ndim == 3 and density.normal.numel() > 0
+    if not sound or density.channels.dtype != torch.int64 or int(density.channels.min()) < 0:
+        raise ValueError(f"{PATCHES_FILE}: expected densities of feature maps")
+    for tensor in (density.mean, density.whitening, density.normal):
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise ValueError(f"{PATCHES_FILE}: expected finite float32 numbers")
+
+
+@torch.inference_mode()
+def vectors(
+    network: Network, images: Tensor, training: Training, strides: tuple[int, ...]
+) -> Iterator[list[Tensor]]:
+    """Feature vectors of patches, some images at a time.
+
+    Every map is averaged over 3x3 cells, so that a patch knows its surroundings; vectors get the length 1, so
+    that contrast and light count less.
+
+    Yields:
+        For each stride (n, C, h, w) float32 on the network's device.
+    """
+    device = network.mean.device
+    for batch in images.split(_BATCH):
+        with autocast(device, training):
+            maps = feature_maps(network, to_float(batch.to(device)), strides)
+        around = [F.avg_pool2d(cells.float(), 3, 1, 1, count_include_pad=False) for cells in maps]
+        yield [F.normalize(cells, dim=1) for cells in around]
+
+
+@torch.inference_mode()
+def fit_patches(
+    network: Network, training: Training, train: Tensor, held_out: Tensor | None = None
+) -> PatchDensity:
+    """Fit the Gaussians of patches.
+
+    Args:
+        network: in evaluation mode.
+        training: of the detector; its seed draws patches and channels.
+        train: (N, C, H, W) uint8 normal images, of which 128 are taken at even distances.
+        held_out: normal images that the network was not trained on, to scale maps by; else train ones.
+
+    Raises:
+        ValueError: for an encoder without feature maps.
+        DetectorError: if the features are not finite or have no spread.
+    """
+    generator = torch.Generator().manual_seed(training.seed)
+    strides = map_strides(network, to_float(train[:1].to(network.mean.device)))
+    some = _evenly(train, _MOST_IMAGES)
+    channels: dict[int, Tensor] = {}
+    drawn: dict[int, list[Tensor]] = {stride: [] for stride in strides}
+    for block in vectors(network, some, training, strides):
+        for stride, cells in zip(strides, block, strict=True):
+            count, d, height, width = cells.shape
+            if stride not in channels:
+                channels[stride] = torch.randperm(d, generator=generator)[:_MOST_CHANNELS].sort().values
+            each = -(-_MOST_PATCHES // len(some))
+            places = torch.rand(count, height * width, generator=generator).argsort(1)[:, :each]
+            flat = cells.cpu()[:, channels[stride]].flatten(2)
+            rows = flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1))
+            drawn[stride].append(rows.transpose(1, 2).flatten(0, 1))
+    nothing, maps = torch.zeros(1, 1, 1), {}
+    for stride in strides:
+        patches = torch.cat(drawn[stride])
+        if not patches.isfinite().all():
+            raise DetectorError("diverged: feature maps are not finite")
+        try:
+            mean, whitening = fit_gaussian(patches)
+        except ValueError as error:
+            raise DetectorError(f"collapsed: patches of the train images {error}") from error
+        maps[stride] = MapDensity(channels[stride], mean.float(), whitening.float(), nothing)
+    normal: dict[int, list[Tensor]] = {stride: [] for stride in strides}
+    few = _evenly(train if held_out is None else held_out, _NORMAL_IMAGES)
+    for block in vectors(network, few, training, strides):
+        for stride, cells in zip(strides, block, strict=True):
+            normal[stride].append(maps[stride].distances(cells))
+    return PatchDensity(
+        {s: MapDensity(m.channels, m.mean, m.whitening, torch.cat(normal[s])) for s, m in maps.items()}
+    )
+
+
+def _evenly(images: Tensor, most: int) -> Tensor:
+    """Images at even distances, at most so many."""
+    count = min(most, len(images))
+    return images[torch.arange(count) * len(images) // count]
+
+
+def maps_of(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, H, W) float32 of (N, h, w) values of patches, smooth in between."""
+    return F.interpolate(scores[:, None], size, mode="bicubic")[:, 0]

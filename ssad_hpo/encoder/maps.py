@@ -1,0 +1,97 @@
+"""Feature maps of any encoder: what it makes of each place of an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssad_hpo.encoder.network import Network
+
+_MIDDLE = 3.5  # log2 of a stride between 8 and 16: where maps still know places, and already see structure
+
+
+def feature_maps(network: Network, images: Tensor, strides: Sequence[int]) -> list[Tensor]:
+    """What the encoder makes of each place of the images, at several resolutions.
+
+    Args:
+        network: in evaluation mode.
+        images: (N, C, H, W) in [0, 1].
+        strides: of the maps, in pixels of the image; from `map_strides`.
+
+    Returns:
+        For each stride (N, C_s, about H / stride, about W / stride).
+    """
+    found = _recorded(network, images, set(strides))
+    return [found[stride] for stride in strides]
+
+
+def map_strides(network: Network, images: Tensor, count: int = 2) -> tuple[int, ...]:
+    """The strides of the encoder's maps that are best for places, finest first: 8 and 16, or what is nearest.
+
+    Args:
+        network: in evaluation mode.
+        images: (N, C, H, W) in [0, 1]; one is enough.
+        count: how many, at most.
+
+    Raises:
+        ValueError: for an encoder that has no feature maps, such as one of tokens.
+    """
+    found = [stride for stride in _recorded(network, images, None) if stride > 1]
+    if not found:
+        raise ValueError("encoder: it has no feature maps, which heat maps are made of; take another encoder")
+    return tuple(sorted(sorted(found, key=lambda s: abs(math.log2(s) - _MIDDLE))[:count]))
+
+
+def _recorded(network: Network, images: Tensor, wanted: set[int] | None) -> dict[int, Tensor]:
+    """The map of each stride, or of the wanted ones: of the outermost modules that have one the last.
+
+    Outermost, since the next stage often begins with a convolution at the old resolution.
+    """
+    height, width = images.shape[2:]
+    found: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(depth: int, module: nn.Module, given: Any, output: Any) -> None:
+        for each in output if isinstance(output, list | tuple) else (output,):
+            placed = _placed(each, (height, width))
+            if placed is not None:
+                stride, cells = placed
+                if (wanted is None or stride in wanted) and depth <= found.get(stride, (depth,))[0]:
+                    found[stride] = depth, cells
+
+    hooks = [
+        module.register_forward_hook(partial(keep, name.count(".")))
+        for name, module in network.encoder.named_modules()
+    ]
+    try:
+        network.features_of(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {stride: cells for stride, (_, cells) in found.items()}
+
+
+def _placed(output: Any, image: tuple[int, int]) -> tuple[int, Tensor] | None:
+    """Stride and (N, C, h, w) cells of what is a map of the image; None of anything else."""
+    if isinstance(output, Tensor) and output.ndim == 4:
+        # Most encoders have channels first; those of windows (Swin) have them last.
+        for order in ((0, 1, 2, 3), (0, 3, 1, 2)):
+            cells = output.permute(order)
+            stride = _stride(image, (cells.shape[2], cells.shape[3]))
+            if stride is not None:
+                return stride, cells
+    return None
+
+
+def _stride(image: tuple[int, int], cells: tuple[int, int]) -> int | None:
+    """The power of 2 by which a map is smaller than the image; None for what is no map, or of one cell."""
+    if max(cells) < 2:
+        return None
+    for power in range(8):
+        stride = 2**power
+        if all(side // stride <= n <= -(-side // stride) for side, n in zip(image, cells, strict=True)):
+            return stride
+    return None

@@ -1,0 +1,130 @@
+"""Files of exported detectors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssad_hpo.combined import CombinedDetector
+from ssad_hpo.detector import Detector
+from ssad_hpo.export.module import ScoringModule
+
+OPSET = 20  # of ONNX: 1.15 and later read it (November 2023), as do OpenVINO and TensorRT of today
+_NEEDED = ("onnx", "onnxscript")
+_FACTS_FILE = "ssad_hpo.json"
+
+
+def facts_of(detector: Detector | CombinedDetector) -> dict[str, str]:
+    """What a program must know to use a detector: the metadata of exported files, as texts."""
+    channels, height, width = detector.image_shape
+    if isinstance(detector, CombinedDetector):
+        score = f"combined of {len(detector.detectors)}"
+    else:
+        score = detector.training.score
+    return {
+        "image_height": str(height),
+        "image_width": str(width),
+        "image_channels": str(channels),
+        "input": "uint8 (N, C, H, W), as read; normalisation is inside",
+        "resize": "Pillow's BILINEAR with antialiasing; see ssad_hpo.export.prepare",
+        "output": "float32 (N,), anomaly scores; higher is more anomalous",
+        "score": score,
+    }
+
+
+def export_onnx(detector: Detector | CombinedDetector, path: Path) -> None:
+    """Write a detector as an ONNX file of opset 20: input `images`, output `scores`, of any batch size.
+
+    Its metadata are those of `facts_of`; how images are to be read says `prepare`.
+
+    Args:
+        detector: with its density.
+        path: of the file, which is written whole or not at all.
+
+    Raises:
+        ValueError: where onnx or onnxscript is not installed, or the encoder has what ONNX lacks.
+    """
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"onnx: {' and '.join(missing)} are needed; pip install 'ssad-hpo[onnx]'")
+    module, images = ScoringModule(detector), _example(detector)
+    with _quiet(), _whole(path, "ONNX") as partial:
+        program = torch.onnx.export(
+            module,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+        assert program is not None
+        program.model.metadata_props.update(facts_of(detector))
+        program.save(partial)
+
+
+def export_torch(detector: Detector | CombinedDetector, path: Path) -> None:
+    """Write a detector as a program of PyTorch, which `torch.export.load(path).module()` gives back.
+
+    It runs where PyTorch is and ssad_hpo is not. Its facts (see `facts_of`) are the extra file ssad_hpo.json.
+
+    Args:
+        detector: with its density.
+        path: of the file, which is written whole or not at all.
+
+    Raises:
+        ValueError: if the encoder cannot be exported.
+    """
+    module, images = ScoringModule(detector), _example(detector)
+    with _quiet(), _whole(path, "PyTorch's format") as partial:
+        program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, partial, extra_files={_FACTS_FILE: json.dumps(facts_of(detector))})
+
+
+FORMATS: dict[str, Callable[[Detector | CombinedDetector, Path], None]] = {
+    "onnx": export_onnx,
+    "torch": export_torch,
+}
+
+
+def _example(detector: Detector | CombinedDetector) -> Tensor:
+    return torch.zeros(2, *detector.image_shape, dtype=torch.uint8)  # of one, 1 would be taken for fixed
+
+
+@contextmanager
+def _whole(path: Path, what: str) -> Iterator[Path]:
+    """A file beside `path` that takes its place in the end."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError:
+        raise
+    except Exception as error:  # of PyTorch's exporters: no two alike
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"export: this encoder cannot be written in {what} ({reason})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn of what does not concern a user."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

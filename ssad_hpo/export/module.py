@@ -1,0 +1,80 @@
+"""A detector as one module: uint8 images in, scores out, everything between inside."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssad_hpo.combined import LEAST_SCORE, CombinedDetector, Part
+from ssad_hpo.detector import Detector
+
+
+class ScoringModule(nn.Module):
+    """What `score` of a detector computes, in float32 and without checks: for export.
+
+    It normalises images as the encoder expects, and has the density, the contrast heads and the scales of a
+    combined detector inside. It has the same scores as the detector to about 1e-5 of them where that computes
+    in float32; one that was trained in bfloat16 computes its own scores so, which differ by some thousandths.
+
+    >>> from ssad_hpo import Augmentation, Training, controlled_data
+    >>> from ssad_hpo.detector import train
+    >>> from ssad_hpo.export import ScoringModule
+    >>> task = controlled_data(image_size=16, n_train=20, n_unlabeled=14).task
+    >>> *_, last = train(task.train, Augmentation("cutavg"), Training(steps=8, batch_size=4, width=2))
+    >>> last.detector.fit_density(last.detector.embed(task.train))
+    >>> ScoringModule(last.detector)(task.unlabeled).shape
+    torch.Size([14])
+
+    Args:
+        detector: with its density; it stays as it is.
+    """
+
+    def __init__(self, detector: Detector | CombinedDetector) -> None:
+        super().__init__()
+        self.combined = isinstance(detector, CombinedDetector)
+        if isinstance(detector, CombinedDetector):
+            members = zip(detector.detectors, detector.parts, strict=True)
+            self.members = nn.ModuleList([_Member(each, part) for each, part in members])
+        else:
+            self.members = nn.ModuleList([_Member(detector)])
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (N,) float32 of (N, C, H, W) uint8 images; higher is more anomalous."""
+        pixels = images.to(torch.float32) / 255
+        scores = [member(pixels) for member in self.members]
+        return torch.stack(scores).mean(0) if self.combined else scores[0]
+
+
+class _Member(nn.Module):
+    """One detector, and how it enters a combination."""
+
+    def __init__(self, detector: Detector, part: Part | None = None) -> None:
+        super().__init__()
+        if detector.mean is None or detector.whitening is None:
+            raise ValueError("detector: it has no density yet; call fit_density before export")
+        self.network = copy.deepcopy(detector.network).cpu().float().requires_grad_(False).eval()
+        self.of_density = detector.training.score == "density"
+        self.register_buffer("mean", detector.mean.float())
+        self.register_buffer("whitening", detector.whitening.float().T.contiguous())
+        self.part = part
+        if part is not None and part.head is not None:
+            self.register_buffer("head", part.head.weights.float())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features = self.network.features_of(pixels)
+        embeddings = F.normalize(features, dim=1)
+        if self.of_density:
+            scores = ((embeddings - self.mean) @ self.whitening).square().sum(1).sqrt()
+        else:
+            scores = self.network.head(features).softmax(1)[:, 1]
+        part = self.part
+        if part is None:
+            return scores
+        total = part.scale(scores.clamp_min(LEAST_SCORE).log())
+        if part.head is not None and part.head_scale is not None:
+            total = total + part.head_weight * part.head_scale(embeddings @ self.head + part.head.bias)
+        return total
