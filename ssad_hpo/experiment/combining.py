@@ -12,7 +12,6 @@ from ssad_hpo.combined import Combination, CombinedDetector, combine
 from ssad_hpo.criteria import NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.experiment.run_folder import Run
 from ssad_hpo.search import Candidate, candidates
-from ssad_hpo.task import Search
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +97,12 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
             held_out[choice.number] = torch.from_numpy(kept.held_out)
     p = p_anomalies(list(scores.values()), list(held_out.values()))
     shifted = shifted_as_a_whole(scores[selected.number], held_out[selected.number])
-    search = run.settings.method
-    if not isinstance(search, Search) or search.combine == 1:
+    method = run.settings.method
+    if method.combine == 1:
         return Evidence(p, shifted)
-    members = _best([choice for choice in choices if choice.number in held_out], search)
+    members = _best([c for c in choices if c.number in held_out], run.settings.criterion, method.combine)
     # Heads would learn the noise that tells two sets of normal images apart.
-    heads = search.contrast_heads and p < NO_EVIDENCE
+    heads = method.contrast_heads and p < NO_EVIDENCE
     combined = combine([member.kept(arrays_alone=True) for member in members], heads=heads)
     return Evidence(p, shifted, combined, tuple(member.number for member in members))
 
@@ -122,7 +121,7 @@ def combined_detector(
     return CombinedDetector(detectors, evidence.combined.parts)
 
 
-def _best(choices: Sequence[Candidate], search: Search) -> list[Candidate]:
+def _best(choices: Sequence[Candidate], criterion: str, count: int) -> list[Candidate]:
     """The candidates that are combined: the lowest by the criterion, earlier ones first among equals."""
-    ranked = sorted(choices, key=lambda choice: (choice.criteria[search.criterion], choice.number))
-    return ranked[: search.combine]
+    ranked = sorted(choices, key=lambda choice: (choice.criteria[criterion], choice.number))
+    return ranked[:count]
