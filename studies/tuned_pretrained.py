@@ -53,13 +53,14 @@ from studies.lab.results import Row, made_by, markdown_table, write_results
 from studies.lab.searching import truth_of
 
 EMBEDDED = {"gravel/cutavg": "cutavg", "brick/cutpaste": "cutpaste", "grass/cutdiff": "cutdiff"}
+_TUNING = replace(PATCHES, choose_by="shift")  # as for folders with held-out images
 TUNINGS: dict[str, Tuning] = {
-    "two-sided": PATCHES,
-    "PU-AUC": replace(PATCHES, loss="pu_auc"),
-    "contrast": replace(PATCHES, loss="contrast_alignment"),
-    "smooth (the paper's)": replace(PATCHES, loss="smooth_alignment"),
-    "MMD": replace(PATCHES, loss="mmd"),
-    "density PU-AUC, second order": replace(PATCHES, loss="density_pu_auc", order=2),
+    "two-sided": _TUNING,
+    "PU-AUC": replace(_TUNING, loss="pu_auc"),
+    "contrast": replace(_TUNING, loss="contrast_alignment"),
+    "smooth (the paper's)": replace(_TUNING, loss="smooth_alignment"),
+    "MMD": replace(_TUNING, loss="mmd"),
+    "density PU-AUC, second order": replace(_TUNING, loss="density_pu_auc", order=2),
 }
 FROZEN, SEARCH, VALLEYS = "frozen", "search", "valleys"
 CHOICES = ("dsv", "shift", "pu_auc")
