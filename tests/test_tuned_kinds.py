@@ -5,11 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from combined_runs import CLEAR
 from held_out import held_out_task
 from test_bilevel_resume import Interrupter, Interruption
 from tunings import TASK, TINY, quick
 
 from ssad_hpo.bilevel import FailedStart, StoppedStart, TunedStart, tune
+from ssad_hpo.experiment import (
+    StudyInterrupted,
+    load_detector,
+    open_result,
+    report_run,
+    resume_study,
+    run_study,
+)
+from ssad_hpo.search import candidates, records
 from ssad_hpo.task import DetectorError
 
 pytestmark = [
@@ -160,3 +170,63 @@ def test_a_look_by_a_criterion_of_held_out_images():
     result = tune(held_out_task(), replace(SEVERAL, choose_by="shift"), TINY)
     assert len(result.tuned) == 2
     assert result.kept.criteria["shift"] == min(end.criteria["shift"] for end in result.tuned)
+
+
+# As a run
+
+
+TUNED_RUN = replace(SEVERAL, space=["cutout", "cutavg"], order=1, choose_by="shift", combine=2, loss="pu_auc")
+
+
+def run_of(folder, listeners=()):
+    return run_study(CLEAR, TUNED_RUN, TINY, run=folder, tracking_uri=None, listeners=listeners)
+
+
+def found_of(result):
+    evidence = result.evidence
+    kept = [(c.number, c.augmentation, c.criteria, c.scores().tolist()) for c in candidates(result.study)]
+    trials = [(t.state, t.params, t.intermediate_values) for t in result.study.trials]
+    combined = [evidence.combined.scores.tolist(), evidence.combined.held_out.tolist()]
+    return [kept, trials, evidence.p_anomalies, evidence.members, combined, result.aucs, result.evaluation]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_of(tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_the_ends_of_a_tuning_are_combined_and_judged_as_those_of_a_search(run):
+    states = Counter(record.status for record in records(run.study))
+    assert states == {"complete": 2, "pruned": 2} and len(run.study.trials) == TUNED_RUN.total
+    ranked = sorted(candidates(run.study), key=lambda c: c.criteria["shift"])
+    assert run.evidence.members == tuple(c.number for c in ranked) and run.selected == ranked[0]
+    assert run.evaluation.auc_combined is not None and 0 < run.evidence.p_anomalies <= 1
+    from ssad_hpo import data
+
+    scores = load_detector(run.run.folder).score(data.load(CLEAR).unlabeled)
+    torch.testing.assert_close(scores, run.evidence.combined.scores, rtol=1e-4, atol=1e-4)
+    assert found_of(open_result(run.run.folder)) == found_of(run)
+
+
+def test_one_end_alone_is_no_combination(tmp_path):
+    result = run_study(CLEAR, replace(TUNED_RUN, combine=1), TINY, run=tmp_path / "one", tracking_uri=None)
+    assert result.evidence.combined is None and not result.run.combined.exists()
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 9])
+def test_a_run_that_was_stopped_in_a_look_or_after_it_ends_alike(tmp_path, run, at):
+    class Stops(Interrupter):
+        def trial_ended(self, *heard):
+            pass
+
+    with pytest.raises(StudyInterrupted):
+        run_of(tmp_path / "run", [Stops(at)])
+    assert found_of(resume_study(tmp_path / "run")) == found_of(run)
+
+
+def test_a_report_has_a_picture_of_the_course_for_every_kind_that_ended(run):
+    page = report_run(run.run.folder)
+    kinds = {c.augmentation.kind for c in candidates(run.study)}
+    names = ["trajectories.png"] if len(kinds) == 1 else [f"trajectories-{kind}.png" for kind in kinds]
+    assert all((page.parent / name).is_file() for name in names)
+    assert page.read_text(encoding="utf-8").count("stopped at step 6 of 12") == 2
