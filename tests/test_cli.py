@@ -23,7 +23,7 @@ import pytest
 from conftest import Ended
 
 from ssad_hpo import data
-from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
+from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_TRAINING, Tuning
 from ssad_hpo.cli import app, main
 from ssad_hpo.experiment import open_result, open_run
 from ssad_hpo.search import candidates, select
@@ -181,7 +181,8 @@ def test_options_have_the_defaults_of_the_product_and_show_them(
     shown = re.sub(r"[│\s]+", " ", call(command, "--help").out)
     for name, value in own.items():
         of_folders = value
-        for settings in (PRETRAINED, COMBINED) if command != "tune" and name != "pruner" else ():
+        usual = (PATCHES, PATCHES_TRAINING) if command == "tune" else (PRETRAINED, COMBINED)
+        for settings in usual if name != "pruner" else ():
             of_folders = getattr(settings, name, of_folders)
         both = f"({value}; for folders {of_folders})"
         if isinstance(value, int | str) and not isinstance(value, bool):
