@@ -19,6 +19,7 @@ from ssad_hpo.experiment import (
     resume_study,
     run_study,
 )
+from ssad_hpo.experiment.combining import evidence_of
 from ssad_hpo.search import candidates, records
 from ssad_hpo.task import DetectorError
 
@@ -206,6 +207,24 @@ def test_the_ends_of_a_tuning_are_combined_and_judged_as_those_of_a_search(run):
     scores = load_detector(run.run.folder).score(data.load(CLEAR).unlabeled)
     torch.testing.assert_close(scores, run.evidence.combined.scores, rtol=1e-4, atol=1e-4)
     assert found_of(open_result(run.run.folder)) == found_of(run)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fitted"),
+    [
+        ({}, True),
+        ({"loss": "mmd"}, True),  # the look was by held-out images
+        ({"loss": "mmd", "choose_by": "dsv"}, False),
+        ({"loss": "mmd", "survivors": None}, False),
+        ({"survivors": None}, True),
+    ],
+)
+def test_evidence_says_when_its_images_had_a_part_in_the_tuning(run, changed, fitted):
+    settings = replace(run.run.settings, method=replace(TUNED_RUN, **changed))
+    evidence = evidence_of(replace(run.run, settings=settings), run.study, run.selected)
+    assert evidence.fitted == fitted
+    seen = replace(evidence, p_anomalies=0.01).account("start")[0]
+    assert ("since starts were tuned by these images" in seen) == fitted
 
 
 def test_one_end_alone_is_no_combination(tmp_path):
