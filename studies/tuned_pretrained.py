@@ -10,7 +10,8 @@ Tuned are the four kinds of patches as `bilevel.PATCHES` has it, down each loss;
 comes, and the eight static candidates of `studies.choice` with the criteria that choose among them. Labels
 judge alone, after everything is trained and chosen.
 
-The losses' values along the area of f_gen's own kind, with the encoder as it comes, show their valleys.
+The losses' values along the area of f_gen's own kind, with the encoder as it comes, show their valleys; and
+tunings of that kind alone, from far below and above its area, where they lead.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ TUNINGS: dict[str, Tuning] = {
     "MMD": replace(_TUNING, loss="mmd"),
     "density PU-AUC, second order": replace(_TUNING, loss="density_pu_auc", order=2),
 }
-FROZEN, SEARCH, VALLEYS = "frozen", "search", "valleys"
+FROZEN, SEARCH, VALLEYS, RECOVERY = "frozen", "search", "valleys", "recovery, "
 CHOICES = ("dsv", "shift", "pu_auc")
 AREAS = Range(0.002, 0.3, log=True)
 POINTS = 9
+FAR_STARTS = ({"patch_area": 0.01}, {"patch_area": 0.25})
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,17 @@ class Cell:
 
     @property
     def tuning(self) -> Tuning | None:
-        return TUNINGS.get(self.method)
+        """What is tuned, if anything is."""
+        if not self.method.startswith(RECOVERY):
+            return TUNINGS.get(self.method)
+        space = SearchSpace({self.kind: {"patch_aspect": 1.0}})
+        tuned = TUNINGS[self.method.removeprefix(RECOVERY)]
+        return replace(tuned, space=space, starts=FAR_STARTS, survivors=None)
+
+    @property
+    def kind(self) -> str:
+        """Of f_gen, on an embedded task."""
+        return EMBEDDED[self.name.replace("-", "/")]
 
     def path(self, folder: Path) -> Path:
         name = f"{self.name}_{self.method}_seed{self.training.seed}"
@@ -92,7 +104,9 @@ def run_cell(cell: Cell, smoke: bool) -> Row:
     places = draw(labels, None, cell.training.seed)
     task = replace(whole, unlabeled=whole.unlabeled[places.unlabeled])
     if cell.method == VALLEYS:
-        return {"valleys": valleys(task, EMBEDDED[cell.name.replace("-", "/")], cell.training)}
+        return {"valleys": valleys(task, cell.kind, cell.training)}
+    if cell.method.startswith(RECOVERY):
+        return {"recovery": recovery(task, cell, labels[places.unlabeled])}
     unseen, truths = whole.unlabeled[places.unseen], (labels[places.unlabeled], labels[places.unseen])
     try:
         members, cost, more = detectors_of(cell, task, unseen, smoke)
@@ -105,7 +119,6 @@ def run_cell(cell: Cell, smoke: bool) -> Row:
 
     single = [row("", (m.scores, m.unseen_scores)) for m in members]
     criteria = [m.criteria() for m in members]
-    rows = []
     if len(members) > 1:
         rows = [{**single[int(np.argmin([c[name] for c in criteria]))], "how": name} for name in CHOICES]
         mean = {name: float(np.mean([s[name] for s in single])) for name in ("unlabeled", "unseen")}
@@ -165,6 +178,17 @@ def seen_of(judged: Judged, detector: Detector, unseen: torch.Tensor) -> Seen:
     return Seen(judged.scores.numpy(), judged.held_out.numpy(), judged.embeddings, scores, embeddings)
 
 
+def recovery(task: Task, cell: Cell, labels: np.ndarray) -> list[Row]:
+    """Where each start ends, and the AUC of its detector on the unlabelled images."""
+    assert cell.tuning is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        tuned = tune(task, cell.tuning, cell.training).tuned
+    ends = [{"from": t.start.hyperparameters, "to": t.augmentation.hyperparameters} for t in tuned]
+    areas = [{name: values["patch_area"] for name, values in end.items()} for end in ends]
+    return [{**a, "auc": auc(labels, t.scores.numpy())} for a, t in zip(areas, tuned, strict=True)]
+
+
 def valleys(task: Task, kind: str, training: Training) -> dict[str, list[float]]:
     """Every loss at areas of a kind from bound to bound, with the encoder as it comes and all images."""
     assert task.held_out is not None
@@ -201,7 +225,7 @@ def sources(options: argparse.Namespace) -> Iterator[tuple[str, Source]]:
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """All ways on all sets."""
-    cells, ways = [], (FROZEN, VALLEYS, SEARCH, *TUNINGS)
+    cells, ways = [], (FROZEN, VALLEYS, SEARCH, *(RECOVERY + name for name in TUNINGS), *TUNINGS)
     for seed in range(1 if options.smoke else options.seeds):
         wanted = [s for s in sources(options) if not options.sets or s[0] in options.sets.split(",")]
         # What says most comes first, so that a run that is stopped early has it of all sets.
@@ -210,7 +234,8 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
                 training = replace(TUNED if method in (FROZEN, SEARCH) else PATCHES_TRAINING, seed=seed)
                 if options.smoke:
                     training = replace(training, steps=10, batch_size=4)
-                if method != VALLEYS or name.replace("-", "/") in EMBEDDED:
+                known = name.replace("-", "/") in EMBEDDED
+                if known or not (method == VALLEYS or method.startswith(RECOVERY)):
                     cells.append(Cell(source, name, method, training))
     return cells
 
@@ -267,6 +292,16 @@ def valley_table(cells: Sequence[Cell], kept: Sequence[Row]) -> str:
     return markdown_table(["set", "loss", "lowest at area", f"values at areas {shown}"], lines)
 
 
+def recovery_table(cells: Sequence[Cell], kept: Sequence[Row]) -> str:
+    """Area at the start and at the end, and AUC."""
+    lines = []
+    for cell, content in zip(cells, kept, strict=True):
+        ends = [f"{e['from']:.3g} → {e['to']:.3g} ({e['auc']:.3f})" for e in content.get("recovery", ())]
+        if ends:
+            lines.append([cell.name, cell.method.removeprefix(RECOVERY), *ends])
+    return markdown_table(["set", "loss", "from below", "from above"], lines)
+
+
 def main() -> None:
     parser = study_parser("tuned_pretrained", __doc__, cells=True, seeds=1)
     parser.add_argument("--real", type=Path, help="folder of data sets in the layout of MVTec AD")
@@ -302,7 +337,13 @@ Thousands of images passed, a pass backward counted as one, and seconds of one t
 
 Along the area of f_gen's own kind, with the encoder as it comes; lower is better.
 
-{valley_table(there, kept)}"""
+{valley_table(there, kept)}
+## Where the losses lead
+
+Area from start to end of a tuning of f_gen's own kind with aspect 1, and the AUC of its detector on the
+unlabelled images.
+
+{recovery_table(there, kept)}"""
     write_results(options, "tuned_pretrained", page, rows)
 
 
