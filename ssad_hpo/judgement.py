@@ -39,9 +39,21 @@ def check_criterion(name: str, criterion: str, task: Task) -> None:
     """
     if criterion not in CRITERIA:
         raise ValueError(f"{name}: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
-    if task.held_out is None and "held_out" in CRITERIA[criterion].needs:
+    if "held_out" in CRITERIA[criterion].needs:
+        check_held_out(name, criterion, task)
+
+
+def check_held_out(name: str, measure: str, task: Task) -> None:
+    """Raise ValueError for a measure of held-out images on a task that has none.
+
+    Args:
+        name: of the setting, for the message.
+        measure: its value.
+        task: to be searched or tuned on.
+    """
+    if task.held_out is None:
         raise ValueError(
-            f"{name}: {criterion} is of held-out normal images, and {task.name} has none; give a folder of "
+            f"{name}: {measure} is of held-out normal images, and {task.name} has none; give a folder of "
             "them (held_out, --held-out), a share of train (held_out_share, --held-out-share), or n_held_out "
             "of a built-in data set"
         )

@@ -42,8 +42,7 @@ def random_task(pixels: int) -> Task:
 
 
 def started(task: Task, tuning: Tuning, training: Training) -> Descent:
-    problem, starts = prepare(task, tuning, training, "cpu")
-    return Descent(problem, starts[0])
+    return prepare(task, tuning, training, "cpu")[0].descent()
 
 
 def milliseconds(task: Task, kind: str, training: Training, rounds: int) -> dict[str, float]:

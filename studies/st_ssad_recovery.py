@@ -43,7 +43,7 @@ from typing import Literal
 import torch
 
 from ssad_hpo.augment import apply
-from ssad_hpo.bilevel import DEFAULT_TRAINING, LOSSES, CollapseWarning, FailedStart, TunedStart, Tuning, tune
+from ssad_hpo.bilevel import DEFAULT_TRAINING, LOSSES, CollapseWarning, StoppedStart, TunedStart, Tuning, tune
 from ssad_hpo.data import Source, load
 from ssad_hpo.evaluate import auc
 from ssad_hpo.task import Augmentation, DetectorError, SearchSpace, Training
@@ -144,10 +144,11 @@ def run_cell(cell: Cell) -> Row:
     except DetectorError as error:
         return {"failure": str(error)}
     starts = [
-        {"failure": start.reason}
-        if isinstance(start, FailedStart)
-        else {**kept_of(start), "auc": auc(truth, start.scores)}
+        {**kept_of(start), "auc": auc(truth, start.scores)}
+        if isinstance(start, TunedStart)
+        else {"failure": start.reason}
         for start in result.starts
+        if not isinstance(start, StoppedStart)
     ]
     return {"starts": starts, "images": result.cost.images}
 

@@ -77,7 +77,7 @@ def unrolled_loss(network, coordinates, point, training, validation, tuning, con
     inner = {n.removeprefix("encoder."): t for n, t in {**virtual, **buffers}.items() if "encoder." in n}
     features = functional_call(network.encoder, inner, ((sets - network.mean) / network.std,))
     sizes = [len(validation.train), len(validation.train), len(validation.unlabeled)]
-    return tuning.loss_function(*(features / features.norm(dim=1, keepdim=True)).split(sizes))
+    return tuning.loss_of(*(features / features.norm(dim=1, keepdim=True)).split(sizes))
 
 
 @every_kind
@@ -133,7 +133,7 @@ def test_the_gradient_in_float32_is_that_in_float64():
     expected = bilevel_gradient(*step).hyperparameters
     network, _, _, training, validation, _ = tiny_step("cutdiff")
     training = replace(training, images=training.images.float(), noise=training.noise.float())
-    validation = ValidationBatch(*(tensor.float() for tensor in vars(validation).values()))
+    validation = ValidationBatch(*(getattr(validation, n).float() for n in ("train", "noise", "unlabeled")))
     found = bilevel_gradient(network.float(), coordinates, point, training, validation, tuning)
     assert found.validation_loss.dtype == torch.float32 and found.hyperparameters.dtype == torch.float64
     torch.testing.assert_close(found.hyperparameters, expected, rtol=1e-2, atol=1e-5)

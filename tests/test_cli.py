@@ -23,7 +23,7 @@ import pytest
 from conftest import Ended
 
 from ssad_hpo import data
-from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
+from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_TRAINING, Tuning
 from ssad_hpo.cli import app, main
 from ssad_hpo.experiment import open_result, open_run
 from ssad_hpo.search import candidates, select
@@ -182,7 +182,8 @@ def test_options_have_the_defaults_of_the_product_and_show_them(
     shown = re.sub(r"[│\s]+", " ", call(command, "--help").out)
     for name, value in own.items():
         of_folders = value
-        for settings in (PRETRAINED, COMBINED) if command != "tune" and name != "pruner" else ():
+        usual = (PATCHES, PATCHES_TRAINING) if command == "tune" else (PRETRAINED, COMBINED)
+        for settings in usual if name != "pruner" else ():
             of_folders = getattr(settings, name, of_folders)
         both = f"({value}; for folders {of_folders})"
         if isinstance(value, int | str) and not isinstance(value, bool):
@@ -499,8 +500,8 @@ WRONG = [
     ("search cloth --run cloth", "exists already"),
     ("search --resume missing", "missing"),
     ("tune", "give PATH, or --train and --unlabeled, or --resume"),
-    ("tune cloth", "--augmentation: expected the one kind to tune, got none"),
-    ("tune cloth -a cutdiff -a cutout", "the one kind to tune, got cutdiff, cutout"),
+    ("tune gravel/cutavg", "--augmentation: expected at least one kind to tune, got none"),
+    ("tune cloth --width 4", "--augmentation: expected at least one kind to tune, got none"),
     ("tune cloth -a blur", "blur"),
     ("tune cloth -a cutdiff --loss dsv", "loss: expected one of smooth_alignment"),
     ("tune cloth -a cutdiff --order 3", "order: expected one of 1, 2"),
@@ -508,7 +509,7 @@ WRONG = [
     ("tune cloth -a cutdiff --starts many", "--starts many: expected 0.4,0.9 or NAME=VALUE"),
     ("tune cloth -a cutdiff --starts angle=3", "starts: expected values of patch_area"),
     ("tune cloth -a cutdiff --starts patch_area=9", "starts: expected patch_area in 0.002..0.3"),
-    ("tune cloth -a cutdiff --steps 1", "steps: expected at least 4"),
+    ("tune cloth -a cutdiff --steps 1", "steps: expected at least 2"),
     ("tune cloth -a cutdiff --warm-start 1", "warm_start"),
     ("tune cloth -a cutdiff --detector-steps 0", "detector_steps"),
     ("tune cloth -a cutdiff --choose-by auc", "choose_by: expected one of dsv"),

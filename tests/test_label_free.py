@@ -369,6 +369,29 @@ def test_false_labels_change_the_figures_of_a_tuning_and_nothing_else(
 
 
 @pytest.mark.filterwarnings("ignore::ssad_hpo.bilevel.CollapseWarning")
+def test_false_labels_change_no_look_loss_choice_or_combination_by_held_out_images(
+    tmp_path: Path, make_category: Callable[..., Path]
+) -> None:
+    tuning = Tuning(
+        ["cutdiff", "cutout"], loss="pu_auc", detector_steps=2, starts=(0.5, 0.9), validation_train=6,
+        validation_unlabeled=6, survivors=2, choose_by="shift", combine=2,
+    )  # fmt: skip
+
+    def by_held_out(run: Path) -> StudyResult:
+        source = find_source(images, image_size=IMAGE_SIZE, held_out_share=SHARE)
+        return run_study(source, tuning, Training(steps=8, batch_size=4, width=2), run=run, tracking_uri=None)
+
+    images = make_category(tmp_path / "cloth")
+    right = by_held_out(tmp_path / "right")
+    (images / "test" / "good").rename(images / "test" / "was good")
+    (images / "test" / "scratch").rename(images / "test" / "good")
+    wrong = by_held_out(tmp_path / "wrong")
+    check_same_search(wrong, right)
+    assert right.evidence is not None and len(right.evidence.members) == 2
+    assert right.aucs is not None and wrong.aucs is not None and wrong.aucs != right.aucs
+
+
+@pytest.mark.filterwarnings("ignore::ssad_hpo.bilevel.CollapseWarning")
 def test_a_tuning_reads_labels_once_and_after_its_last_start_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_category: Callable[..., Path], listener: Any
 ) -> None:

@@ -188,10 +188,10 @@ def test_settings_with_anything_in_any_place_are_a_run_or_refused(run: Path, dat
 @quickly
 @given(data=st.data())
 def test_a_checkpoint_of_damaged_bytes_is_read_or_refused(run: Path, data: Any, tmp_path: Path) -> None:
-    problem, starts = prepare(load(SOURCE), TUNING, TRAINING)
+    starts = prepare(load(SOURCE), TUNING, TRAINING)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damaged((run / "checkpoint.pt").read_bytes(), data))
-    in_our_words(lambda: CheckpointFile(path, problem, starts))
+    in_our_words(lambda: CheckpointFile(path, starts))
 
 
 @quickly

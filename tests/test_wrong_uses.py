@@ -74,6 +74,11 @@ TUNED = {
     "--warm-start": ("warm_start", "1", "-0.1", "nan"),
     "--starts": ("starts", "nan", "2", "patch_area=inf", "patch_area=1e300"),
     "--order": ("order", "0", "3"),
+    "--survivors": ("survivors", "0", str(HUGE)),
+    "--look": ("look", "0", "1", "nan", "-0.5"),
+    "--combine": ("combine", "0", str(HUGE)),
+    "--frozen-stages": ("frozen_stages", "-1", "9"),
+    "--encoder-learning-rate": ("encoder_learning_rate", "-1", "nan"),
     "--seed": ("seed", "-1", str(2**63)),
 }
 SWEPT = {
@@ -103,6 +108,9 @@ WORDS = [
     *((f"{SEARCH} --criterion {name}", "--held-out-share") for name in ("pu_auc", "excess", "shift")),
     (f"{SWEEP} --criterion pu_auc", "--held-out-share"),
     (f"{TUNE} --choose-by pu_auc", "--held-out-share"),
+    (f"{TUNE} --loss pu_auc", "--held-out-share"),
+    (f"{TUNE} --loss density_pu_auc --held-out-share 0.3", "order 2"),
+    (f"{TUNE} --encoder mobilenet_v3_small --order 2", "use order 1"),
     (f"{SEARCH} --held-out more --held-out-share 0.3", "held_out_share"),
     (f"{SEARCH} --criterion pu_auc --held-out-share 0", "--held-out-share"),
     (f"{SEARCH} --held-out empty", "empty"),

@@ -6,19 +6,33 @@ for each starting point and moves its augmentation on the way (ST-SSAD: Yoo et a
 
 from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.bilevel.gradient import BilevelGradient, TrainingBatch, ValidationBatch, bilevel_gradient
-from ssad_hpo.bilevel.result import CollapseWarning, Cost, FailedStart, OuterStep, TunedStart, TuningResult
-from ssad_hpo.bilevel.settings import LOSSES, Tuning
+from ssad_hpo.bilevel.result import (
+    CollapseWarning,
+    Cost,
+    EndedStart,
+    FailedStart,
+    OuterStep,
+    StoppedStart,
+    TunedStart,
+    TuningResult,
+)
+from ssad_hpo.bilevel.settings import HELD_OUT_LOSSES, LOSSES, PATCHES, PATCHES_TRAINING, Tuning
 from ssad_hpo.bilevel.tuning import DEFAULT_TRAINING, prepare, tune
 
 __all__ = [
     "DEFAULT_TRAINING",
+    "HELD_OUT_LOSSES",
     "LOSSES",
+    "PATCHES",
+    "PATCHES_TRAINING",
     "BilevelGradient",
     "CollapseWarning",
     "Coordinates",
     "Cost",
+    "EndedStart",
     "FailedStart",
     "OuterStep",
+    "StoppedStart",
     "TrainingBatch",
     "TunedStart",
     "Tuning",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssad_hpo.bilevel.descent import Problem
+from ssad_hpo.bilevel.descent import Start
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.files import check_archive, reading
 from ssad_hpo.task import Training
@@ -28,13 +28,15 @@ class Progress:
 
     Attributes:
         warm_start: state of the shared warm start, under way or at its end; None where none is shared.
-        finished: states of the starting points that are done, in order.
+        looks: what a first look at each starting point found, in order; see `looking`.
+        finished: states of the starting points that went on and are done, in order.
         current: state of the one that is under way, if a checkpoint was written in it.
     """
 
     warm_start: dict[str, Any] | None = None
     finished: list[dict[str, Any]] = field(default_factory=list)
     current: dict[str, Any] | None = None
+    looks: list[dict[str, Any]] = field(default_factory=list)
 
 
 class CheckpointFile:
@@ -42,14 +44,14 @@ class CheckpointFile:
 
     Args:
         path: of the file; None keeps nothing.
-        problem, starts: of the tuning.
+        starts: of the tuning.
 
     Raises:
         ValueError: if the file is no checkpoint, or one of another tuning; it names what differs.
     """
 
-    def __init__(self, path: Path | None, problem: Problem, starts: list[Tensor]) -> None:
-        self.path, self._settings = path, _describe(problem, starts)
+    def __init__(self, path: Path | None, starts: list[Start]) -> None:
+        self.path, self._settings = path, _describe(starts)
         self.progress = Progress() if path is None or not path.exists() else self._read(path)
 
     def _read(self, path: Path) -> Progress:
@@ -57,7 +59,8 @@ class CheckpointFile:
             check_archive(path, _MOST_BYTES)
             content = torch.load(path, map_location="cpu", weights_only=True)
             found, settings = content["format"], dict(content["settings"])
-            progress = Progress(content["warm_start"], content["finished"], content["current"])
+            looks = content.get("looks", [])  # there were none at first
+            progress = Progress(content["warm_start"], content["finished"], content["current"], looks)
             _check_finite(vars(progress))
         if found != _FORMAT:
             raise ValueError(f"checkpoint: {path} was written by another version of ssad_hpo, format {found}")
@@ -105,17 +108,20 @@ def _check_finite(content: Any) -> None:
         raise ValueError("it has numbers that are not finite")
 
 
-def _describe(problem: Problem, starts: list[Tensor]) -> dict[str, str]:
+def _describe(starts: list[Start]) -> dict[str, str]:
     """What a tuning must agree in with the checkpoint that it goes on from, as texts."""
+    problem = starts[0].problem
     tuning, loss = problem.tuning, problem.tuning.loss
     settled = {f.name: getattr(tuning, f.name) for f in fields(tuning)}
     settled["loss"] = loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__)
-    settled["starts"] = [start.tolist() for start in starts]
-    del settled["space"]  # told as the augmentation
-    del settled["checkpoint_every"], settled["choose_by"]  # may change without harm
+    settled["starts"] = [start.point.tolist() for start in starts]
+    for name in ("space", "checkpoint_every", "choose_by", "combine", "contrast_heads"):
+        del settled[name]  # the space is told as the augmentation; the others may change without harm
+    if tuning.survivors is not None:
+        settled["choose_by"] = tuning.choose_by  # it has decided who went on
     return {
         "task": problem.task.content_hash,
-        "augmentation": repr(problem.coordinates.augmentation),
+        "augmentation": ", ".join(map(repr, tuning.augmentations)),
         **{f"tuning.{name}": repr(value) for name, value in settled.items()},
         **{f"training.{name}": repr(value) for name, value in asdict(problem.training).items()},
     }

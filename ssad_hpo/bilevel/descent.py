@@ -20,7 +20,7 @@ from ssad_hpo.bilevel.result import Cost, OuterStep
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import untrained_network
-from ssad_hpo.detector.training import draw_batches
+from ssad_hpo.detector.training import draw_batches, encoder_rate, optimizer_of
 from ssad_hpo.encoder import draws
 from ssad_hpo.numerics import autocast, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Task, Training
@@ -28,7 +28,7 @@ from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 @dataclass(frozen=True)
 class Problem:
-    """What stays the same for all starting points.
+    """What stays the same for all starting points of one kind of augmentation.
 
     Attributes:
         task: images, without labels.
@@ -49,6 +49,28 @@ class Problem:
         return self.tuning.warm_start_steps(self.training.steps)
 
 
+@dataclass(frozen=True)
+class Start:
+    """A starting point.
+
+    Attributes:
+        problem: that of its kind.
+        point: (K,) float64, where it begins.
+    """
+
+    problem: Problem
+    point: Tensor
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation that it begins with."""
+        return self.problem.coordinates.at(self.point)
+
+    def descent(self) -> Descent:
+        """It, before its first step."""
+        return Descent(self.problem, self.point)
+
+
 class Descent:
     """A network and a point that are trained in turn; all that a checkpoint must hold is in `state`.
 
@@ -66,16 +88,17 @@ class Descent:
         self.problem, training = problem, problem.training
         self.train_images = problem.task.train.to(problem.device)
         self.unlabeled_images = problem.task.unlabeled.to(problem.device)
+        held_out = problem.task.held_out if problem.tuning.needs_held_out else None
+        self.held_out_images = None if held_out is None else held_out.to(problem.device)
         channels, height, width = problem.task.train.shape[1:]
         network = untrained_network(training, (channels, height, width), problem.device)
         self.network = network.to(problem.device).train()
         self.draws = draws(self.network)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=training.learning_rate,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-        )
+        self.moving = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimizer = optimizer_of(self.network, training)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # before any annealing
+        rate = training.learning_rate
+        self.encoder_share = encoder_rate(training) / rate if rate else 1.0
         self.point = point.to(problem.device, copy=True)
         self.adam = torch.optim.Adam([self.point], lr=problem.tuning.learning_rate)
         self.generator = torch.Generator(problem.device).manual_seed(training.seed)
@@ -145,11 +168,16 @@ class Descent:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What the detector is trained with now: static, or the whole range in a warm start on it."""
-        problem = self.problem
-        if self.step < problem.warm and problem.tuning.warm_start_on == "range":
-            return problem.coordinates.augmentation
-        return problem.coordinates.at(self.point)
+        """What the detector is trained with now: static, or whole ranges in a warm start on them."""
+        return self._ranged or self.problem.coordinates.at(self.point)
+
+    @property
+    def _ranged(self) -> Augmentation | None:
+        """What a warm start on ranges trains with at this step: the kinds of the space in turn."""
+        if self.step >= self.problem.warm or self.problem.tuning.warm_start_on != "range":
+            return None
+        kinds = self.problem.tuning.augmentations
+        return kinds[self.step % len(kinds)]
 
     def _training_batch(self) -> TrainingBatch:
         images = to_float(self.train_images[self.batches[self.step]])
@@ -160,24 +188,27 @@ class Descent:
         tuning = self.problem.tuning
         train = self._some(self.train_images, tuning.validation_train)
         noise = draw_noise(len(train), self.generator, train)
-        return ValidationBatch(train, noise, self._some(self.unlabeled_images, tuning.validation_unlabeled))
+        unlabeled = self._some(self.unlabeled_images, tuning.validation_unlabeled)
+        held_out = None
+        if self.held_out_images is not None:
+            held_out = self._some(self.held_out_images, tuning.validation_held_out)
+        return ValidationBatch(train, noise, unlabeled, held_out)
 
     def _some(self, images: Tensor, count: int) -> Tensor:
         order = torch.randperm(len(images), generator=self.generator, device=self.generator.device)
         return to_float(images[order[:count]])
 
     def _training_step(self, batch: TrainingBatch) -> None:
-        problem, augmentation = self.problem, self.problem.coordinates.augmentation
-        hyperparameters: Mapping[str, Value] = augmentation.hyperparameters
-        if self.step >= problem.warm or problem.tuning.warm_start_on == "start":
-            hyperparameters = problem.coordinates.values(self.point)
-        augmented = apply(
-            batch.images, augmentation.kind, hyperparameters, batch.noise, problem.tuning.temperature
+        problem, ranged = self.problem, self._ranged
+        kind = problem.coordinates.augmentation.kind if ranged is None else ranged.kind
+        hyperparameters: Mapping[str, Value] = (
+            problem.coordinates.values(self.point) if ranged is None else ranged.hyperparameters
         )
+        augmented = apply(batch.images, kind, hyperparameters, batch.noise, problem.tuning.temperature)
         with autocast(problem.device, problem.training):
             logits = self.network(torch.cat([batch.images, augmented]))
         loss = F.cross_entropy(logits.float(), batch.targets)
-        gradients = torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
+        gradients = torch.autograd.grad(loss, self.moving, allow_unused=True)
         self._descend(loss, gradients)
         self.cost += Cost(forward=len(batch.targets), backward=len(batch.targets))
 
@@ -186,7 +217,9 @@ class Descent:
         problem, tuning = self.problem, self.problem.tuning
         ahead, validation = batch.first(tuning.virtual_images), self._validation_batch()
         try:
-            found = bilevel_gradient(self.network, problem.coordinates, self.point, ahead, validation, tuning)
+            found = bilevel_gradient(
+                self.network, problem.coordinates, self.point, ahead, validation, tuning, self.encoder_share
+            )
         except DegenerateError as error:
             raise DetectorError(
                 f"collapsed at step {self.step + 1} under {self.augmentation}: {error}"
@@ -210,12 +243,12 @@ class Descent:
         return outer
 
     def _descend(self, loss: Tensor, gradients: tuple[Tensor | None, ...]) -> None:
-        for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.moving, gradients, strict=True):
             parameter.grad = gradient
         if self.problem.tuning.annealing:
-            for group in self.optimizer.param_groups:
-                done = self.step / self.problem.training.steps
-                group["lr"] = self.problem.training.learning_rate * (1 + math.cos(math.pi * done)) / 2
+            done = self.step / self.problem.training.steps
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
         self.optimizer.step()
         self._losses.append(loss.detach())
 
@@ -230,7 +263,8 @@ class Descent:
 
 def _cost_of_gradient(ahead: TrainingBatch, validation: ValidationBatch, tuning: Tuning) -> Cost:
     augmented = len(validation.train)
-    validated = len(validation.train) + augmented + len(validation.unlabeled)
+    unseen = len(validation.unlabeled) + (0 if validation.held_out is None else len(validation.held_out))
+    validated = len(validation.train) + augmented + unseen
     stepped = len(ahead.targets) if tuning.virtual_rate else 0
     if tuning.order == 2:
         return Cost(forward=stepped + validated, backward=stepped + validated, second=stepped)

@@ -45,11 +45,13 @@ class ValidationBatch:
         train: (N, C, H, W) in [0, 1], without jitter; the augmented images are made of these.
         noise: (N, 8) from `augment.draw_noise`.
         unlabeled: (M, C, H, W) in [0, 1].
+        held_out: (L, C, H, W) in [0, 1], for the losses that need them.
     """
 
     train: Tensor
     noise: Tensor
     unlabeled: Tensor
+    held_out: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def bilevel_gradient(
     training: TrainingBatch,
     validation: ValidationBatch,
     tuning: Tuning,
+    encoder_share: float = 1.0,
 ) -> BilevelGradient:
     """The gradient of L_val(theta'(a), a), theta'(a) = theta - alpha grad_theta L_trn(theta, a).
 
     With v = grad_theta' L_val, the part through theta' is -alpha times the gradient in a of
     <grad_theta L_trn(theta, a), v>: one vector-Jacobian product, exact, and no second derivative in theta.
-    First order drops it and holds theta' constant.
+    First order drops it and holds theta' constant. What is frozen of theta stays in theta', and where the
+    whole encoder is, both orders are the same.
 
     The network is left in training mode, its parameters and running statistics as they were.
 
@@ -88,6 +92,8 @@ def bilevel_gradient(
         training: the batch of L_trn; batch norm in the virtual step uses its statistics.
         validation: the batch of L_val.
         tuning: loss, order, virtual rate, batch norm of L_val, temperature.
+        encoder_share: of the virtual rate, for the encoder: alpha is their product. A pretrained encoder that
+            trains at a tenth of the head's rate looks ahead by a tenth as well.
 
     Raises:
         DegenerateError: from the loss, for embeddings that collapsed or are not finite.
@@ -100,23 +106,25 @@ def bilevel_gradient(
     # by a path that no gradient takes: the derivative was off by 0.04 to 0.8 % in tests.
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     with torch.enable_grad():
-        slopes = _slopes(network, coordinates, point, training, tuning) if tuning.virtual_rate else {}
+        rate = tuning.virtual_rate * encoder_share
+        slopes = _slopes(network, coordinates, point, training, tuning) if rate else {}
         virtual = {
             name: parameter.detach().clone()
             for name, parameter in network.named_parameters()
             if name.startswith("encoder.")
         }
         for name, slope in slopes.items():
-            virtual[name].sub_(slope.detach(), alpha=tuning.virtual_rate).requires_grad_(second_order)
+            virtual[name].sub_(slope.detach(), alpha=rate).requires_grad_(second_order)
         state = {**virtual, **buffers}
         validation_loss = _validation_loss(network, state, coordinates, point, validation, tuning)
-        if second_order:
-            direct, *v = torch.autograd.grad(validation_loss, [point, *(virtual[name] for name in slopes)])
-            along = [-tuning.virtual_rate * w for w in v]
-            (through,) = torch.autograd.grad(list(slopes.values()), point, along)
+        moved = [virtual[name] for name in slopes] if second_order else []
+        direct, *v = torch.autograd.grad(validation_loss, [point, *moved], materialize_grads=True)
+        gradient = direct
+        along = {name: -rate * w for name, w in zip(slopes, v, strict=False) if slopes[name].requires_grad}
+        if along:
+            depending = [slopes[name] for name in along]
+            (through,) = torch.autograd.grad(depending, point, list(along.values()))
             gradient = direct + through
-        else:
-            (gradient,) = torch.autograd.grad(validation_loss, point)
     return BilevelGradient(validation_loss.detach(), gradient)
 
 
@@ -135,7 +143,11 @@ def _slopes(
     with MixedDerivatives() if second_order else nullcontext():
         logits = functional_call(network, buffers, (torch.cat([batch.images, augmented]),))
     loss = F.cross_entropy(logits, batch.targets)
-    parameters = {name: p for name, p in network.named_parameters() if name.startswith("encoder.")}
+    parameters = {
+        name: p for name, p in network.named_parameters() if name.startswith("encoder.") and p.requires_grad
+    }
+    if not parameters:
+        return {}
     slopes = torch.autograd.grad(
         loss, list(parameters.values()), create_graph=second_order, allow_unused=True
     )
@@ -162,16 +174,17 @@ def _validation_loss(
         features = functional_call(_Features(network), state, images)
         return F.normalize(features, dim=1)
 
-    sizes = [len(batch.train), len(augmented), len(batch.unlabeled)]
+    seen = [batch.train, batch.unlabeled, *([] if batch.held_out is None else [batch.held_out])]
     if tuning.order == 1 and tuning.batch_norm == "eval":
         # No image sees another one, and theta' is constant: only the augmented ones need a gradient.
         with torch.no_grad():
-            train, unlabeled = embed(torch.cat([batch.train, batch.unlabeled])).split([sizes[0], sizes[2]])
-        sets = [train, embed(augmented), unlabeled]
+            embedded = list(embed(torch.cat(seen)).split([len(images) for images in seen]))
+        embedded.insert(1, embed(augmented))
     else:
-        sets = list(embed(torch.cat([batch.train, augmented, batch.unlabeled])).split(sizes))
+        seen.insert(1, augmented)
+        embedded = list(embed(torch.cat(seen)).split([len(images) for images in seen]))
     network.train()
-    loss = tuning.loss_function(*sets)
+    loss = tuning.loss_of(*embedded)
     if loss.shape != ():
         raise ValueError(f"loss: expected a function that returns a scalar, got shape {tuple(loss.shape)}")
     return loss
@@ -187,9 +200,8 @@ def check_second_derivatives(network: nn.Module, image_shape: tuple[int, ...]) -
     images = torch.zeros(2, *image_shape, requires_grad=True)
     with torch.enable_grad(), MixedDerivatives():
         logits = network.train()(images)
-    slopes = torch.autograd.grad(
-        logits.square().sum(), list(network.parameters()), create_graph=True, allow_unused=True
-    )
+    moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    slopes = torch.autograd.grad(logits.square().sum(), moving, create_graph=True, allow_unused=True)
     slopes = tuple(slope for slope in slopes if slope is not None and slope.requires_grad)
     try:
         torch.autograd.grad(slopes, images, [torch.ones_like(slope) for slope in slopes])

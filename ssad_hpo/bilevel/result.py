@@ -132,6 +132,28 @@ class FailedStart:
     cost: Cost
 
 
+@dataclass(frozen=True)
+class StoppedStart:
+    """One starting point that did not go on after the first look at all of them.
+
+    Attributes:
+        start: the augmentation that it began with.
+        augmentation: where it was, static.
+        step: training steps done, the warm start's included.
+        value: what it was compared by, lower is better.
+        cost: as a `TunedStart`'s.
+    """
+
+    start: Augmentation
+    augmentation: Augmentation
+    step: int
+    value: float
+    cost: Cost
+
+
+EndedStart = TunedStart | StoppedStart | FailedStart
+
+
 @dataclass(frozen=True, eq=False)
 class TuningResult:
     """All starting points of a tuning, and the one that was kept without labels.
@@ -142,7 +164,7 @@ class TuningResult:
         cost: of everything, shared warm start and all starting points included.
     """
 
-    starts: tuple[TunedStart | FailedStart, ...]
+    starts: tuple[EndedStart, ...]
     choose_by: str
     cost: Cost
 

@@ -83,9 +83,9 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        to_input = ctx.needs_input_grad[0]
+        to_input, to_weight, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            grads = _ConvolutionBackward.apply(grad, x, weight, ctx.geometry, to_input)
+            grads = _ConvolutionBackward.apply(grad, x, weight, ctx.geometry, to_input, to_weight)
             return *grads, None
         # The second time: what is asked for lies before the first convolution.
         return _conv_backward(grad, x, weight, ctx.geometry, [to_input, False])[0], None, None
@@ -96,19 +96,25 @@ class _ConvolutionBackward(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple[Any, ...], to_input: bool
-    ) -> tuple[Tensor | None, Tensor]:
+        ctx: Any,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        geometry: tuple[Any, ...],
+        to_input: bool,
+        to_weight: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
         ctx.save_for_backward(grad, x, weight)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        grad_x, grad_weight, _ = _conv_backward(grad, x, weight, geometry, [to_input, True])
+        grad_x, grad_weight, _ = _conv_backward(grad, x, weight, geometry, [to_input, to_weight])
         return grad_x, grad_weight
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, u: Tensor | None, v: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad, x, weight = ctx.saved_tensors
         to_grad = to_x = None
         if u is not None:
@@ -118,7 +124,7 @@ class _ConvolutionBackward(Function):
             to_grad = along_v if to_grad is None else to_grad.add_(along_v)
             if ctx.needs_input_grad[1]:
                 to_x = _conv_backward(grad, x, v, ctx.geometry, [True, False])[0]
-        return to_grad, to_x, None, None, None
+        return to_grad, to_x, None, None, None, None
 
 
 def _batch_norm(

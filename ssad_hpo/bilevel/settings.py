@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,13 +12,16 @@ from ssad_hpo.bounds import MOST_RATE, check_choices, check_real, check_whole, i
 from ssad_hpo.criteria import (
     CRITERIA,
     VALIDATION_LOSS,
+    contrast_alignment,
+    density_pu_auc,
+    discriminant_pu_auc,
     mmd,
     mmd_normalised,
     smooth_alignment,
     soft_alignment,
     two_sided_alignment,
 )
-from ssad_hpo.task import Augmentation, SearchSpace
+from ssad_hpo.task import PRETRAINED, Augmentation, Range, SearchSpace
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -30,6 +33,15 @@ LOSSES: dict[str, Loss] = {
     "mmd": mmd,
     "mmd_normalised": mmd_normalised,
 }
+
+# The same of (Z_trn, Z_aug, Z_test, Z_held), the last of held-out normal images.
+HELD_OUT_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "contrast_alignment": contrast_alignment,
+    "pu_auc": discriminant_pu_auc,
+    "density_pu_auc": density_pu_auc,
+}
+# Those without Z_aug in them: they know the hyperparameters by the virtual step alone.
+INDIRECT_LOSSES = ("density_pu_auc",)
 
 BatchNorm = Literal["eval", "train"]
 WarmStartOn = Literal["range", "start"]
@@ -43,33 +55,44 @@ class Tuning:
 
     >>> from ssad_hpo import Tuning
     >>> tuning = Tuning(space={"cutdiff": {"patch_aspect": 1}}, starts=(0.4, {"patch_area": 0.1}))
-    >>> print(tuning.augmentation)
+    >>> print(*tuning.augmentations)
     cutdiff(patch_area=0.002..0.3, patch_aspect=1)
 
     Attributes:
-        space: what is tuned, one kind: hyperparameters given as ranges, within them; those given as numbers
-            stay. Also a kind's name, a mapping as `SearchSpace` takes it, or an `Augmentation`.
-        loss: a key of `LOSSES`, or any differentiable function of the unit embeddings of train, augmented
-            and unlabeled images (each (N, D)) that returns a scalar, lower where they are better aligned.
+        space: what is tuned, of one kind or several: hyperparameters given as ranges, within them; those
+            given as numbers stay. Also a kind's name, a sequence of names, a mapping as `SearchSpace` takes
+            it, or an `Augmentation`.
+        loss: a key of `LOSSES`, one of `HELD_OUT_LOSSES` where the task has held-out images, or any
+            differentiable function of the unit embeddings of train, augmented and unlabeled images (each
+            (N, D)) that returns a scalar, lower where they are better aligned.
         order: 2 lets the gradient flow through the virtual step as well, as in the paper; 1 only through
             the augmented images, in about 0.6 of a step's time. With either, two-sided alignment found as
             many areas; with 1 fewer detectors collapsed, 0 against 3 of 36
             (studies/results/st_ssad_recovery.md).
         detector_steps: training steps to each step of the hyperparameters.
         learning_rate: Adam's, of log area, log aspect and angle in radians.
-        virtual_rate: step size alpha of the virtual step; 0 (with order 1) looks at the detector as it is.
+        virtual_rate: step size alpha of the virtual step; 0 (with order 1) looks at the detector as it is. Of
+            an encoder that trains at a share of the head's learning rate, that share of it.
         virtual_images: images of the virtual step's mini-batch, the first of the next training step's; as
             many augmented ones go with them.
         warm_start: share of a start's training steps before its hyperparameters move.
         warm_start_on: "range" warms up on hyperparameters drawn anew for every image from the whole
-            bounds, once for all starting points; "start" on each starting point's own, once for each.
-        validation_train, validation_unlabeled: images of the validation loss's mini-batch (fewer where
-            the task has fewer); as many augmented as train ones go with them.
+            bounds, of the kinds in turn, once for all starting points; "start" on each starting point's own,
+            once for each.
+        validation_train, validation_unlabeled, validation_held_out: images of the validation loss's
+            mini-batch (fewer where the task has fewer); as many augmented as train ones go with them.
         batch_norm: of the validation loss's mini-batch, "eval" (running statistics) or "train".
         starts: starting points, run in turn. A fraction (0..1) of the way along the range of the first
-            tuned hyperparameter, or values by name; what is not named starts in the middle of its range.
+            tuned hyperparameter, or values by name; what is not named starts in the middle of its range. Each
+            starts with every kind, values with those that have them.
+        survivors: how many starting points are tuned to the end. If there are more, all are tuned for a
+            `look` first, and those that are lowest in `choose_by` then go on; None for all.
+        look: share of the steps after the warm start, from 0 to 1.
         choose_by: what keeps one starting point's detector, the lowest: a key of `CRITERIA`, or
             "validation_loss"; taken of the finished detectors.
+        combine: how many of the best finished detectors score together in the end of a study, where there are
+            held-out images; 1 for none but the kept one.
+        contrast_heads: whether these also look for what tells the unlabelled images from held-out ones.
         temperature: softness of patch edges while tuning, in pixels; the finished detector is judged with
             hard ones. CutDiff and Rotation have no edge.
         annealing: whether the detector's learning rate falls along a cosine to 0, as in plain training.
@@ -91,8 +114,13 @@ class Tuning:
     validation_train: int = 48
     validation_unlabeled: int = 96
     batch_norm: BatchNorm = "eval"
+    validation_held_out: int = 64
     starts: tuple[float | Mapping[str, float], ...] = (0.4, 0.65, 0.9)
+    survivors: int | None = None
+    look: float = 0.2
     choose_by: str = "dsv"
+    combine: int = 1
+    contrast_heads: bool = True
     temperature: float = 0.5
     annealing: bool = False
     checkpoint_every: int = 25
@@ -102,13 +130,12 @@ class Tuning:
         if isinstance(space, Augmentation):
             space = {space.kind: space.hyperparameters}
         space = space if isinstance(space, SearchSpace) else SearchSpace(space)
-        if len(space.kinds) != 1:
-            raise ValueError(f"space: expected the one kind to tune, got {', '.join(space.kinds)}")
         starts = [dict(s) if isinstance(s, Mapping) else s for s in self.starts]
         object.__setattr__(self, "space", space)
         object.__setattr__(self, "starts", tuple(starts))
-        if not callable(self.loss) and self.loss not in tuple(LOSSES):
-            raise ValueError(f"loss: expected one of {', '.join(LOSSES)} or a function, got {self.loss!r}")
+        losses = (*LOSSES, *HELD_OUT_LOSSES)
+        if not callable(self.loss) and self.loss not in losses:
+            raise ValueError(f"loss: expected one of {', '.join(losses)} or a function, got {self.loss!r}")
         if self.choose_by not in (*CRITERIA, VALIDATION_LOSS):
             known = ", ".join((*CRITERIA, VALIDATION_LOSS))
             raise ValueError(f"choose_by: expected one of {known}, got {self.choose_by!r}")
@@ -117,10 +144,22 @@ class Tuning:
         steps, images = 10_000_000, 65_536
         check_whole(self, {"detector_steps": (1, steps), "checkpoint_every": (1, steps)})
         check_whole(self, {"virtual_images": (1, images), "validation_train": (2, images)})
-        check_whole(self, {"validation_unlabeled": (2, images)})
+        check_whole(self, {"validation_unlabeled": (2, images), "validation_held_out": (2, images)})
+        check_whole(self, {"combine": (1, 1_000_000)})
+        if self.survivors is not None:
+            check_whole(self, {"survivors": (1, 1000)})
+        if not isinstance(self.contrast_heads, bool):
+            raise ValueError(f"contrast_heads: expected true or false, got {self.contrast_heads!r:.80}")
         check_real(self, dict.fromkeys(("learning_rate", "virtual_rate", "temperature"), (0, MOST_RATE)))
         if self.order == 2 and self.virtual_rate == 0:
             raise ValueError("virtual_rate: order 2 needs one above 0, got 0; use order 1")
+        if self.order == 1 and self.loss in INDIRECT_LOSSES:
+            raise ValueError(
+                f"loss: {self.loss} knows the augmentation by the virtual step alone, which order 1 leaves "
+                "out; use order 2 or another loss"
+            )
+        if not (is_number(self.look) and 0 < self.look < 1):
+            raise ValueError(f"look: expected a share of the steps, 0 < share < 1, got {self.look!r:.80}")
         if not (is_number(self.warm_start) and 0 <= self.warm_start < 1):
             raise ValueError(
                 f"warm_start: expected a share of the steps, 0 <= share < 1, got {self.warm_start}"
@@ -134,15 +173,40 @@ class Tuning:
                 raise ValueError(f"starts: expected finite numbers, got {start!r:.80}")
 
     @property
-    def augmentation(self) -> Augmentation:
-        """What is tuned, with its ranges."""
-        ((kind, hyperparameters),) = self.space.kinds.items()
-        return Augmentation(kind, hyperparameters)
+    def augmentations(self) -> tuple[Augmentation, ...]:
+        """What is tuned, with its ranges, a kind each."""
+        return tuple(Augmentation(kind, values) for kind, values in self.space.kinds.items())
 
     @property
-    def loss_function(self) -> Loss:
-        """The validation loss as a function."""
-        return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+    def total(self) -> int:
+        """How many starting points there are: every start with every kind that has its hyperparameters."""
+        tuned = [
+            {name for name, value in augmentation.hyperparameters.items() if isinstance(value, Range)}
+            for augmentation in self.augmentations
+        ]
+        fitting = [sum(fits_kind(start, names) for names in tuned) for start in self.starts]
+        return sum(max(1, count) for count in fitting)  # one that fits nowhere is refused
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether the validation loss is of held-out images as well."""
+        return isinstance(self.loss, str) and self.loss in HELD_OUT_LOSSES
+
+    def loss_of(
+        self, train: Tensor, augmented: Tensor, unlabeled: Tensor, held_out: Tensor | None = None
+    ) -> Tensor:
+        """The validation loss of (N, D) embeddings; some losses need those of held-out images."""
+        if not isinstance(self.loss, str):
+            return self.loss(train, augmented, unlabeled)
+        if self.loss in LOSSES:
+            return LOSSES[self.loss](train, augmented, unlabeled)
+        assert held_out is not None, f"{self.loss} needs held-out images, which `prepare` has seen to"
+        return HELD_OUT_LOSSES[self.loss](train, augmented, unlabeled, held_out)
+
+    def look_steps(self, steps: int) -> int:
+        """Training steps, the warm start's included, after which starting points are first compared."""
+        warm, cycle = self.warm_start_steps(steps), self.detector_steps
+        return warm + cycle * max(1, round(self.look * (steps - warm) / cycle))
 
     def warm_start_steps(self, steps: int) -> int:
         """Training steps of a warm start in a training of `steps`.
@@ -157,3 +221,22 @@ class Tuning:
                 f"{warm}, got {steps} in all"
             )
         return warm
+
+
+# What a tuning of users' own images is: studies/results/tuned_pretrained.md.
+PATCHES = Tuning(
+    space=SearchSpace(["cutout", "cutavg", "cutdiff", "cutpaste"]),
+    detector_steps=2,
+    learning_rate=0.15,
+    warm_start=0.25,
+    validation_train=32,
+    validation_unlabeled=64,
+    starts=(0.35, 0.75),
+    survivors=3,
+)
+PATCHES_TRAINING = replace(PRETRAINED, steps=64, evaluate_at=(1.0,))
+
+
+def fits_kind(start: float | Mapping[str, float], names: Set[str]) -> bool:
+    """Whether a starting point can be of a kind whose tuned hyperparameters have these names."""
+    return not isinstance(start, Mapping) or start.keys() <= names

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,22 +14,25 @@ from torch import Tensor
 from ssad_hpo.augment import check_fits
 from ssad_hpo.bilevel.checkpoint import CheckpointFile
 from ssad_hpo.bilevel.coordinates import Coordinates
-from ssad_hpo.bilevel.descent import Descent, Problem
+from ssad_hpo.bilevel.descent import Descent, Problem, Start
 from ssad_hpo.bilevel.gradient import check_second_derivatives
+from ssad_hpo.bilevel.looking import first_look, take_up, take_up_look, tell_steps
 from ssad_hpo.bilevel.result import (
     CollapseWarning,
     Cost,
+    EndedStart,
     FailedStart,
-    OuterStep,
     TunedStart,
     TuningResult,
     collapse_signs,
     last_training_loss,
 )
-from ssad_hpo.bilevel.settings import Tuning
-from ssad_hpo.criteria import VALIDATION_LOSS, DegenerateError
-from ssad_hpo.detector import Detector, check_device, untrained_network
-from ssad_hpo.judgement import check_criterion, judge
+from ssad_hpo.bilevel.settings import Tuning, fits_kind
+from ssad_hpo.bilevel.standing import standing_of
+from ssad_hpo.bilevel.steps import advance, warm_up
+from ssad_hpo.criteria import VALIDATION_LOSS
+from ssad_hpo.detector import check_device, untrained_network
+from ssad_hpo.judgement import check_criterion, check_held_out
 from ssad_hpo.numerics import prepare_allocator
 from ssad_hpo.task import DetectorError, Recorder, Task, Teller, Training
 
@@ -41,8 +43,8 @@ DEFAULT_TRAINING = Training(steps=500, batch_size=64, evaluate_at=(1.0,))
 
 def prepare(
     task: Task, tuning: Tuning, training: Training, device: str | torch.device = "cpu"
-) -> tuple[Problem, list[Tensor]]:
-    """What a tuning works with, and its starting points; whatever cannot be is found here, before it begins.
+) -> list[Start]:
+    """A tuning's starting points, with what they work on; whatever cannot be is found here, before it begins.
 
     Raises:
         ValueError: as `tune`.
@@ -51,24 +53,36 @@ def prepare(
     tuning.warm_start_steps(training.steps)
     if tuning.choose_by != VALIDATION_LOSS:
         check_criterion("choose_by", tuning.choose_by, task)
-    if training.frozen_stages or training.encoder_learning_rate is not None:
-        raise ValueError(
-            "training: a tuning moves the whole encoder at one rate, expected frozen_stages 0 and no "
-            "encoder_learning_rate; leave them out, or search"
-        )
-    coordinates = Coordinates.of(tuning.augmentation)
+    if tuning.needs_held_out:
+        check_held_out("loss", str(tuning.loss), task)
     channels, height, width = task.train.shape[1:]
-    # All pairs within the bounds fit, so every point of a trajectory does.
-    check_fits(tuning.augmentation, height=height, width=width)
-    starts = [coordinates.start(start) for start in tuning.starts]
     # An encoder that cannot be, or not with this order, says so now.
+    places = [(Coordinates.of(augmentation), augmentation) for augmentation in tuning.augmentations]
+    for _, augmentation in places:
+        # All pairs within the bounds fit, so every point of a trajectory does.
+        check_fits(augmentation, height=height, width=width)
+    points = _points(tuning, [coordinates for coordinates, _ in places])
     network = untrained_network(training, (channels, height, width))
     if tuning.order == 2 and training.encoder != "small":
         check_second_derivatives(network, (channels, height, width))
     prepare_allocator(torch.device(device), height * width)
     if training.precision == "auto":
         training = replace(training, precision="float32")
-    return Problem(task, coordinates, tuning, training, torch.device(device)), starts
+    return [
+        Start(Problem(task, coordinates, tuning, training, torch.device(device)), point)
+        for coordinates, point in points
+    ]
+
+
+def _points(tuning: Tuning, places: list[Coordinates]) -> list[tuple[Coordinates, Tensor]]:
+    """Every start with every kind; values by name with the kinds that have them all."""
+    points = []
+    for given in tuning.starts:
+        fitting = [c for c in places if fits_kind(given, c.bounds.keys())]
+        # Where none fits, the first one says what is wrong.
+        points += [(coordinates, coordinates.start(given)) for coordinates in fitting or places[:1]]
+    order = {id(coordinates): place for place, coordinates in enumerate(places)}
+    return sorted(points, key=lambda pair: order[id(pair[0])])
 
 
 def tune(
@@ -79,13 +93,14 @@ def tune(
     device: str | torch.device = "cpu",
     recorder: Recorder | None = None,
     checkpoint: str | Path | None = None,
-    keep: Callable[[int, TunedStart | FailedStart], None] | None = None,
+    keep: Callable[[int, EndedStart], None] | None = None,
 ) -> TuningResult:
     """Learn an augmentation's hyperparameters by gradient while the detector trains (ST-SSAD).
 
     Training steps alternate with steps of the hyperparameters down the validation loss of train,
-    augmented and unlabeled images (see `bilevel_gradient`). Several starting points run in turn; the one
-    whose finished detector is lowest in `tuning.choose_by` is kept. One that diverges or collapses on its
+    augmented and unlabeled images (see `bilevel_gradient`). Several starting points run in turn, of several
+    kinds if the space has them (with `survivors`, only the best of them after a first look); the one whose
+    finished detector is lowest in `tuning.choose_by` is kept. One that diverges or collapses on its
     way ends there, as a `FailedStart`, and the others go on. Labels have no part in it.
 
     Args:
@@ -113,21 +128,21 @@ def tune(
         DetectorError: if every starting point diverged or collapsed, or the shared warm start did; it names
             the hyperparameters.
     """
-    problem, starts = prepare(task, tuning, training or DEFAULT_TRAINING, device)
-    file = CheckpointFile(None if checkpoint is None else Path(checkpoint), problem, starts)
+    starts = prepare(task, tuning, training or DEFAULT_TRAINING, device)
+    file = CheckpointFile(None if checkpoint is None else Path(checkpoint), starts)
     tell = Teller(recorder, task=task.name)
-    _share_warm_start(problem, starts[0], file)
-    ended: list[TunedStart | FailedStart] = []
+    _share_warm_start(starts[0], file)
+    over, done = first_look(starts, file, tell), 0
+    ended: list[EndedStart] = []
     for index, start in enumerate(starts):
-        descent = Descent(problem, start)
-        if index < len(file.progress.finished):
-            with file.reading():
-                state = file.progress.finished[index]
-                descent.load(state)
-                reason = state.get(FAILURE)
-            ended.append(_finish(descent, start) if reason is None else _failed(descent, start, reason))
+        if index in over:
+            ended.append(over[index])
+        elif done < len(file.progress.finished):
+            ended.append(_read_end(start, file, done))
+            done += 1
         else:
-            ended.append(_descend(descent, start, index, file, tell))
+            ended.append(_descend(start, index, file, tell))
+            done += 1
         if keep is not None:
             keep(index, ended[-1])
 
@@ -145,35 +160,42 @@ def tune(
     return result
 
 
-def _share_warm_start(problem: Problem, start: Tensor, file: CheckpointFile) -> None:
+def _share_warm_start(start: Start, file: CheckpointFile) -> None:
     """Warm up once for all starting points, if they share it, or what is left of that."""
+    problem = start.problem
     if problem.tuning.warm_start_on != "range" or not problem.warm:
         return
-    descent = Descent(problem, start)
+    descent = start.descent()
     if file.progress.warm_start is not None:
         with file.reading():
             descent.load(file.progress.warm_start)
-    for _ in _warm_up(descent):
+    for _ in warm_up(descent):
         file.progress.warm_start = copy.deepcopy(descent.state())
         file.save()
 
 
-def _descend(
-    descent: Descent, start: Tensor, index: int, file: CheckpointFile, tell: Teller
-) -> TunedStart | FailedStart:
-    """Bring a starting point to its end, from where an earlier process left it, if one did."""
-    progress, ended_by = file.progress, {}
+def _read_end(start: Start, file: CheckpointFile, place: int) -> TunedStart | FailedStart:
+    """What became of a starting point whose end is in the checkpoint."""
+    descent = start.descent()
     with file.reading():
-        if progress.current is not None:
-            descent.load(progress.current)
-        elif progress.warm_start is not None:
-            descent.load_warm_start(progress.warm_start)
-    tell.start(index, descent.problem.coordinates.at(start))
+        state = file.progress.finished[place]
+        descent.load(state)
+        reason = state.get(FAILURE)
+    return _finish(descent, start) if reason is None else _failed(descent, start, reason)
+
+
+def _descend(start: Start, index: int, file: CheckpointFile, tell: Teller) -> TunedStart | FailedStart:
+    """Bring a starting point to its end, from its look or where an earlier process left it, if one did."""
+    progress, ended_by, descent = file.progress, {}, start.descent()
+    if progress.looks and progress.current is None:
+        with file.reading():
+            take_up_look(descent, progress.looks[index])
+    else:
+        take_up(descent, file)
+    tell.start(index, start.augmentation)
     ended: TunedStart | FailedStart
     try:
-        for outer in _steps(descent, file):
-            losses = {"training_loss": outer.training_loss, "validation_loss": outer.validation_loss}
-            tell.progress(index, outer.step, {**outer.hyperparameters, **losses})
+        tell_steps(index, advance(descent, file, start.problem.training.steps), tell)
         ended = _finish(descent, start)
         tell.end(index, "complete", _metrics(ended))
     except DetectorError as error:
@@ -183,67 +205,33 @@ def _descend(
         tell.failure(index, error)
         raise
     progress.finished.append({**descent.state(), **ended_by})
+    if progress.looks:
+        progress.looks[index]["state"] = None
     progress.current = None
     file.save()
     return ended
 
 
-def _steps(descent: Descent, file: CheckpointFile) -> Iterator[OuterStep]:
-    """Every step of the hyperparameters, with checkpoints on the way."""
-    tuning = descent.problem.tuning
-    for _ in _warm_up(descent):
-        file.progress.current = descent.state()
-        file.save()
-    for outer in descent.train(until=descent.problem.training.steps):
-        yield outer
-        if len(descent.trajectory) % tuning.checkpoint_every == 0:
-            file.progress.current = descent.state()
-            file.save()
+def _failed(descent: Descent, start: Start, reason: str) -> FailedStart:
+    return FailedStart(start.augmentation, reason, descent.cost)
 
 
-def _warm_up(descent: Descent) -> Iterator[None]:
-    """What is left of a warm start, in stretches as long as those between two checkpoints."""
-    stretch = descent.problem.tuning.checkpoint_every * descent.problem.tuning.detector_steps
-    while descent.step < descent.problem.warm:
-        for _ in descent.train(until=min(descent.step + stretch, descent.problem.warm)):
-            pass  # no step of the hyperparameters comes before the end of the warm start
-        yield
-
-
-def _failed(descent: Descent, start: Tensor, reason: str) -> FailedStart:
-    return FailedStart(descent.problem.coordinates.at(start), reason, descent.cost)
-
-
-def _finish(descent: Descent, start: Tensor) -> TunedStart:
+def _finish(descent: Descent, start: Start) -> TunedStart:
     """Judge the finished detector of a starting point, without labels and with hard edges."""
-    began = time.monotonic()
-    problem, augmentation = descent.problem, descent.augmentation
-    task, tuning, training = problem.task, problem.tuning, problem.training
-    channels, height, width = task.train.shape[1:]
-    detector = Detector(descent.network.eval(), augmentation, training, (channels, height, width))
-    judged = judge(detector, task, descent.step)
-    sets = judged.embeddings
-    try:
-        validation_loss = float(tuning.loss_function(sets.train, sets.augmented, sets.unlabeled))
-    except DegenerateError as error:
-        raise DetectorError(f"collapsed at step {descent.step} under {augmentation}: {error}") from error
-    unseen = len(sets.unlabeled) + (0 if sets.held_out is None else len(sets.held_out))
-    passed = len(sets.train) + len(sets.augmented) + unseen
-    if training.score == "classifier":
-        passed += unseen
+    augmentation, problem, standing = descent.augmentation, descent.problem, standing_of(descent)
     trajectory = tuple(descent.trajectory)
     training_loss = last_training_loss(trajectory)
-    signs = collapse_signs(problem.coordinates, descent.point, training_loss, tolerance=tuning.learning_rate)
+    tolerance = problem.tuning.learning_rate
     return TunedStart(
-        start=problem.coordinates.at(start),
+        start=start.augmentation,
         augmentation=augmentation,
         trajectory=trajectory,
-        detector=detector,
-        judged=judged,
+        detector=standing.detector,
+        judged=standing.judged,
         training_loss=training_loss,
-        validation_loss=validation_loss,
-        warnings=signs,
-        cost=descent.cost + Cost(forward=passed, seconds=time.monotonic() - began),
+        validation_loss=standing.validation_loss,
+        warnings=collapse_signs(problem.coordinates, descent.point, training_loss, tolerance),
+        cost=descent.cost + standing.cost,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ from click.core import ParameterSource
 
 from ssad_hpo.cli.display import warn
 from ssad_hpo.cli.groups import Group
-from ssad_hpo.cli.options import IMAGES, SPACE
+from ssad_hpo.cli.options import IMAGES, SPACE, TUNED_SPACE, TUNING
 
 if TYPE_CHECKING:
+    from ssad_hpo.bilevel import Tuning
     from ssad_hpo.data import Source
     from ssad_hpo.task import Search, SearchSpace, Training
 
@@ -46,9 +48,56 @@ def training_of(context: click.Context, source: Source, options: dict[str, Any],
     from ssad_hpo.experiment import training_for
     from ssad_hpo.task import Training
 
+    return replace(_training(context, options, Training(), training_for(source)), seed=seed)
+
+
+def tuned_training_of(context: click.Context, source: Source, options: dict[str, Any]) -> Training:
+    """The same for a tuning, whose seed is among the options."""
+    from ssad_hpo.bilevel import DEFAULT_TRAINING
+    from ssad_hpo.experiment import tuned_training_for
+
+    return _training(context, options, DEFAULT_TRAINING, tuned_training_for(source))
+
+
+def _training(context: click.Context, options: dict[str, Any], plain: Training, usual: Training) -> Training:
     given = {name: value for name, value in options.items() if is_given(context, name)}
     other = given.keys() & {"encoder", "weights", "width"}
-    return replace(Training() if other else training_for(source), seed=seed, **given)
+    return replace(plain if other else usual, **given)
+
+
+def tuning_of(context: click.Context, source: Source, options: dict[str, Any], training: Training) -> Tuning:
+    """What was given, and for the rest what suits the images and the encoder; see `experiment.tuning_for`.
+
+    Args:
+        context: of the command.
+        source: of the images.
+        options: all that was given; those of the space and of the tuning are taken out.
+        training: of the detectors.
+
+    Raises:
+        click.UsageError: for no kind to tune, where none is usual.
+    """
+    from ssad_hpo.bilevel import Tuning
+    from ssad_hpo.experiment import tuning_for
+
+    usual = tuning_for(source, training)
+    space = TUNED_SPACE.taken(options)
+    if usual == Tuning() and not space["kinds"]:
+        raise click.UsageError("--augmentation: expected at least one kind to tune, got none")
+    told = {n: value for n, value in TUNING.taken(options).items() if is_given(context, n)}
+    if "starts" in told:
+        told["starts"] = tuple(start for group in told["starts"] for start in group)
+    tell_uncombined(source, told)
+    return replace(usual, space=space_of(**space, usual=usual.space), **told)
+
+
+def tell_uncombined(source: Source, given: Iterable[str]) -> None:
+    """Say that nothing is combined where no images are held out, if that was asked for."""
+    from ssad_hpo.data import holds_out
+
+    for name in ("combine", "contrast_heads"):
+        if name in given and not holds_out(source):
+            warn(f"--{name.replace('_', '-')} has no effect: no normal images are held out")
 
 
 def search_of(context: click.Context, source: Source, options: dict[str, Any], group: Group) -> Search:
@@ -60,16 +109,12 @@ def search_of(context: click.Context, source: Source, options: dict[str, Any], g
         options: all that was given; those of the space and of the group are taken out.
         group: the options of the search.
     """
-    from ssad_hpo.data import holds_out
     from ssad_hpo.experiment import search_for
 
     usual, pruner = search_for(source), options["pruner"]
     space = space_of(**SPACE.taken(options), usual=usual.space)
     given = {n: value for n, value in group.taken(options).items() if is_given(context, n)}
-    if not holds_out(source):
-        for name in ("combine", "contrast_heads"):
-            if name in given:
-                warn(f"--{name.replace('_', '-')} has no effect: no normal images are held out")
+    tell_uncombined(source, given)
     return replace(usual, **{"pruner": pruner, "space": space, **given})
 
 

@@ -183,10 +183,10 @@ class TuningDisplay(_Live):
 
         settings, training, tuning = run.settings, run.settings.training, run.settings.tuning
         assert tuning is not None
-        (kind,) = settings.method.space.kinds
+        kinds = ", ".join(settings.method.space.kinds)
         batch = training.batch_size
         say(
-            f"[bold]{plain(settings.task_name)}[/bold]: {kind} tuned from {settings.n_trials} starts down "
+            f"[bold]{plain(settings.task_name)}[/bold]: {kinds} tuned from {settings.n_trials} starts down "
             f"{tuning.loss}, order {tuning.order}; the lowest {settings.criterion} is kept, without labels\n"
             f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images a start, "
             f"{tuning.warm_start_steps(training.steps)} of them before the hyperparameters move; "

@@ -67,6 +67,18 @@ def _tuning() -> Tuning:
     return Tuning()
 
 
+def _tuning_of_folders() -> Tuning:
+    from ssad_hpo.bilevel import PATCHES
+
+    return PATCHES
+
+
+def _tuned_training_of_folders() -> Training:
+    from ssad_hpo.bilevel import PATCHES_TRAINING
+
+    return PATCHES_TRAINING
+
+
 def _tuned_training() -> Training:
     from ssad_hpo.bilevel import DEFAULT_TRAINING
 
@@ -133,10 +145,21 @@ SPACE = Group(
     _RANGES,
 )  # fmt: skip
 
-ONE_KIND = Group(
-    "Search space", option("--augmentation", "-a", "kinds", multiple=True, help="The kind to tune."), _RANGES
-)
+TUNED_SPACE = Group(
+    "Search space",
+    option("--augmentation", "-a", "kinds", multiple=True,
+           help="A kind to tune; repeatable. By default, for folders, all patches."),
+    _RANGES,
+)  # fmt: skip
 
+_COMBINED = (
+    option("--combine", type=int, help="How many of the best candidates score together in the end."),
+    option(
+        "--contrast-heads/--no-contrast-heads",
+        "contrast_heads",
+        help="Whether these also look for what tells the unlabelled images from held-out ones.",
+    ),
+)
 _SEARCHED = (
     option("--criterion", help="What chooses without labels; the lowest is best."),
     TRIALS,
@@ -146,12 +169,7 @@ _SEARCHED = (
     option("--reduction-factor", type=int, help="With asha, the best of every so many trials goes on."),
     SEED,
     option("--keep", type=int, help="How many of the best detectors to keep."),
-    option("--combine", type=int, help="How many of the best candidates score together in the end."),
-    option(
-        "--contrast-heads/--no-contrast-heads",
-        "contrast_heads",
-        help="Whether these also look for what tells the unlabelled images from held-out ones.",
-    ),
+    *_COMBINED,
 )
 SEARCH = Group("Search", *_SEARCHED, defaults=_search, of_folders=_search_of_folders)
 SWEEP = Group("Search", *_SEARCHED, defaults=_sweep, of_folders=_sweep_of_folders)
@@ -187,7 +205,9 @@ TRAINING = Group(
     defaults=_training,
     of_folders=_training_of_folders,
 )  # fmt: skip
-TUNED_TRAINING = Group("Training", *_TRAINED, SEED, defaults=_tuned_training)
+TUNED_TRAINING = Group(
+    "Training", *_TRAINED, SEED, defaults=_tuned_training, of_folders=_tuned_training_of_folders
+)
 
 CLUSTER = Group(
     "Cluster",
@@ -204,15 +224,19 @@ CLUSTER = Group(
 TUNING = Group(
     "Tuning",
     option("--loss", help="What goes down: two_sided_alignment, soft_alignment, smooth_alignment, mmd or "
-                          "mmd_normalised."),
+                          "mmd_normalised; with held-out images contrast_alignment, pu_auc, density_pu_auc."),
     option("--order", type=int, help="Order of the gradient; 2 goes through the virtual step as well."),
     option("--starts", type=Starts(), multiple=True,
            help="Where tuning starts: shares of the first hyperparameter's range as 0.4,0.9, or values as "
                 "patch_area=0.02,patch_aspect=1; repeatable."),
+    option("--survivors", type=int, help="How many starts are tuned to the end, after a look at all."),
+    option("--look", type=float, help="Share of their steps for that look."),
     option("--detector-steps", type=int, help="Training steps to each step of the hyperparameters."),
     option("--warm-start", type=float, help="Share of the steps before the hyperparameters move."),
     option("--choose-by", help="What keeps one start, the lowest: a criterion, or validation_loss."),
+    *_COMBINED,
     defaults=_tuning,
+    of_folders=_tuning_of_folders,
 )  # fmt: skip
 
 _RUN = option(

@@ -11,7 +11,15 @@ import rich_click as click
 from click.core import ParameterSource
 from click.exceptions import Exit
 
-from ssad_hpo.cli.declared import images_of, is_given, search_of, space_of, tell_unused, training_of
+from ssad_hpo.cli.declared import (
+    images_of,
+    is_given,
+    search_of,
+    tell_unused,
+    training_of,
+    tuned_training_of,
+    tuning_of,
+)
 from ssad_hpo.cli.display import command, run_name, show, warn
 from ssad_hpo.cli.groups import Group
 from ssad_hpo.cli.live import SearchDisplay, TuningDisplay
@@ -19,7 +27,6 @@ from ssad_hpo.cli.options import (
     CLUSTER,
     DEMO_RUN,
     IMAGES,
-    ONE_KIND,
     RUN,
     SEARCH,
     SPACE,
@@ -28,6 +35,7 @@ from ssad_hpo.cli.options import (
     TRAINING,
     TRIALS,
     TRUST,
+    TUNED_SPACE,
     TUNED_TRAINING,
     TUNING,
     TUNING_RUN,
@@ -134,7 +142,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
 )
 @_place
 @IMAGES
-@ONE_KIND
+@TUNED_SPACE
 @TUNING
 @TUNED_TRAINING
 @TUNING_RUN
@@ -142,14 +150,13 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
 @_trust
 @click.pass_context
 def tune(context: click.RichContext, /, **given: Any) -> None:
-    """Tune one augmentation by gradient while its detector trains, without labels.
+    """Tune augmentations by gradient while their detectors train, without labels.
 
-    It does so from several starting points in turn, of which one is kept. PATH is a folder in the layout of
-    MVTec AD, or a built-in name such as gravel/cutavg.
+    It does so from several starting points of every kind in turn, of which one is kept. PATH is a folder in
+    the layout of MVTec AD, or a built-in name such as gravel/cutavg.
     """
-    from ssad_hpo.bilevel import CollapseWarning, Tuning
+    from ssad_hpo.bilevel import CollapseWarning
     from ssad_hpo.experiment import open_run, resume_study, run_study
-    from ssad_hpo.task import Training
 
     with _kept_on_interrupt(context), TuningDisplay() as display, warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # `show` tells them, of every start
@@ -164,16 +171,11 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
         else:
             tell_unused(context, given)
             images = images_of(context, given)
-            space = ONE_KIND.taken(given)
-            if len(space["kinds"]) != 1:
-                got = ", ".join(space["kinds"]) or "none"
-                raise click.UsageError(f"--augmentation: expected the one kind to tune, got {got}")
-            told = TUNING.taken(given)
-            told["starts"] = tuple(start for group in told["starts"] for start in group)
-            training = Training(evaluate_at=(1.0,), **TUNED_TRAINING.taken(given))
+            training = tuned_training_of(context, images, TUNED_TRAINING.taken(given))
+            method = tuning_of(context, images, given, training)
             result = run_study(
                 images,
-                Tuning(space=space_of(**space), **told),
+                method,
                 training,
                 listeners=[display],
                 announce=display.announce,

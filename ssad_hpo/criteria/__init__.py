@@ -1,5 +1,6 @@
 """Label-free criteria of how well f_aug imitates the anomalies hidden in the unlabelled images."""
 
+from ssad_hpo.criteria.contrast import contrast_alignment, density_pu_auc, discriminant_pu_auc
 from ssad_hpo.criteria.evidence import NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.criteria.functions import (
     base,
@@ -34,7 +35,10 @@ __all__ = [
     "base",
     "check_rows",
     "check_sets",
+    "contrast_alignment",
+    "density_pu_auc",
     "discordance",
+    "discriminant_pu_auc",
     "dsv",
     "dsv_unclamped",
     "error_of",

@@ -77,12 +77,7 @@ def train(
     precision = resolve_precision(training, device, height * width, depthwise=network.depthwise)
     training = replace(training, precision=precision)
     network.to(device)
-    optimizer = torch.optim.SGD(
-        parameter_groups(network, training),
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )
+    optimizer = optimizer_of(network, training)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     generator = torch.Generator(device).manual_seed(training.seed)
     images = images.to(device)
@@ -141,15 +136,31 @@ def untrained_detector(
     return Detector(network.to(device).eval(), augmentation, training, image_shape)
 
 
-def parameter_groups(network: Network, training: Training) -> list[dict[str, Any]]:
-    """What of a network moves, with the encoder's own learning rate if it has one; for an optimizer."""
-    rate = training.encoder_learning_rate
-    if rate is None and training.weights == NONE:
-        return [{"params": list(network.parameters())}]
-    rate = _PRETRAINED_SHARE * training.learning_rate if rate is None else rate
-    encoder = [p for p in network.encoder.parameters() if p.requires_grad]
-    moving = [{"params": encoder, "lr": rate}] if encoder else []
-    return [*moving, {"params": list(network.head.parameters())}]
+def optimizer_of(network: Network, training: Training) -> torch.optim.SGD:
+    """SGD on what of a network moves, the encoder at a rate of its own if it has one.
+
+    Searches and tunings train by it.
+    """
+    groups: list[dict[str, Any]]
+    if training.encoder_learning_rate is None and training.weights == NONE:
+        groups = [{"params": list(network.parameters())}]
+    else:
+        encoder = [p for p in network.encoder.parameters() if p.requires_grad]
+        groups = [{"params": encoder, "lr": encoder_rate(training)}] if encoder else []
+        groups.append({"params": list(network.head.parameters())})
+    return torch.optim.SGD(
+        groups,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+
+
+def encoder_rate(training: Training) -> float:
+    """The encoder's learning rate: its own, else the head's, or a tenth of that if it is pretrained."""
+    if training.encoder_learning_rate is not None:
+        return training.encoder_learning_rate
+    return training.learning_rate * (1.0 if training.weights == NONE else _PRETRAINED_SHARE)
 
 
 def draw_batches(n: int, training: Training, generator: torch.Generator) -> Tensor:

@@ -17,6 +17,8 @@ from ssad_hpo.experiment.study import (
     search_for,
     sync_run,
     training_for,
+    tuned_training_for,
+    tuning_for,
 )
 from ssad_hpo.experiment.tuning import read_trajectory
 
@@ -47,4 +49,6 @@ __all__ = [
     "search_for",
     "sync_run",
     "training_for",
+    "tuned_training_for",
+    "tuning_for",
 ]

@@ -9,11 +9,11 @@ from html import escape
 import optuna
 import torch
 
+from ssad_hpo.bilevel import Tuning
 from ssad_hpo.combined import Combination, CombinedDetector, combine
-from ssad_hpo.criteria import NO_EVIDENCE, p_anomalies, shifted_as_a_whole
+from ssad_hpo.criteria import CRITERIA, NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.experiment.run_folder import Run
 from ssad_hpo.search import Candidate, candidates
-from ssad_hpo.task import Search
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,12 +27,15 @@ class Evidence:
         combined: the candidates that work together, best first, and what they make of the images; None where
             that was not asked for.
         members: their trials.
+        fitted: whether the candidates were tuned, or went on, by how these very images score: then
+            p_anomalies, which knows of the finished ones alone, is lower than it should be.
     """
 
     p_anomalies: float
     shifted: bool
     combined: Combination | None = None
     members: tuple[int, ...] = ()
+    fitted: bool = False
 
     def __repr__(self) -> str:
         seen = "anomalies seen" if self.anomalies_seen else "no anomaly seen"
@@ -83,6 +86,11 @@ class Evidence:
             told.append(
                 "anomalies seen: unlabelled images without any would look like these with p = "
                 f"{self.p_anomalies:.3f}"
+                + (
+                    f", or somewhat more often, since {word}s were tuned by these images"
+                    if self.fitted
+                    else ""
+                )
             )
         if self.combined is not None:
             members = ", ".join(map(str, self.members))
@@ -110,14 +118,22 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
             held_out[choice.number] = torch.from_numpy(kept.held_out)
     p = p_anomalies(list(scores.values()), list(held_out.values()))
     shifted = shifted_as_a_whole(scores[selected.number], held_out[selected.number])
-    search = run.settings.method
-    if not isinstance(search, Search) or search.combine == 1:
-        return Evidence(p, shifted)
-    members = _best([choice for choice in choices if choice.number in held_out], search)
+    method = run.settings.method
+    fitted = isinstance(method, Tuning) and _is_fitted(method)
+    if method.combine == 1:
+        return Evidence(p, shifted, fitted=fitted)
+    members = _best([c for c in choices if c.number in held_out], run.settings.criterion, method.combine)
     # Heads would learn the noise that tells two sets of normal images apart.
-    heads = search.contrast_heads and p < NO_EVIDENCE
+    heads = method.contrast_heads and p < NO_EVIDENCE
     combined = combine([member.kept(arrays_alone=True) for member in members], heads=heads)
-    return Evidence(p, shifted, combined, tuple(member.number for member in members))
+    return Evidence(p, shifted, combined, tuple(member.number for member in members), fitted)
+
+
+def _is_fitted(tuning: Tuning) -> bool:
+    """Whether held-out images had a part in a tuning, and not only in its choice at the end."""
+    criterion = CRITERIA.get(tuning.choose_by)
+    looked = tuning.survivors is not None and tuning.survivors < tuning.total
+    return tuning.needs_held_out or (looked and criterion is not None and "held_out" in criterion.needs)
 
 
 def combined_detector(
@@ -134,7 +150,7 @@ def combined_detector(
     return CombinedDetector(detectors, evidence.combined.parts)
 
 
-def _best(choices: Sequence[Candidate], search: Search) -> list[Candidate]:
+def _best(choices: Sequence[Candidate], criterion: str, count: int) -> list[Candidate]:
     """The candidates that are combined: the lowest by the criterion, earlier ones first among equals."""
-    ranked = sorted(choices, key=lambda choice: (choice.criteria[search.criterion], choice.number))
-    return ranked[: search.combine]
+    ranked = sorted(choices, key=lambda choice: (choice.criteria[criterion], choice.number))
+    return ranked[:count]

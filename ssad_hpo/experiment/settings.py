@@ -82,7 +82,7 @@ class Settings:
     @property
     def n_trials(self) -> int:
         """How many trials there will be; those of a tuning are its starting points."""
-        return self.method.total if isinstance(self.method, Search) else len(self.method.starts)
+        return self.method.total
 
     @property
     def addresses(self) -> dict[str, str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import optuna
 
 from ssad_hpo import data, numerics, tracking, trust
-from ssad_hpo.bilevel import DEFAULT_TRAINING, Tuning
+from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_TRAINING, Tuning
 from ssad_hpo.bounds import MOST_THREADS, whole
+from ssad_hpo.encoder import NONE
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
 from ssad_hpo.experiment.combining import combined_detector
 from ssad_hpo.experiment.deploying import log_model
@@ -59,8 +60,8 @@ def run_study(
 ) -> StudyResult:
     """Find augmentation hyperparameters without labels, choose a detector, and judge the choice.
 
-    A `Search` trains many detectors with augmentations that Optuna proposes; a `Tuning` moves those of one
-    kind by gradient while its detector trains, from several starting points, each of which becomes a trial.
+    A `Search` trains many detectors with augmentations that Optuna proposes; a `Tuning` moves those of a few
+    kinds by gradient while their detectors train, from several starting points, each of which is a trial.
     The ground truth, where it exists, is read after all of that has ended.
 
     >>> from ssad_hpo import Search, Training, run_study
@@ -79,7 +80,7 @@ def run_study(
             name such as "gravel/cutavg".
         search: how detectors are found; by default `search_for` these images.
         training: settings of every training; by default `training_for` these images with the search's seed,
-            for a tuning `bilevel.DEFAULT_TRAINING`.
+            for a tuning `tuned_training_for` them.
         cluster: where the trials of a search run on Ray; None runs them in this process.
         run: the run folder, a path or a name below runs/; one is made up if None.
         storage: URL of a database for Optuna; by default a journal file in the run folder.
@@ -119,7 +120,7 @@ def run_study(
     height, width = task.train.shape[2:]
     method = replace(method, space=method.space.within(height=height, width=width))
     if isinstance(method, Tuning):
-        training = prepare_tuning(method, training or DEFAULT_TRAINING, task, device)
+        training = prepare_tuning(method, training or tuned_training_for(source), task, device)
     else:
         training = training or replace(training_for(source), seed=method.seed)
         training = prepare_search(method, training, task, device, cluster)
@@ -155,7 +156,7 @@ def search_for(source: data.Source | None) -> Search:
         source: of its images. Where some of a folder's are held out, all kinds of patches, chosen by `shift`,
             and the best eight combined; else `Search()`.
     """
-    own = source is not None and source.loader in ("folder", "folders") and data.holds_out(source)
+    own = source is not None and _is_own(source) and data.holds_out(source)
     return COMBINED if own else Search()
 
 
@@ -166,8 +167,31 @@ def training_for(source: data.Source | None) -> Training:
         source: of its images. Those of folders begin with a pretrained encoder; built-in data sets and tasks
             in memory with the small one, from scratch.
     """
-    own = source is not None and source.loader in ("folder", "folders")
-    return PRETRAINED if own else Training()
+    return PRETRAINED if _is_own(source) else Training()
+
+
+def tuning_for(source: data.Source | None, training: Training) -> Tuning:
+    """What a tuning is unless told otherwise.
+
+    Args:
+        source: of its images.
+        training: of its detectors. Folders with a pretrained encoder get all kinds of patches, and, where
+            some normal images are held out, the choice by `shift` and all ends combined; else `Tuning()`.
+    """
+    if not _is_own(source) or training.weights == NONE:
+        return Tuning()
+    held_out = source is not None and data.holds_out(source)
+    return replace(PATCHES, choose_by="shift", combine=3) if held_out else PATCHES
+
+
+def tuned_training_for(source: data.Source | None) -> Training:
+    """What a tuning trains with unless told otherwise: as `training_for`, with steps that let it move."""
+    return PATCHES_TRAINING if _is_own(source) else DEFAULT_TRAINING
+
+
+def _is_own(source: data.Source | None) -> bool:
+    """Whether images are the user's own, in folders."""
+    return source is not None and source.loader in ("folder", "folders")
 
 
 def _absolute_tracking_uri(given: str | None) -> str | None:

@@ -13,7 +13,16 @@ from pathlib import Path
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from ssad_hpo.bilevel import FailedStart, OuterStep, TunedStart, Tuning, prepare, tune
+from ssad_hpo.bilevel import (
+    EndedStart,
+    FailedStart,
+    OuterStep,
+    StoppedStart,
+    TunedStart,
+    Tuning,
+    prepare,
+    tune,
+)
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.experiment.run_folder import Run
 from ssad_hpo.files import open_regular, reading
@@ -33,8 +42,7 @@ def prepare_tuning(tuning: Tuning, training: Training, task: Task, device: str) 
     """
     if not isinstance(tuning.loss, str):
         raise ValueError("loss: a run can only keep the name of one, got a function; use ssad_hpo.tune")
-    problem, _ = prepare(task, tuning, training, device)
-    return problem.training
+    return prepare(task, tuning, training, device)[0].problem.training
 
 
 def tune_run(run: Run, task: Task, recorder: Recorder, study_recorder: StudyRecorder) -> optuna.Study:
@@ -52,7 +60,7 @@ def tune_run(run: Run, task: Task, recorder: Recorder, study_recorder: StudyReco
         storage=run.open_storage(create=True), study_name=settings.study_name, load_if_exists=True
     )
 
-    def keep(index: int, ended: TunedStart | FailedStart) -> None:
+    def keep(index: int, ended: EndedStart) -> None:
         # The trial comes last: should a kill come before it, the checkpoint gives the start again.
         if index >= len(study.get_trials(deepcopy=False)):
             study.add_trial(_trial(run, index, ended))
@@ -75,7 +83,7 @@ def tune_run(run: Run, task: Task, recorder: Recorder, study_recorder: StudyReco
     return study
 
 
-def _trial(run: Run, index: int, ended: TunedStart | FailedStart) -> optuna.trial.FrozenTrial:
+def _trial(run: Run, index: int, ended: EndedStart) -> optuna.trial.FrozenTrial:
     """A starting point that ended, as a trial; what is kept of it is put into the run's store."""
     settings, kind = run.settings, ended.start.kind
     begun = record.started_at(ended.start, seconds=ended.cost.seconds, images=ended.cost.images)
@@ -86,10 +94,24 @@ def _trial(run: Run, index: int, ended: TunedStart | FailedStart) -> optuna.tria
             distributions={"augmentation": CategoricalDistribution([kind])},
             user_attrs=begun | record.failed(ended.reason),
         )
+    tuned = {n: r for n, r in settings.method.space.kinds[kind].items() if isinstance(r, Range)}
+    learned = ended.augmentation.hyperparameters
+    params = {"augmentation": kind, **{f"{kind}.{name}": learned[name] for name in tuned}}
+    distributions = {
+        "augmentation": CategoricalDistribution([kind]),
+        **{f"{kind}.{name}": FloatDistribution(r.low, r.high, log=r.log) for name, r in tuned.items()},
+    }
+    begun |= record.drawn(ended.augmentation)
+    if isinstance(ended, StoppedStart):
+        return optuna.trial.create_trial(
+            state=optuna.trial.TrialState.PRUNED,
+            params=params,
+            distributions=distributions,
+            intermediate_values={ended.step: ended.value},
+            user_attrs=begun,
+        )
     address = FolderStore(run.artifacts).put(f"trial-{index:05d}", ended.judged, ended.detector)
     _write_trajectory(Path(address), ended.trajectory)
-    learned = ended.augmentation.hyperparameters
-    tuned = {n: r for n, r in settings.method.space.kinds[kind].items() if isinstance(r, Range)}
     complete = record.complete(
         {**ended.criteria, VALIDATION_LOSS: ended.validation_loss},
         loss=ended.training_loss,
@@ -98,13 +120,10 @@ def _trial(run: Run, index: int, ended: TunedStart | FailedStart) -> optuna.tria
         address=address,
     )
     return optuna.trial.create_trial(
-        params={"augmentation": kind, **{f"{kind}.{name}": learned[name] for name in tuned}},
-        distributions={
-            "augmentation": CategoricalDistribution([kind]),
-            **{f"{kind}.{name}": FloatDistribution(r.low, r.high, log=r.log) for name, r in tuned.items()},
-        },
+        params=params,
+        distributions=distributions,
         value=ended.value(settings.criterion),
-        user_attrs=begun | record.drawn(ended.augmentation) | complete | record.collapsed(ended.warnings),
+        user_attrs=begun | complete | record.collapsed(ended.warnings),
     )
 
 

@@ -6,6 +6,7 @@ import base64
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -109,17 +110,27 @@ def _sections(findings: Findings, folder: Path) -> Iterator[_Section]:
 
 
 def _course(findings: Findings, course: Course, folder: Path) -> _Section:
-    ((kind, hyperparameters),) = findings.space.kinds.items()
-    bounds = {name: value for name, value in hyperparameters.items() if isinstance(value, Range)}
+    kinds = {t.number: t.augmentation.kind for t in findings.trials if t.augmentation is not None}
+    of_kinds = {
+        kind: [t for t in course.trajectories if kinds[t.trial] == kind] for kind in findings.space.kinds
+    }
+    shown = [kind for kind, trajectories in of_kinds.items() if trajectories]
     text = (
-        f"How the hyperparameters of {name_of(kind)} moved, by gradient, while the detectors trained. A line "
-        "that runs into the edge of its panel has left what was allowed, and a training loss near a coin's "
+        f"How the hyperparameters of {', '.join(map(name_of, shown))} moved, by gradient, while the "
+        "detectors trained. A line that runs into the edge of its panel has left what was allowed, and a "
+        "training loss near a coin's "
         "means that augmented images could not be told from normal ones."
     )
-    path = folder / "trajectories.png"
-    trajectory_figure(course, bounds, findings.selected, path)
-    shown = ", ".join(map(name_of, bounds))
-    pictures = [_Picture(path, f"{shown}, training loss and validation loss over training steps")]
+    pictures = []
+    for kind in shown:
+        hyperparameters = findings.space.kinds[kind]
+        bounds = {name: value for name, value in hyperparameters.items() if isinstance(value, Range)}
+        path = folder / ("trajectories.png" if len(shown) == 1 else f"trajectories-{kind}.png")
+        part = replace(course, trajectories=tuple(of_kinds[kind]))
+        trajectory_figure(part, bounds, findings.selected, path)
+        moved = ", ".join(map(name_of, bounds))
+        said = f"{name_of(kind)}: {moved}, training loss and validation loss over training steps"
+        pictures.append(_Picture(path, said))
     if course.examples:
         text += " Beside it, the same images as the kept start changed them along its way."
         path = folder / "images-along-the-way.png"

@@ -106,10 +106,7 @@ def figures(
         return tuple(auc(t, s) if t.any() else float("nan") for t, s in both)  # type: ignore[return-value]
 
     def together(members: Sequence[Seen], heads: bool) -> tuple[float, float]:
-        found = combine(members, heads=heads)
-        parts = zip(found.parts, members, strict=True)
-        unseen = torch.stack([part(m.unseen_scores, m.unseen) for part, m in parts]).mean(0)
-        return judged(found.scores, unseen)
+        return judged(*combined_scores(members, heads=heads))
 
     def with_ridge(members: Sequence[Seen]) -> tuple[float, float]:
         found = combine(members, heads=False)
@@ -142,6 +139,13 @@ def figures(
     table["oracle"] = single[int(np.argmax(of_unseen))]
     table["worst"] = single[int(np.argmin(of_unseen))]
     return table
+
+
+def combined_scores(members: Sequence[Seen], *, heads: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """What detectors make of the unlabelled and of the unseen images together; see `combine`."""
+    found = combine(members, heads=heads)
+    parts = zip(found.parts, members, strict=True)
+    return found.scores, torch.stack([part(m.unseen_scores, m.unseen) for part, m in parts]).mean(0)
 
 
 def ridge_head(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,125 @@
+"""A first look at many starting points: all are tuned for a while, and those that judge best go on.
+
+One rung of successive halving (Jamieson and Talwalkar, AISTATS 2016), with the label-free criterion that also
+chooses in the end. What a look found is a dictionary in the checkpoint: "state" of the descent, for those
+that may go on; "point", "step" and "cost"; "value", which is lower for better ones, or "failure".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from ssad_hpo.bilevel.checkpoint import CheckpointFile
+from ssad_hpo.bilevel.descent import Descent, Start
+from ssad_hpo.bilevel.result import Cost, FailedStart, OuterStep, StoppedStart
+from ssad_hpo.bilevel.standing import standing_of
+from ssad_hpo.bilevel.steps import advance
+from ssad_hpo.bounds import is_number
+from ssad_hpo.task import DetectorError, Teller
+
+Look = dict[str, Any]
+
+
+def first_look(
+    starts: list[Start], file: CheckpointFile, tell: Teller
+) -> dict[int, StoppedStart | FailedStart]:
+    """Tune all starting points for a while, and end those that do not go on; none if all are to go on.
+
+    Args:
+        starts: of the tuning.
+        file: progress; looks that it has are not done again.
+        tell: hears of every starting point, that it waits after its look, and of those that end there.
+
+    Returns:
+        Index -> what became of a starting point that ended. The others have a state in the checkpoint.
+    """
+    tuning, looks = starts[0].problem.tuning, file.progress.looks
+    if tuning.survivors is None or tuning.survivors >= len(starts):
+        return {}
+    for index in range(len(looks), len(starts)):
+        looks.append(_look(starts[index], index, file, tell))
+        _forget(looks, tuning.survivors)
+        file.progress.current = None
+        file.save()
+    ended: dict[int, StoppedStart | FailedStart] = {}
+    with file.reading():
+        going_on = set(_best(looks, tuning.survivors))
+        for index, (start, look) in enumerate(zip(starts, looks, strict=True)):
+            if index not in going_on:
+                ended[index] = _ended(start, look)
+    begun = bool(file.progress.finished or file.progress.current)
+    for index, end in ended.items():
+        if isinstance(end, StoppedStart) and not begun:
+            said = f"{tuning.choose_by} {end.value:.4g} after {end.step} steps was not among the lowest"
+            tell.end(index, "pruned", {tuning.choose_by: end.value}, said)
+    return ended
+
+
+def _look(start: Start, index: int, file: CheckpointFile, tell: Teller) -> Look:
+    problem = start.problem
+    until = problem.tuning.look_steps(problem.training.steps)
+    descent, found = start.descent(), {}
+    take_up(descent, file)
+    tell.start(index, start.augmentation)
+    try:
+        tell_steps(index, advance(descent, file, until), tell)
+        standing = standing_of(descent)
+        found = {"state": descent.state(), "value": standing.value(problem.tuning.choose_by)}
+        descent.cost += standing.cost
+        tell.end(index, "interrupted", reason="waits for the first look at the other starting points")
+    except DetectorError as error:
+        tell.failure(index, error)
+        found = {"state": None, "failure": str(error)}
+    except BaseException as error:
+        tell.failure(index, error)
+        raise
+    return {**found, "point": descent.point.clone(), "step": descent.step, "cost": asdict(descent.cost)}
+
+
+def take_up(descent: Descent, file: CheckpointFile) -> None:
+    """Go on where an earlier process left the descent that was under way, or after the shared warm start."""
+    progress = file.progress
+    with file.reading():
+        if progress.current is not None:
+            descent.load(progress.current)
+        elif progress.warm_start is not None:
+            descent.load_warm_start(progress.warm_start)
+
+
+def take_up_look(descent: Descent, look: Look) -> None:
+    """Go on after a look; its judging is part of the cost."""
+    descent.load(look["state"])
+    descent.cost = Cost(**look["cost"])
+
+
+def tell_steps(index: int, steps: Iterable[OuterStep] | Iterator[OuterStep], tell: Teller) -> None:
+    """Tell every step of the hyperparameters, as it is done."""
+    for outer in steps:
+        losses = {"training_loss": outer.training_loss, "validation_loss": outer.validation_loss}
+        tell.progress(index, outer.step, {**outer.hyperparameters, **losses})
+
+
+def _best(looks: list[Look], count: int) -> list[int]:
+    """Indices of the lowest, earlier ones first among equals."""
+    values = {index: look["value"] for index, look in enumerate(looks) if "failure" not in look}
+    if not all(map(is_number, values.values())):
+        raise ValueError("expected a number for each look")
+    return sorted(values, key=lambda index: (values[index], index))[:count]
+
+
+def _forget(looks: list[Look], survivors: int) -> None:
+    """Drop the networks of those that cannot go on any more: a checkpoint holds `survivors` at most."""
+    best = _best(looks, survivors)
+    for index, look in enumerate(looks):
+        if index not in best:
+            look["state"] = None
+
+
+def _ended(start: Start, look: Look) -> StoppedStart | FailedStart:
+    cost = Cost(**look["cost"])
+    if "failure" in look:
+        return FailedStart(start.augmentation, str(look["failure"]), cost)
+    reached = start.problem.coordinates.at(look["point"])
+    return StoppedStart(start.augmentation, reached, int(look["step"]), float(look["value"]), cost)
