@@ -82,6 +82,8 @@ def show(result: StudyResult) -> None:
             + ("" if figures.spearman is None else f" · Spearman {figures.spearman:.2f}")
             + ("" if figures.auc_combined is None else f" · combined {figures.auc_combined:.3f}")
         )
+        if result.alarms is not None:
+            say(plain(result.alarms.sentence()))
     else:
         say(f"chosen without labels: {word} {result.selected.number}, {result.selected.augmentation}")
     if settings.tuning is None and not result.selected.learned:  # a tuning's signs of collapse say so

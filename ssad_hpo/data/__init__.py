@@ -13,6 +13,7 @@ from ssad_hpo.data.folder import (
     load_folder,
     load_folders,
 )
+from ssad_hpo.data.labelled import read_label_file
 from ssad_hpo.data.pixels import WHOLE_DEPTH
 from ssad_hpo.data.source import (
     LOADERS,
@@ -47,6 +48,7 @@ __all__ = [
     "load_folders",
     "load_images",
     "read_images",
+    "read_label_file",
     "read_labels",
     "read_readable",
     "semantic_data",

@@ -5,11 +5,11 @@ of its embedding to a Gaussian fitted to the train embeddings, as in DSV (Yoo et
 section 2.1).
 """
 
+from ssad_hpo.detector.gaussian import fit_gaussian
 from ssad_hpo.detector.model import (
     Detector,
     Embeddings,
     Transform,
-    fit_gaussian,
     is_detector,
     pseudo_anomalies,
     untrained_network,

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ssad_hpo.augment import augment
 from ssad_hpo.bounds import MOST_PIXELS, whole
+from ssad_hpo.calibration import MOST_BYTES, Calibrated, Calibration, take_calibration, tensors_of
+from ssad_hpo.detector.gaussian import fit_gaussian
 from ssad_hpo.encoder import Network, build_network
 from ssad_hpo.files import FileError, open_regular, read_json, reading
 from ssad_hpo.numerics import autocast, check_device, seeded, to_float
@@ -91,7 +93,7 @@ def untrained_network(
 
 
 @dataclass
-class Detector:
+class Detector(Calibrated):
     """A trained network with its density, and the settings that it was trained with.
 
     >>> from ssad_hpo import Augmentation, Training, controlled_data
@@ -108,6 +110,7 @@ class Detector:
         image_shape: (C, H, W) of the images that it takes.
         mean, whitening: (D,) and (D, D) float64, so that the Mahalanobis distance of an embedding z is
             ||whitening (z - mean)||; None before `fit_density`.
+        calibration: what its decisions rest on; None where no normal images were held out.
     """
 
     network: Network
@@ -116,6 +119,7 @@ class Detector:
     image_shape: tuple[int, int, int]
     mean: Tensor | None = None
     whitening: Tensor | None = None
+    calibration: Calibration | None = None
 
     @property
     def device(self) -> torch.device:
@@ -221,6 +225,7 @@ class Detector:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"network.{name}": t.contiguous() for name, t in self.network.state_dict().items()}
         tensors |= {"density.mean": self.mean, "density.whitening": self.whitening}
+        tensors |= tensors_of(self.calibration)
         settings = {
             "format": _FORMAT,
             "image_shape": list(self.image_shape),
@@ -279,7 +284,7 @@ class Detector:
         # All weights are in the file: none is fetched.
         network = untrained_network(replace(training, weights="none"), (channels, height, width))
         with open_regular(folder / _WEIGHTS_FILE) as file:
-            most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES
+            most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES + MOST_BYTES
             most += 8 * network.features * (network.features + 1)  # the density
             if (size := os.fstat(file.fileno()).st_size) > most:
                 raise ValueError(f"{_WEIGHTS_FILE} has {size} bytes, expected at most {most}")
@@ -287,6 +292,7 @@ class Detector:
         if not_finite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise ValueError(f"{not_finite[0]} has numbers that are not finite")
         mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
+        calibration = take_calibration(tensors)
         d = network.features
         if (
             mean.shape != (d,)
@@ -296,7 +302,8 @@ class Detector:
             raise ValueError(f"density: expected ({d},) and ({d}, {d}) float64 numbers")
         network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
         network.to(device).eval()
-        return cls(network, augmentation, training, (channels, height, width), mean, whitening)
+        image_shape = (channels, height, width)
+        return cls(network, augmentation, training, image_shape, mean, whitening, calibration)
 
     def _embed(self, batches: Iterator[Tensor]) -> Tensor:
         with autocast(self.device, self.training):
@@ -321,23 +328,3 @@ class Detector:
 def is_detector(folder: Path) -> bool:
     """Whether a folder holds a detector."""
     return (folder / _SETTINGS_FILE).is_file()
-
-
-def fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and whitening (D, D) of (N, D) rows, float64, with the covariance of Ledoit and Wolf.
-
-    ||whitening (z - mean)|| is the Mahalanobis distance.
-
-    Raises:
-        ValueError: for rows without any spread.
-    """
-    from sklearn.covariance import ledoit_wolf  # imported here: slow, and `import ssad_hpo` is not
-
-    rows = rows.double()
-    mean = rows.mean(0)
-    covariance, _ = ledoit_wolf((rows - mean).numpy(), assume_centered=True)
-    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(covariance))
-    if failed:
-        raise ValueError("have no spread")
-    eye = torch.eye(len(lower), dtype=lower.dtype)
-    return mean, torch.linalg.solve_triangular(lower, eye, upper=False).contiguous()

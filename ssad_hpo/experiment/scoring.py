@@ -12,10 +12,8 @@ from ssad_hpo import data
 from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.combined import CombinedDetector, is_combined
 from ssad_hpo.detector import Detector, is_detector
-from ssad_hpo.experiment.combining import combined_detector
 from ssad_hpo.experiment.outcome import chosen
 from ssad_hpo.experiment.run_folder import open_run
-from ssad_hpo.search import candidates
 
 # Images decoded and scored at a time: memory stays flat, and a bad file costs no more than these.
 _BLOCK = 256
@@ -41,9 +39,7 @@ def load_detector(
     if is_detector(folder):
         return Detector.load(folder, device)
     result = chosen(place, trust_addresses=trust_addresses)
-    if single or result.evidence is None or result.evidence.combined is None:
-        return result.selected.detector(device)
-    return combined_detector(result.evidence, candidates(result.study, result.run.artifacts), device)
+    return result.detector(device, single=single)
 
 
 def bit_depth_of(place: str | Path) -> int:
