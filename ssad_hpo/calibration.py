@@ -130,7 +130,8 @@ class Calibration:
             ValueError: as `p_values`.
         """
         scores = _checked("scores", scores)
-        n, normal = len(self.held_out), math.ceil((1 - MOST_ANOMALIES) * len(scores))
+        n = len(self.held_out)
+        normal = math.ceil(round((1 - MOST_ANOMALIES) * len(scores), 9))  # (1 - 0.7) * 30 is beyond 9
         j = max(1, round(LOWER_PART * n))
         low = int((scores <= self.held_out[j - 1]).sum())
         # How many of the normal images are below the j-th lowest held-out one, if all are exchangeable.

@@ -5,8 +5,8 @@
 
 DIR holds data sets in the layout of MVTec AD. Of each set the encoder as it comes and three detectors,
 fine-tuned with three kinds of patches, are kept with what they make of all images; `studies/lab/deciding.py`
-then shares out the normal images that no training saw, again and again: 99 of them calibrate (fewer where there
-are fewer), half of the rest is seen by the search together with half of the anomalies, and the others are new.
+then shares out the normal images that no training saw, again and again: 99 of them calibrate (fewer where
+there are fewer), half of the rest is seen by the search with half of the anomalies, and the others are new.
 """
 
 from __future__ import annotations

@@ -19,6 +19,12 @@ ALARM_RATE = option(
 )  # fmt: skip
 
 
+_NOTHING_TO_DECIDE_BY = (
+    "this detector has no scores of held-out normal images to decide by; search with --held-out DIR or "
+    "--held-out-share SHARE"
+)
+
+
 class Decisions:
     """P-values and decisions of scores.
 
@@ -31,27 +37,16 @@ class Decisions:
     """
 
     def __init__(self, calibration: Calibration | None, alarm_rate: float | None) -> None:
-        from ssad_hpo.calibration import ALARM_RATE, check_alarm_rate
+        from ssad_hpo.calibration import check_alarm_rate
 
-        self.calibration, self.scores, self.alarms = calibration, list[float](), 0
+        self.calibration, self.asked, self.scores, self.alarms = calibration, alarm_rate, list[float](), 0
         if alarm_rate is not None:
             check_alarm_rate(alarm_rate)
-        if calibration is None:
-            why = (
-                "this detector has no scores of held-out normal images to decide by; search with "
-                "--held-out DIR or --held-out-share SHARE"
-            )
-            if alarm_rate is not None:
-                raise click.UsageError(f"--alarm-rate {alarm_rate:g}: {why}")
-            warn(f"scores alone, no p-values and decisions: {why}")
-            return
-        self.alarm_rate = calibration.usual_rate if alarm_rate is None else alarm_rate
-        self.threshold = calibration.threshold(self.alarm_rate)
-        if self.alarm_rate > ALARM_RATE and alarm_rate is None:
-            warn(
-                f"{len(calibration.held_out)} held-out images keep alarm rates of {self.alarm_rate:.3g} and "
-                f"more, so it is that instead of {ALARM_RATE:g}; --held-out takes more of them"
-            )
+            if calibration is None:
+                raise click.UsageError(f"--alarm-rate {alarm_rate:g}: {_NOTHING_TO_DECIDE_BY}")
+        if calibration is not None:
+            self.alarm_rate = calibration.usual_rate if alarm_rate is None else alarm_rate
+            self.threshold = calibration.threshold(self.alarm_rate)
 
     def of(self, score: float) -> dict[str, str]:
         """What stands beside a score in the table."""
@@ -69,22 +64,28 @@ class Decisions:
         """Say how many alarms there are and how many good images would raise one, and whether all drifted."""
         import torch
 
-        from ssad_hpo.calibration import DRIFT_LEVEL
+        from ssad_hpo.calibration import ALARM_RATE, DRIFT_LEVEL
 
-        if self.calibration is None or not self.scores:
+        if self.calibration is None:
+            warn(f"scores alone, no p-values and decisions: {_NOTHING_TO_DECIDE_BY}")
             return
+        n = len(self.calibration.held_out)
         rate, low, high = self.calibration.realised_rates(self.alarm_rate)
+        if self.asked is None and self.alarm_rate > ALARM_RATE:
+            warn(
+                f"{n} held-out images keep alarm rates of {self.alarm_rate:.3g} and more, so it is that "
+                f"instead of {ALARM_RATE:g}; --held-out takes more of them"
+            )
         warn(
             f"{self.alarms} of {len(self.scores)} images raise an alarm; about {_percent(rate)} of good ones "
-            f"would (from {len(self.calibration.held_out)} held-out images: {_percent(low)} to "
-            f"{_percent(high)}, 90 % range)"
+            f"would (from {n} held-out images: {_percent(low)} to {_percent(high)}, 90 % range)"
         )
         drift = self.calibration.drift(torch.tensor(self.scores, dtype=torch.float64))
         if drift < DRIFT_LEVEL:
             warn(
-                "these images score higher than held-out ones as a whole, the lowest too: most are anomalies, "
-                "or good ones look different now (light, focus, material), and then p-values do not hold; "
-                "search again with good images as they are now"
+                "these images score higher than held-out ones as a whole, the lowest too: most are "
+                "anomalies, or good ones look different now (light, focus, material), and then p-values do "
+                "not hold; search again with good images as they are now"
             )
 
 

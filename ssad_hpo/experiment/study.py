@@ -293,8 +293,8 @@ def evaluate_run(run: str | Path, *, trust_addresses: bool = False) -> StudyResu
     result = open_result(run, trust_addresses=trust_addresses)
     if result.evaluation is None:
         raise NoGroundTruthError(
-            f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; give labels "
-            "of some images, a CSV file with the columns path and label (--labels FILE, `evaluate_labelled`); "
+            f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; give "
+            "labels of some images, a CSV file of path and label (--labels FILE, `evaluate_labelled`); "
             f"the chosen detector is that of trial {result.selected.number}"
         )
     with locked(result.run.folder), result.run.open_recorder() as recorder:
