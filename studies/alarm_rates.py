@@ -38,6 +38,7 @@ from studies.lab.detectors import (
     arrays_of,
     kept_arrays,
     trained,
+    write_arrays,
 )
 from studies.lab.options import parse, study_parser
 from studies.lab.results import Row, made_by, markdown_table, write_results
@@ -85,7 +86,7 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     for name in SHIFTED:
         rows = detector.embed(_changed(task.unlabeled, name))
         arrays |= {name: rows.numpy(), f"{name}_scores": detector.density_score(rows).numpy()}
-    np.savez(cell.path(folder).with_suffix(".npz"), **arrays)
+    write_arrays(cell.path(folder).with_suffix(".npz"), arrays)
     return {"loss": None}
 
 
@@ -160,8 +161,8 @@ def _batches(place: Row, decider: Decider, seed: int) -> Iterator[Row]:
     for name in SHIFTED:
         scores = decider.scored[name].numpy()
         for _ in range(BATCHES):
-            drawn = generator.choice(scores, min(BATCH, len(scores)), replace=False)
-            yield {**place, "batch": name, "drift": _drifts(decider.calibration, drawn)}
+            batch = generator.choice(scores, min(BATCH, len(scores)), replace=False)
+            yield {**place, "batch": name, "drift": _drifts(decider.calibration, batch)}
 
 
 def _drifts(calibration: Calibration, *scores: np.ndarray) -> bool:

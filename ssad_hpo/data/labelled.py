@@ -6,7 +6,6 @@ import csv
 import io
 from pathlib import Path
 
-from ssad_hpo.data.decode import DataError
 from ssad_hpo.files import open_regular, reading
 
 GOOD_WORDS = ("0", "good", "normal", "ok", "negative", "false", "no")
@@ -36,11 +35,11 @@ def read_label_file(path: Path) -> dict[Path, int]:
             or beside the file.
 
     Raises:
-        DataError: for a file that is not so, a word that is not known, an image that is not there or has two
+        FileError: for a file that is not so, a word that is not known, an image that is not there or has two
             labels. OSError: if it cannot be opened.
     """
     remedy = "write a line `path,label` and one such as `images/1.png,good` for each image"
-    with reading(path, "cannot be read as labels", remedy, DataError):
+    with reading(path, "cannot be read as labels", remedy):
         with open_regular(path) as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:

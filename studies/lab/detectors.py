@@ -113,7 +113,7 @@ def run_cell(cell: Cell, folder: Path) -> Row:
         judged = judge(detector, task)
     except (DetectorError, ValueError) as error:  # a patch that does not fit tall images
         return {"failure": str(error)}
-    np.savez(cell.path(folder).with_suffix(".npz"), **kept_arrays(judged))
+    write_arrays(cell.path(folder).with_suffix(".npz"), kept_arrays(judged))
     return {"loss": loss, "precision": detector.training.precision, **judged.criteria}
 
 
@@ -140,6 +140,11 @@ def kept_arrays(judged: Judged) -> dict[str, np.ndarray]:
         "scores": judged.scores.numpy(),
         "held_out_scores": judged.held_out.numpy(),
     }
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Keep arrays by name; `arrays_of` reads them."""
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # of its stubs
 
 
 def detectors_parser(name: str, description: str | None) -> argparse.ArgumentParser:
