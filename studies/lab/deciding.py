@@ -21,7 +21,7 @@ from ssad_hpo.detector import Embeddings
 
 Arrays = Mapping[str, np.ndarray]
 # Sets of images that are scored as new ones: normal and anomalous ones that the search has not seen, normal
-# ones that it had among the unlabelled, and new normal ones under other light and out of focus.
+# ones that it had among the unlabelled, and good test images under other light and out of focus.
 FRESH, ANOMALOUS, SEEN = "fresh", "anomalous", "seen"
 SHIFTED = ("darker", "blurred")
 
@@ -33,13 +33,13 @@ class Split:
     Attributes:
         held_out, unlabeled: what the search has.
         scored: what is scored as new, by name.
-        first_test: where the test images begin.
+        good_tests: places of good ones among the test images.
     """
 
     held_out: np.ndarray
     unlabeled: np.ndarray
     scored: dict[str, np.ndarray]
-    first_test: int
+    good_tests: np.ndarray
 
 
 def split(labels: np.ndarray, n_held_out: int, wanted: int | None, seed: int) -> Split:
@@ -63,7 +63,7 @@ def split(labels: np.ndarray, n_held_out: int, wanted: int | None, seed: int) ->
     seen, fresh = np.array_split(rest, 2)
     known, new = np.array_split(anomalous, 2)
     unlabeled = generator.permutation(np.concatenate([seen, known]))
-    return Split(held_out, unlabeled, {FRESH: fresh, ANOMALOUS: new, SEEN: seen}, n_held_out)
+    return Split(held_out, unlabeled, {FRESH: fresh, ANOMALOUS: new, SEEN: seen}, good - n_held_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +82,9 @@ class Member:
         rows = torch.from_numpy(np.concatenate([arrays["held_out"], arrays["unlabeled"]]))
         train, augmented = (torch.from_numpy(arrays[name]) for name in ("train", "augmented"))
         scored = {name: (scores[i], rows[i]) for name, i in places.scored.items()}
-        tests = places.scored[FRESH]
-        tests = tests[tests >= places.first_test] - places.first_test
         for name in SHIFTED:
-            scored[name] = (arrays[f"{name}_scores"][tests], torch.from_numpy(arrays[name])[tests])
+            rows_of = torch.from_numpy(arrays[name])[places.good_tests]
+            scored[name] = (arrays[f"{name}_scores"][places.good_tests], rows_of)
         sets = Embeddings(train, augmented, rows[places.unlabeled], rows[places.held_out])
         return cls(scores[places.unlabeled], scores[places.held_out], sets, scored, arrays["train_scores"])
 
