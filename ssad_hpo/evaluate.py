@@ -72,6 +72,74 @@ class StudyEvaluation:
         return {name: float(value) for name, value in asdict(self).items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Alarms:
+    """How decisions fit the truth.
+
+    Attributes:
+        alarm_rate: the share of good images that was to raise an alarm, 0..1.
+        n_good, n_anomalous: how many images of each there were.
+        false_alarms: good ones that raised an alarm.
+        misses: anomalous ones that raised none.
+    """
+
+    alarm_rate: float
+    n_good: int
+    n_anomalous: int
+    false_alarms: int
+    misses: int
+
+    def sentence(self) -> str:
+        """What is to be told, with the ranges that so few images allow."""
+        told = [f"asked for a false alarm rate of {self.alarm_rate:.2g}"]
+        if self.n_good:
+            rate, low, high = share_range(self.false_alarms, self.n_good)
+            told.append(
+                f"{self.false_alarms} of {self.n_good} good images raise an alarm "
+                f"({rate:.3f}, 95 % range {low:.3f} to {high:.3f})"
+            )
+        if self.n_anomalous:
+            rate, low, high = share_range(self.misses, self.n_anomalous)
+            told.append(
+                f"{self.misses} of {self.n_anomalous} anomalous ones are missed "
+                f"({rate:.3f}, {low:.3f} to {high:.3f})"
+            )
+        return ", ".join(told)
+
+
+def count_alarms(labels: Values, alarms: Values, alarm_rate: float) -> Alarms:
+    """Compare decisions with the truth.
+
+    Args:
+        labels: (N,), 1 for an anomaly, 0 for normal.
+        alarms: (N,), True where an image raises an alarm.
+        alarm_rate: the share of good images that was to raise one.
+
+    Raises:
+        ValueError: for other values, or numbers of them that differ.
+    """
+    truth, raised = finite_vector("labels", labels), finite_vector("alarms", alarms)
+    if len(truth) != len(raised) or not set(np.unique(np.concatenate([truth, raised])).tolist()) <= {0, 1}:
+        raise ValueError(f"labels, alarms: expected as many of 0 and 1, got {len(truth)} and {len(raised)}")
+    good, anomalous = truth == 0, truth == 1
+    return Alarms(
+        alarm_rate,
+        int(good.sum()),
+        int(anomalous.sum()),
+        int((raised[good] == 1).sum()),
+        int((raised[anomalous] == 0).sum()),
+    )
+
+
+def share_range(count: int, total: int) -> tuple[float, float, float]:
+    """A share, and the 95 % range of its true value (Clopper and Pearson, 1934), 0..1 each."""
+    from scipy.stats import beta
+
+    low = 0.0 if count == 0 else float(beta.ppf(0.025, count, total - count + 1))
+    high = 1.0 if count == total else float(beta.ppf(0.975, count + 1, total - count))
+    return count / total, low, high
+
+
 def evaluate_candidates(
     aucs: Mapping[int, float],
     criterion_values: Mapping[int, float],

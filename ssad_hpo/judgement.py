@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ssad_hpo.calibration import Calibration
 from ssad_hpo.criteria import CRITERIA, DegenerateError, check_sets, evaluate_all
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.task import DetectorError, Task
@@ -62,7 +63,7 @@ def check_held_out(name: str, measure: str, task: Task) -> None:
 def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
     """Judge a detector by its embeddings of the task's images, and score those that it did not see.
 
-    Gives the detector its density.
+    Gives the detector its density, and its calibration where there are held-out images.
 
     Args:
         detector: whose network may go on being trained afterwards.
@@ -82,6 +83,7 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
         held_out = None
         if task.held_out is not None and sets.held_out is not None:
             held_out = _scores(detector, task.held_out, sets.held_out)
+        detector.calibration = None if held_out is None else Calibration(held_out)
         criteria = evaluate_all(sets.train, sets.augmented, sets.unlabeled, scores, held_out)
     except DegenerateError as error:
         raise DetectorError(f"collapsed{when} under {detector.augmentation}: {error}") from error

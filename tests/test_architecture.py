@@ -21,7 +21,8 @@ ALLOWED = {
     "address": set(),
     "storage": {"address", "files"},
     "trust": {"address", "files"},
-    "criteria": {"task"},
+    "calibration": {"bounds"},  # pure functions of scores
+    "criteria": {"task", "calibration"},
     "consensus": {"task"},
     "encoder": {"task", "numerics"},
     "numerics": {"task", "bounds"},
@@ -29,16 +30,17 @@ ALLOWED = {
     "evaluate": {"task"},
     "tracking": {"task", "address", "files", "trust"},
     "report": {"task", "augment"},
-    "detector": {"task", "augment", "encoder", "numerics", "bounds", "files"},
+    "detector": {"task", "augment", "encoder", "numerics", "bounds", "files", "calibration"},
     "baselines": {"task", "augment", "encoder", "numerics"},
-    "judgement": {"task", "criteria", "detector"},
-    "combined": {"task", "criteria", "detector", "bounds", "files"},
+    "judgement": {"task", "criteria", "detector", "calibration"},
+    "combined": {"task", "criteria", "detector", "bounds", "files", "calibration"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
     "raytune": {"task", "search", "address", "files"},
 }
 ALLOWED["serving"] = {"combined", "detector", "data", "files"}
 ALLOWED["export"] = {"combined", "detector"}
+ALLOWED["search"] |= {"calibration"}
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
@@ -49,7 +51,7 @@ ONLY_ROOM_OF = {"ray": "raytune", "mlflow": "tracking", "matplotlib": "report"}
 # Where labels may be: read (data), judged (evaluate), shown (report, tracking), handed on (experiment, cli).
 WITHOUT_LABELS = {
     "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "judgement", "search",
-    "bilevel", "raytune", "storage", "numerics", "combined", "export",
+    "bilevel", "raytune", "storage", "numerics", "combined", "calibration", "export",
 }  # fmt: skip
 LABEL_WORDS = {"label", "labels", "truth"}
 

@@ -105,6 +105,10 @@ def check_same_evidence(result: StudyResult, expected: StudyResult) -> None:
         return
     for name in ("scores", "held_out"):
         assert torch.equal(getattr(mine.combined, name), getattr(theirs.combined, name))
+    for single in (False, True):
+        decides = [r.detector(single=single).calibration for r in (result, expected)]
+        assert decides[0] is not None and decides[1] is not None
+        assert torch.equal(decides[0].held_out, decides[1].held_out)
     files = [sorted(p for p in r.run.combined.rglob("*") if p.is_file()) for r in (result, expected)]
     assert [p.relative_to(result.run.combined) for p in files[0]] == [
         p.relative_to(expected.run.combined) for p in files[1]

@@ -139,6 +139,17 @@ WORDS = [
     ("search cloth --run good/settings.json/below", "good/settings.json"),
     ("score good", "PATHS"),
     ("score good nowhere", "nowhere"),
+    *((f"score good cloth --alarm-rate {rate}", "alarm_rate") for rate in ("0", "1", "-0.1", "nan", "inf")),
+    ("score good cloth --alarm-rate 0.1", "--held-out"),
+    ("score held more --alarm-rate 0.01", "keep rates of"),
+    ("score held more --alarm-rate x", "--alarm-rate"),
+    ("evaluate good --alarm-rate 0.1", "--labels"),
+    ("evaluate good --labels nowhere.csv", "nowhere.csv"),
+    ("evaluate good --labels cloth", "a folder"),
+    ("evaluate good --labels one.npz", "one.npz"),
+    ("evaluate held --labels labels.csv --alarm-rate 0.01", "keep rates of"),
+    ("evaluate good --labels labels.csv --alarm-rate 0.1", "held no normal images out"),
+    ("evaluate cloth --labels labels.csv", "holds no run"),
     ("score good cloth --out nowhere/x.csv", "nowhere/x.csv"),
     ("score good cloth --out cloth", "cloth"),
     ("score good cloth --out good/settings.json/x.csv", "x.csv"),
@@ -198,6 +209,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_category: Callable[..., 
     training = Training(steps=4, batch_size=4, evaluate_at=(1.0,), width=8)
     source = Source("folder", {"root": str(folder / "cloth"), "image_size": 16})
     run_study(source, Search(n_trials=1), training, run=folder / "good", tracking_uri=None)
+    held = Source(
+        "folder", {"root": str(folder / "cloth"), "image_size": 16, "held_out": str(folder / "more")}
+    )
+    run_study(held, Search(n_trials=1), training, run=folder / "held", tracking_uri=None)
+    (folder / "labels.csv").write_text("path,label\nmore/0.png,good\n")
     shutil.copy(next((folder / "good" / "artifacts").glob("*/arrays.npz")), folder / "one.npz")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)

@@ -60,6 +60,8 @@ def show(result: StudyResult) -> None:
             + ("" if figures.spearman is None else f", Spearman {figures.spearman:.2f}")
             + f", of {count} complete {word}{'s' if count > 1 else ''}"
         )
+        if result.alarms is not None:
+            say(plain(result.alarms.sentence()))
     else:
         say(f"chosen without labels: {word} {result.selected.number}, {result.selected.augmentation}")
     if settings.tuning is None and not result.selected.learned:  # a tuning's signs of collapse say so

@@ -12,21 +12,37 @@ from typing import Self
 import rich_click as click
 from click.exceptions import Exit
 
+from ssad_hpo.cli.decisions import ALARM_RATE, Decisions, show_labelled
 from ssad_hpo.cli.display import plain, say, show, show_ranking, warn
 from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, MAX_BYTES, MAX_PIXELS, SKIP_UNREADABLE, TRUST
 
 
-@click.command(epilog="Example: `ssad-hpo evaluate gravel-cutavg-20261123-101500-1f3a`")
+@click.command(
+    epilog="Examples: `ssad-hpo evaluate gravel-cutavg-20261123-101500-1f3a` · "
+    "`ssad-hpo evaluate NAME --labels labels.csv`"
+)
 @click.argument("run")
+@click.option("--labels", type=Path, help="A CSV file of path and label, 0 or good, 1 or defect.")
+@click.option(*ALARM_RATE[0], **ALARM_RATE[1])
 @click.option(*TRUST[0], **TRUST[1])
-def evaluate(run: str, trust_addresses: bool) -> None:
+def evaluate(run: str, labels: Path | None, alarm_rate: float | None, trust_addresses: bool) -> None:
     """Compare a study's choice with the truth, where there is one, and write it to MLflow.
 
-    RUN is a run folder, or its name below runs/.
+    RUN is a run folder, or its name below runs/. With --labels the detector that it ends with is compared
+    with these labels, of unlabelled images or of new ones.
     """
-    from ssad_hpo.experiment import evaluate_run
+    from ssad_hpo.experiment import NoGroundTruthError, evaluate_labelled, evaluate_run
 
-    show(evaluate_run(run, trust_addresses=trust_addresses))
+    if labels is not None:
+        show_labelled(evaluate_labelled(run, labels, alarm_rate=alarm_rate, trust_addresses=trust_addresses))
+        return
+    if alarm_rate is not None:
+        raise click.UsageError("--alarm-rate goes with --labels; leave it out")
+    try:
+        show(evaluate_run(run, trust_addresses=trust_addresses))
+    except NoGroundTruthError as error:
+        warn(str(error))
+        raise Exit(1) from None
 
 
 @click.command(epilog="Example: `ssad-hpo report gravel-cutavg-20261123-101500-1f3a`")
@@ -84,6 +100,7 @@ def select(files: tuple[Path, ...], by: str, max_bytes: int) -> None:
 @click.option(*BIT_DEPTH[0], **BIT_DEPTH[1])
 @click.option("--heatmaps", type=Path, help="A folder for every image with its heat map over it, as PNG.")
 @click.option("--single", is_flag=True, help="Score by the selected candidate, where several are combined.")
+@click.option(*ALARM_RATE[0], **ALARM_RATE[1])
 @click.option(*MAX_PIXELS[0], **MAX_PIXELS[1])
 @click.option(*DEVICE[0], **DEVICE[1], default="cpu")
 @click.option(*TRUST[0], **TRUST[1])
@@ -95,11 +112,15 @@ def score(
     single: bool,
     skip_unreadable: bool,
     bit_depth: int | None,
+    alarm_rate: float | None,
     max_pixels: int,
     device: str,
     trust_addresses: bool,
 ) -> None:
-    """Score new images with a run's chosen detector: a CSV of path and score, higher is more anomalous.
+    """Score new images with a run's chosen detector: a CSV of path, score, p_value and decision.
+
+    Higher scores are more anomalous. The p-value says how rare so high a score is among normal images, and
+    decides: "alarm" up to --alarm-rate, else "good". Without held-out images there are scores alone.
 
     The detector is that of a run, or lies in a folder of its own; PATHS are images and folders of images.
     """
@@ -115,6 +136,7 @@ def score(
             heatmaps=heatmaps is not None,
             trust_addresses=trust_addresses,
         )
+        decisions = Decisions(detector.calibration, alarm_rate)
         bit_depth = bit_depth_of(place) if bit_depth is None else bit_depth
         overlays = None
         if heatmaps is not None:
@@ -128,7 +150,8 @@ def score(
             max_pixels=max_pixels,
             draw=overlays and overlays.draw,
         ):
-            table.write(path, value)
+            table.write(path, {"score": repr(value), **decisions.of(value)})
+    decisions.tell()
     if overlays is not None:
         (say if out else warn)(plain(overlays.told()))  # the scores alone are on standard output
     if out:
@@ -158,13 +181,13 @@ class _Table:
         except OSError as error:
             raise click.UsageError(f"--out {str(out)!r}: cannot be written ({error.strerror})") from error
 
-    def write(self, path: Path, value: float) -> None:
+    def write(self, path: Path, values: dict[str, str]) -> None:
         rows = csv.writer(self.file, lineterminator="\n")
         if not self.count:
-            rows.writerow(["path", "score"])
+            rows.writerow(["path", *values])
         # A spreadsheet takes a cell that begins so for a formula; ./ is the same path.
         text = str(path)
-        rows.writerow([os.path.join(os.curdir, text) if text[0] in "=+-@\t\r" else text, repr(value)])
+        rows.writerow([os.path.join(os.curdir, text) if text[0] in "=+-@\t\r" else text, *values.values()])
         self.count += 1
 
     def __enter__(self) -> Self:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssad_hpo.bounds import whole
+from ssad_hpo.calibration import Calibrated, Calibration, take_calibration, tensors_of
 from ssad_hpo.combined.combination import Part, Scale
 from ssad_hpo.combined.heads import Head
 from ssad_hpo.detector import Detector, maps_of
@@ -25,16 +26,18 @@ _MOST_MEMBERS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
-class CombinedDetector:
+class CombinedDetector(Calibrated):
     """Several detectors that score images together; a detector in every respect, at their joint cost.
 
     Attributes:
         detectors: of the same image shape.
         parts: how the scores of each enter; from `combine`.
+        calibration: of its own scores, what its decisions rest on; None in folders of older versions.
     """
 
     detectors: tuple[Detector, ...]
     parts: tuple[Part, ...]
+    calibration: Calibration | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -112,7 +115,7 @@ class CombinedDetector:
                 scale = part.head_scale
                 kept["head"] = [part.head.bias, scale.centre, scale.spread, part.head_weight]
             scales.append(kept)
-        save_file(heads, partial / _WEIGHTS_FILE)
+        save_file(heads | tensors_of(self.calibration), partial / _WEIGHTS_FILE)
         text = json.dumps({"format": _FORMAT, "parts": scales}, indent=2)
         (partial / _SETTINGS_FILE).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,6 +129,8 @@ class CombinedDetector:
             FileNotFoundError: if the folder holds none.
             ValueError: if its files are of another format, damaged, or have numbers that are not finite.
         """
+        from safetensors.torch import load
+
         if not is_combined(folder):
             raise FileNotFoundError(f"{folder}: holds no combined detector (no {_SETTINGS_FILE})")
         with reading(
@@ -137,7 +142,10 @@ class CombinedDetector:
             kept = settings["parts"]
             whole("parts", len(kept), 1, _MOST_MEMBERS)
             detectors = tuple(Detector.load(folder / _member(i), device) for i in range(len(kept)))
-            return cls(detectors, _read_parts(folder, kept, detectors))
+            with open_regular(folder / _WEIGHTS_FILE) as file:
+                weights = load(file.read())
+            calibration = take_calibration(weights)
+            return cls(detectors, _read_parts(weights, kept, detectors), calibration)
 
 
 def is_combined(folder: Path) -> bool:
@@ -150,12 +158,8 @@ def _member(place: int) -> str:
 
 
 def _read_parts(
-    folder: Path, kept: Sequence[dict[str, list[float]]], detectors: Sequence[Detector]
+    weights: dict[str, Tensor], kept: Sequence[dict[str, list[float]]], detectors: Sequence[Detector]
 ) -> tuple[Part, ...]:
-    from safetensors.torch import load
-
-    with open_regular(folder / _WEIGHTS_FILE) as file:
-        weights = load(file.read())
     parts = []
     for i, (numbers, detector) in enumerate(zip(kept, detectors, strict=True)):
         centre, spread = numbers["scores"]

@@ -9,12 +9,10 @@ import torch
 from scipy.stats import beta, rankdata
 from torch import Tensor
 
+from ssad_hpo.calibration import LOWER_PART, MOST_ANOMALIES
 from ssad_hpo.criteria.pairs import DegenerateError
 
 NO_EVIDENCE = 0.05  # from here on the unlabelled images show no anomaly that any detector sees
-# Unlabelled scores this rare among the lowest third of the held-out ones would need more than seven anomalies
-# in ten; a difference between the two kinds of normal images is likelier.
-_LOWER_PART, _MOST_ANOMALIES = 1 / 3, 0.7
 
 
 def p_anomalies(
@@ -70,6 +68,6 @@ def shifted_as_a_whole(scores: Tensor, held_out: Tensor) -> bool:
         scores: (N_test,) of the unlabelled images.
         held_out: (N_held,) of held-out normal images.
     """
-    low = int((scores < torch.quantile(held_out, _LOWER_PART)).sum())
+    low = int((scores < torch.quantile(held_out, LOWER_PART)).sum())
     most = beta.ppf(0.95, low + 1, len(scores) - low) if low < len(scores) else 1.0  # Clopper-Pearson
-    return bool(most < (1 - _MOST_ANOMALIES) * _LOWER_PART)
+    return bool(most < (1 - MOST_ANOMALIES) * LOWER_PART)

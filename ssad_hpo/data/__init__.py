@@ -21,6 +21,7 @@ from ssad_hpo.data.folder import (
     load_folder,
     load_folders,
 )
+from ssad_hpo.data.labelled import read_label_file
 from ssad_hpo.data.pixels import WHOLE_DEPTH
 from ssad_hpo.data.source import (
     LOADERS,
@@ -57,6 +58,7 @@ __all__ = [
     "load_images",
     "read_contents",
     "read_images",
+    "read_label_file",
     "read_labels",
     "read_readable",
     "read_whole",

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ssad_hpo.bounds import MOST_PIXELS, whole
+from ssad_hpo.calibration import MOST_BYTES, take_calibration, tensors_of
 from ssad_hpo.detector.model import Detector, Transform, untrained_network
 from ssad_hpo.detector.patches import PATCHES_FILE, PatchDensity
 from ssad_hpo.files import FileError, open_regular, read_json, reading
@@ -38,6 +39,7 @@ def write(detector: Detector, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": t.contiguous() for name, t in detector.network.state_dict().items()}
     tensors |= {"density.mean": detector.mean, "density.whitening": detector.whitening}
+    tensors |= tensors_of(detector.calibration)
     settings = {
         "format": _FORMAT,
         "image_shape": list(detector.image_shape),
@@ -94,7 +96,7 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
     # All weights are in the file: none is fetched.
     network = untrained_network(replace(training, weights="none"), (channels, height, width))
     with open_regular(folder / _WEIGHTS_FILE) as file:
-        most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES
+        most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES + MOST_BYTES
         most += 8 * network.features * (network.features + 1)  # the density
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise ValueError(f"{_WEIGHTS_FILE} has {size} bytes, expected at most {most}")
@@ -102,6 +104,7 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
     if not_finite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{not_finite[0]} has numbers that are not finite")
     mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
+    calibration = take_calibration(tensors)
     d = network.features
     if mean.shape != (d,) or whitening.shape != (d, d) or {mean.dtype, whitening.dtype} != {torch.float64}:
         raise ValueError(f"density: expected ({d},) and ({d}, {d}) float64 numbers")
@@ -109,4 +112,4 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
     network.to(device).eval()
     patches = PatchDensity.load(folder)
     shape = channels, height, width
-    return Detector(network, augmentation, training, shape, mean, whitening, patches)
+    return Detector(network, augmentation, training, shape, mean, whitening, patches, calibration)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import augment
+from ssad_hpo.calibration import Calibrated, Calibration
 from ssad_hpo.detector.density import fit_gaussian
 from ssad_hpo.detector.patches import PatchDensity, fit_patches, maps_of
 from ssad_hpo.encoder import Network, build_network
@@ -90,7 +91,7 @@ def untrained_network(
 
 
 @dataclass(repr=False)
-class Detector:
+class Detector(Calibrated):
     """A trained network with its density, and the settings that it was trained with.
 
     >>> from ssad_hpo import Augmentation, Training, controlled_data
@@ -108,6 +109,7 @@ class Detector:
         mean, whitening: (D,) and (D, D) float64, so that the Mahalanobis distance of an embedding z is
             ||whitening (z - mean)||; None before `fit_density`.
         patches: what heat maps need; None before `fit_heatmaps`.
+        calibration: what its decisions rest on; None where no normal images were held out.
     """
 
     network: Network
@@ -117,6 +119,7 @@ class Detector:
     mean: Tensor | None = None
     whitening: Tensor | None = None
     patches: PatchDensity | None = None
+    calibration: Calibration | None = None
 
     def __repr__(self) -> str:
         size, weights = " x ".join(map(str, self.image_shape)), self.training.weights

@@ -3,6 +3,7 @@
 from ssad_hpo.experiment.certainty import how_sure
 from ssad_hpo.experiment.deploying import register_run
 from ssad_hpo.experiment.heatmaps import Overlays
+from ssad_hpo.experiment.labelled import LabelledEvaluation, evaluate_labelled
 from ssad_hpo.experiment.outcome import StudyResult, finished_trials, load_task, open_result
 from ssad_hpo.experiment.ready_objectives import TASK, ready_objective
 from ssad_hpo.experiment.reporting import report_run
@@ -10,6 +11,7 @@ from ssad_hpo.experiment.run_folder import Run, RunError, open_run
 from ssad_hpo.experiment.scoring import bit_depth_of, files_of, load_detector, score_images
 from ssad_hpo.experiment.settings import Settings
 from ssad_hpo.experiment.study import (
+    NoGroundTruthError,
     StudyInterrupted,
     evaluate_run,
     resume_study,
@@ -24,6 +26,8 @@ from ssad_hpo.experiment.tuning import read_trajectory
 
 __all__ = [
     "TASK",
+    "LabelledEvaluation",
+    "NoGroundTruthError",
     "Overlays",
     "Run",
     "RunError",
@@ -31,6 +35,7 @@ __all__ = [
     "StudyInterrupted",
     "StudyResult",
     "bit_depth_of",
+    "evaluate_labelled",
     "evaluate_run",
     "files_of",
     "finished_trials",

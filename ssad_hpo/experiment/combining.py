@@ -10,6 +10,7 @@ import optuna
 import torch
 
 from ssad_hpo.bilevel import Tuning
+from ssad_hpo.calibration import Calibration
 from ssad_hpo.combined import Combination, CombinedDetector, combine
 from ssad_hpo.criteria import CRITERIA, NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.experiment.run_folder import Run
@@ -147,7 +148,7 @@ def combined_detector(
     assert evidence.combined is not None
     by_number = {choice.number: choice for choice in choices}
     detectors = tuple(by_number[number].detector(device) for number in evidence.members)
-    return CombinedDetector(detectors, evidence.combined.parts)
+    return CombinedDetector(detectors, evidence.combined.parts, Calibration(evidence.combined.held_out))
 
 
 def _best(choices: Sequence[Candidate], criterion: str, count: int) -> list[Candidate]:

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 from ssad_hpo import data, tracking
-from ssad_hpo.experiment.heatmaps import final_detector
 from ssad_hpo.experiment.outcome import StudyResult, chosen
 from ssad_hpo.experiment.run_folder import locked
 from ssad_hpo.search import detector_folder
@@ -57,7 +56,7 @@ def _folder_of(result: StudyResult, *, single: bool = False) -> Path:
     if single or result.evidence is None or result.evidence.combined is None:
         return detector_folder(result.selected.address)
     if not result.run.combined.is_dir():
-        final_detector(result).save(result.run.combined)
+        result.detector().save(result.run.combined)
     return result.run.combined
 
 

@@ -17,7 +17,6 @@ from ssad_hpo import data
 from ssad_hpo.bounds import MOST_IMAGE_PIXELS, MOST_SEED
 from ssad_hpo.combined import CombinedDetector
 from ssad_hpo.detector import Detector
-from ssad_hpo.experiment.combining import combined_detector
 from ssad_hpo.experiment.outcome import StudyResult, load_task
 from ssad_hpo.files import FileError
 from ssad_hpo.report import LONGEST_SIDE, Spots, overlay
@@ -69,15 +68,6 @@ def check_heatmaps(result: StudyResult, task: Task | None = None) -> None:
             ) from error
     for candidate in lacking if task is not None else ():
         _learn(candidate, task)
-
-
-def final_detector(
-    result: StudyResult, device: str = "cpu", *, single: bool = False
-) -> Detector | CombinedDetector:
-    """What a study ends with: the combined detector, or the selected one."""
-    if single or result.evidence is None or result.evidence.combined is None:
-        return result.selected.detector(device)
-    return combined_detector(result.evidence, candidates(result.study, result.run.artifacts), device)
 
 
 def _final(result: StudyResult) -> list[Candidate]:

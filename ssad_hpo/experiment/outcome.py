@@ -9,11 +9,16 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import optuna
+import torch
 
 from ssad_hpo import data
-from ssad_hpo.evaluate import StudyEvaluation, auc, evaluate_candidates
-from ssad_hpo.experiment.combining import Evidence, evidence_of
+from ssad_hpo.calibration import Calibration
+from ssad_hpo.combined import CombinedDetector
+from ssad_hpo.detector import Detector
+from ssad_hpo.evaluate import Alarms, StudyEvaluation, auc, count_alarms, evaluate_candidates
+from ssad_hpo.experiment.combining import Evidence, combined_detector, evidence_of
 from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
 from ssad_hpo.search import Candidate, candidates, records, select
 from ssad_hpo.task import StudyRecorder, Task
@@ -34,6 +39,7 @@ class StudyResult:
         evidence: what held-out images say, the combined detector among it; None without such images.
         aucs: AUC of every candidate by trial number; None where there is no ground truth.
         evaluation: selected, oracle, random and worst AUC; None where there is no ground truth.
+        alarms: how its decisions fit the ground truth, where there are held-out images to decide by.
         undelivered: records that did not reach MLflow yet; `sync_run` delivers them.
         lost: records that could not even be kept for it, as on a full disk.
         trouble: why MLflow did not take all, in a sentence; None where it did.
@@ -45,6 +51,7 @@ class StudyResult:
     evidence: Evidence | None = None
     aucs: dict[int, float] | None = None
     evaluation: StudyEvaluation | None = None
+    alarms: Alarms | None = None
     undelivered: int = 0
     lost: int = 0
     trouble: str | None = None
@@ -79,6 +86,32 @@ class StudyResult:
         }
         cells = "".join(f"<tr><th>{escape(n)}</th><td>{escape(text)}</td></tr>" for n, text in rows.items())
         return f"<table>{cells}</table>"
+
+    def detector(self, device: str = "cpu", *, single: bool = False) -> Detector | CombinedDetector:
+        """What the study ends with: the combined detector, or where none is combined the selected one.
+
+        Args:
+            device: where to score.
+            single: the selected one in any case.
+
+        Raises:
+            FileNotFoundError: if a detector was not kept.
+        """
+        if single or self.evidence is None or self.evidence.combined is None:
+            return self.selected.detector(device)
+        return combined_detector(self.evidence, candidates(self.study, self.run.artifacts), device)
+
+    def scores(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Anomaly scores by that detector, (N_test,) of the unlabelled and (N_held,) of held-out images.
+
+        A combined detector scores them by heads that these images have no part in. The latter are None where
+        no images are held out.
+        """
+        if self.evidence is not None and self.evidence.combined is not None:
+            combined = self.evidence.combined
+            return combined.scores.numpy(), combined.held_out.numpy()
+        kept = self.selected.kept(arrays_alone=True)
+        return kept.scores, kept.held_out
 
 
 def load_task(run: Run, task: Task | None = None) -> Task:
@@ -143,9 +176,16 @@ def compare_with_truth(result: StudyResult) -> StudyResult:
     aucs = {c.number: auc(labels, c.scores()) for c in choices}
     values = {c.number: c.criteria[criterion] for c in choices}
     combined = None if result.evidence is None else result.evidence.combined
+    scores, held_out = result.scores()
+    alarms = None
+    if held_out is not None:
+        calibration = Calibration(torch.from_numpy(held_out))
+        raised = calibration.alarms(torch.from_numpy(scores), calibration.usual_rate)
+        alarms = count_alarms(labels, raised, calibration.usual_rate)
     return replace(
         result,
         aucs=aucs,
+        alarms=alarms,
         evaluation=evaluate_candidates(
             aucs, values, result.selected.number, None if combined is None else auc(labels, combined.scores)
         ),

@@ -14,7 +14,7 @@ from ssad_hpo import data
 from ssad_hpo.augment import augment
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.experiment.certainty import how_sure
-from ssad_hpo.experiment.heatmaps import check_heatmaps, final_detector, spots_of
+from ssad_hpo.experiment.heatmaps import check_heatmaps, spots_of
 from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
 from ssad_hpo.experiment.settings import Settings, described
@@ -118,7 +118,7 @@ def _spots(result: StudyResult, task: Task | None, scores: NDArray[np.floating])
         return ()
     try:
         check_heatmaps(result, task)
-        detector = final_detector(result)
+        detector = result.detector()
     except (ValueError, OSError, DetectorError):  # an encoder without maps, a detector that was not kept
         return ()
     source = result.run.settings.source

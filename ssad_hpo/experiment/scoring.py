@@ -16,7 +16,7 @@ from ssad_hpo import data
 from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.combined import CombinedDetector, is_combined
 from ssad_hpo.detector import Detector, is_detector
-from ssad_hpo.experiment.heatmaps import check_heatmaps, final_detector
+from ssad_hpo.experiment.heatmaps import check_heatmaps
 from ssad_hpo.experiment.outcome import chosen
 from ssad_hpo.experiment.run_folder import open_run
 
@@ -57,7 +57,7 @@ def load_detector(
     result = chosen(place, trust_addresses=trust_addresses)
     if heatmaps:
         check_heatmaps(result)
-    return final_detector(result, device, single=single)
+    return result.detector(device, single=single)
 
 
 def bit_depth_of(place: str | Path) -> int:

@@ -35,6 +35,10 @@ from ssad_hpo.task import COMBINED, PRETRAINED, Cluster, Recorder, Search, Task,
 DEFAULT_TRACKING = "default"
 
 
+class NoGroundTruthError(ValueError):
+    """There is nothing to judge a choice by; the message says how to give labels."""
+
+
 class StudyInterrupted(KeyboardInterrupt):
     """Ctrl-C in a study. All that is done is kept in `run`; the message says what goes on with it."""
 
@@ -313,14 +317,15 @@ def evaluate_run(run: str | Path, *, trust_addresses: bool = False) -> StudyResu
     """Judge a study's choice by the ground truth, and write the figures to MLflow.
 
     Raises:
-        RunError: if there is no such run. ValueError: if there is no candidate, or no ground truth, or for an
-            address that needs `trust_addresses` (see `open_run`).
+        RunError: if there is no such run. NoGroundTruthError: if there is none. ValueError: if there is no
+            candidate, or for an address that needs `trust_addresses` (see `open_run`).
     """
     result = open_result(run, trust_addresses=trust_addresses)
     if result.evaluation is None:
-        raise ValueError(
-            f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; the chosen "
-            f"detector is that of trial {result.selected.number}"
+        raise NoGroundTruthError(
+            f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; give "
+            "labels of some images, a CSV file of path and label (--labels FILE, `evaluate_labelled`); "
+            f"the chosen detector is that of trial {result.selected.number}"
         )
     with locked(result.run.folder), result.run.open_recorder() as recorder:
         record_result(recorder, result)

@@ -22,6 +22,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
+from ssad_hpo.calibration import Calibration
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.judgement import Judged
 from ssad_hpo.search.arrays import HELD_OUT, HELD_OUT_SCORES, SCORES, SETS, read_arrays
@@ -190,7 +191,10 @@ def open_kept(address: str, device: str | torch.device = "cpu", *, arrays_alone:
     detector_folder = folder / _DETECTOR_FOLDER
     wanted = not arrays_alone and detector_folder.is_dir()
     detector = Detector.load(detector_folder, device) if wanted else None
-    return Kept(arrays[SCORES], Embeddings(**sets), detector, arrays.get(HELD_OUT_SCORES))
+    held_out = arrays.get(HELD_OUT_SCORES)
+    if detector is not None and detector.calibration is None and held_out is not None:
+        detector.calibration = Calibration(torch.from_numpy(held_out))  # detectors had none of their own once
+    return Kept(arrays[SCORES], Embeddings(**sets), detector, held_out)
 
 
 def keep_patches(address: str, detector: Detector) -> None:

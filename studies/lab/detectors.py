@@ -20,9 +20,9 @@ import torch
 
 from ssad_hpo.augment import NONE
 from ssad_hpo.data import Source, builtin, load
-from ssad_hpo.detector import train, untrained_detector
+from ssad_hpo.detector import Detector, train, untrained_detector
 from ssad_hpo.judgement import Judged, judge
-from ssad_hpo.task import PRETRAINED, Augmentation, DetectorError, Training
+from ssad_hpo.task import PRETRAINED, Augmentation, DetectorError, Task, Training
 from studies.lab.cells import cell_path, run_missing
 from studies.lab.options import study_parser
 from studies.lab.results import Row
@@ -109,35 +109,42 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     """Train a detector, judge it without labels, and keep its embeddings and scores beside the cell."""
     task = load(cell.source)
     try:
-        if cell.how == "frozen":
-            channels, height, width = task.train.shape[1:]
-            first = Augmentation(KINDS[0])  # of the criteria's augmented images
-            detector = untrained_detector(
-                cell.training, (channels, height, width), first, torch.device("cpu")
-            )
-            loss = None
-        else:
-            (last,) = train(task.train, cell.augmentation, cell.training)
-            detector, loss = last.detector, last.loss
+        detector, loss = trained(cell, task)
         judged = judge(detector, task)
     except (DetectorError, ValueError) as error:  # a patch that does not fit tall images
         return {"failure": str(error)}
-    _keep_arrays(judged, cell.path(folder).with_suffix(".npz"))
+    write_arrays(cell.path(folder).with_suffix(".npz"), kept_arrays(judged))
     return {"loss": loss, "precision": detector.training.precision, **judged.criteria}
 
 
-def _keep_arrays(judged: Judged, path: Path) -> None:
+def trained(cell: Cell, task: Task) -> tuple[Detector, float | None]:
+    """The detector of a cell, or the encoder as it comes, and its training's loss; for `judge`."""
+    if cell.how != "frozen":
+        (last,) = train(task.train, cell.augmentation, cell.training)
+        return last.detector, last.loss
+    channels, height, width = task.train.shape[1:]
+    first = Augmentation(KINDS[0])  # of the criteria's augmented images
+    shape, device = (channels, height, width), torch.device("cpu")
+    return untrained_detector(cell.training, shape, first, device), None
+
+
+def kept_arrays(judged: Judged) -> dict[str, np.ndarray]:
+    """What studies need of a judged detector, by name."""
     sets = judged.embeddings
     assert sets.held_out is not None and judged.held_out is not None
-    np.savez(
-        path,
-        train=sets.train.numpy(),
-        augmented=sets.augmented.numpy(),
-        unlabeled=sets.unlabeled.numpy(),
-        held_out=sets.held_out.numpy(),
-        scores=judged.scores.numpy(),
-        held_out_scores=judged.held_out.numpy(),
-    )
+    return {
+        "train": sets.train.numpy(),
+        "augmented": sets.augmented.numpy(),
+        "unlabeled": sets.unlabeled.numpy(),
+        "held_out": sets.held_out.numpy(),
+        "scores": judged.scores.numpy(),
+        "held_out_scores": judged.held_out.numpy(),
+    }
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Keep arrays by name; `arrays_of` reads them."""
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # of its stubs
 
 
 def detectors_parser(name: str, description: str | None) -> argparse.ArgumentParser:
