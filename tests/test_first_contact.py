@@ -272,5 +272,5 @@ def test_mlflows_own_choice_of_an_experiment_is_kept_to(
         found = client.get_experiment_by_name(experiment)
         assert found is not None
         names = {r.info.run_name for r in client.search_runs([found.experiment_id])}
-        assert open_run(run).settings.study_name in names
+        assert open_run(run).settings.title in names
     assert client.get_experiment_by_name("ssad_hpo") is None

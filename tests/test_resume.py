@@ -344,7 +344,7 @@ def test_after_a_kill_nothing_is_left_running_in_mlflow(
         assert sync_run(tmp_path / "run").remaining == 0
     runs = {run.info.run_name: run for run in MlflowClient(uri).search_runs(["1"])}
     statuses = {name: run.info.status for name, run in runs.items()}
-    assert statuses.pop(result.run.settings.study_name) == "FINISHED"
+    assert statuses.pop(result.run.settings.title) == "FINISHED"
     assert statuses == {
         **dict.fromkeys(["trial 0", "trial 1", "trial 3", "trial 4"], "FINISHED"),
         "trial 2": "KILLED",

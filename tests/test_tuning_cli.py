@@ -50,6 +50,7 @@ def test_a_texture_is_tuned_evaluated_scored_and_reported_from_the_command_line(
     last = read_trajectory(candidates(result.study)[1])[-1]
     assert f"start 1, step 12: patch area {last.hyperparameters['patch_area']:.4g}" in said.out
     assert f"validation loss {last.validation_loss:.4g}" in said.out
+    assert re.search(r"^start 0, step \d+: .*  about \d+ \w+ left$", said.out, re.MULTILINE)
     table = [line for line in said.out.splitlines() if line.startswith("│")]
     assert ["selected" in line for line in table] == [True, False]
     assert result.evaluation is not None

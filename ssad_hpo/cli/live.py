@@ -125,7 +125,7 @@ class SearchDisplay(_Live):
             f"[bold]{plain(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
             f"the lowest {settings.criterion} is chosen, without labels\n"
             f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
-            f"{training.precision}, {settings.device}, {settings.threads} threads; "
+            f"{training.precision}, {settings.device}, {_threads(settings.threads)}; "
             f"{settings.how}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}"
             + (f"; {self.done} of {self.n_trials} trials are done" if self.done else "")
@@ -190,7 +190,7 @@ class TuningDisplay(_Live):
             f"{tuning.loss}, order {tuning.order}; the lowest {settings.criterion} is kept, without labels\n"
             f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images a start, "
             f"{tuning.warm_start_steps(training.steps)} of them before the hyperparameters move; "
-            f"{settings.device}, {settings.threads} threads, seed {settings.seed}\n"
+            f"{settings.device}, {_threads(settings.threads)}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}"
         )
         self.steps, self.criterion, self.starts = training.steps, settings.criterion, settings.n_trials
@@ -227,6 +227,10 @@ class TuningDisplay(_Live):
             f"start {trial:>3}  {self.criterion} {value:7.3f}  {time.monotonic() - self.begun:5.1f} s  "
             f"{_hyperparameters(self.params)} became {_hyperparameters(learned)}"
         )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _hyperparameters(params: Mapping[str, Any]) -> str:
