@@ -340,13 +340,13 @@ def test_sync_delivers_what_a_dead_server_did_not_take(
     dead = ["--tracking-uri", "http://127.0.0.1:9"]
     said = call("search", "cloth", "--trials", "1", "--run", "first", *options, *dead)
     assert said.code == 0
-    # study: begin, selection, figures, end; trial: begin, three evaluations, end, AUC
+    # study: begin, selection, figures, model, end; trial: begin, three evaluations, end, AUC
     told = [line for line in said.err.splitlines() if line.startswith("ssad-hpo:")]
-    assert len(told) == 1 and "MLflow did not take 10 records yet" in told[0]
+    assert len(told) == 1 and "MLflow did not take 11 records yet" in told[0]
     assert re.search(r"^  .*sync first$", said.out, re.MULTILINE)
     failed = call("sync", "first")
     assert failed.code == 1
-    assert "0 records delivered, 10 remain" in failed.out and "Connection refused" in failed.err
+    assert "0 records delivered, 11 remain" in failed.out and "Connection refused" in failed.err
 
     shutil.copy(empty_mlflow, workplace / "mlflow.db")
     settings = Path("runs", "first", "settings.json")
@@ -354,7 +354,7 @@ def test_sync_delivers_what_a_dead_server_did_not_take(
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "tracking_uri": address}))
     delivered = call("sync", "first")
     assert (delivered.code, delivered.err) == (0, "")
-    assert "10 records delivered, 0 remain" in delivered.out
+    assert "11 records delivered, 0 remain" in delivered.out
     runs = MlflowClient(address).search_runs(["1"])
     assert sorted("auc" in run.data.metrics for run in runs) == [False, True]
 
