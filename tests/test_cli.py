@@ -343,15 +343,15 @@ def test_sync_delivers_what_a_dead_server_did_not_take(
     dead = ["--tracking-uri", "http://127.0.0.1:9"]
     said = call("search", "cloth", "--trials", "1", "--run", "first", *options, *dead)
     assert said.code == 0
-    # study: begin, selection, figures, settings, picture, note, end; trial: begin, 3 evaluations, end, AUC
+    # study: begin, selection, figures, settings, picture, note, model, end; trial: begin, 3 evaluations, end, AUC
     (told,) = said.err.splitlines()
     assert (
-        "MLflow did not take 13 records yet (http://127.0.0.1:9 is out of reach: Connection refused)" in told
+        "MLflow did not take 14 records yet (http://127.0.0.1:9 is out of reach: Connection refused)" in told
     )
     assert re.search(r"^  .*sync first$", said.out, re.MULTILINE)
     failed = call("sync", "first")
     assert failed.code == 1
-    assert "0 records delivered, 13 remain" in failed.out and "Connection refused" in failed.err
+    assert "0 records delivered, 14 remain" in failed.out and "Connection refused" in failed.err
 
     shutil.copy(empty_mlflow, workplace / "mlflow.db")
     settings = Path("runs", "first", "settings.json")
@@ -359,7 +359,7 @@ def test_sync_delivers_what_a_dead_server_did_not_take(
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "tracking_uri": address}))
     delivered = call("sync", "first")
     assert (delivered.code, delivered.err) == (0, "")
-    assert "13 records delivered, 0 remain" in delivered.out
+    assert "14 records delivered, 0 remain" in delivered.out
     runs = MlflowClient(address).search_runs(["1"])
     assert sorted("auc" in run.data.metrics for run in runs) == [False, True]
 

@@ -509,8 +509,8 @@ def test_a_dead_server_loses_nothing_and_another_gets_it_all(
     untracked = quick(task, run="untracked", sampler="random")
     assert [t.params for t in result.study.trials] == [t.params for t in untracked.study.trials]
     assert result.selected.criteria == untracked.selected.criteria
-    # study: begin, selection, settings, picture, note, end; each trial: begin, three evaluations, end
-    assert result.undelivered == 6 + 3 * 5
+    # study: begin, selection, settings, picture, note, model, end; each trial: begin, three evaluations, end
+    assert result.undelivered == 7 + 3 * 5
     shutil.copy(empty_mlflow, workplace / "mlflow.db")
     uri = f"sqlite:///{workplace}/mlflow.db"
     delivered = tracking.sync(result.run.outbox, uri)

@@ -146,7 +146,9 @@ def test_every_picture_is_a_png_that_shows_something(name, request):
     assert len(pictures) > 6
     for path in pictures:
         with Image.open(path) as image:
-            assert image.format == "PNG" and 800 <= image.width <= 1200 and 300 <= image.height <= 1200
+            assert image.format == "PNG"
+            if not path.name.startswith("spots-"):  # these are as large as the images that they show
+                assert 800 <= image.width <= 1200 and 300 <= image.height <= 1200
             assert np.asarray(image.convert("L")).std() > 5, path
 
 

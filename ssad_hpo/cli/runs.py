@@ -148,7 +148,7 @@ def score(
             skip_unreadable=skip_unreadable,
             bit_depth=bit_depth,
             max_pixels=max_pixels,
-            draw=overlays and overlays.draw,
+            draw=None if overlays is None else overlays.draw,
         ):
             table.write(path, {"score": repr(value), **decisions.of(value)})
     decisions.tell()

@@ -58,7 +58,9 @@ def check_heatmaps(result: StudyResult, task: Task | None = None) -> None:
         FileError: if that needs train images that are gone. ValueError: for an encoder without feature maps.
     """
     lacking = [c for c in _final(result) if c.detector().patches is None]
-    if lacking and task is None:
+    if not lacking:
+        return
+    if task is None:
         try:
             task = load_task(result.run)
         except (ValueError, OSError) as error:
@@ -66,7 +68,7 @@ def check_heatmaps(result: StudyResult, task: Task | None = None) -> None:
                 f"{result.run.folder}: its detectors lack what heat maps need, which is learned from the "
                 f"train images, and these are not to be had ({error})"
             ) from error
-    for candidate in lacking if task is not None else ():
+    for candidate in lacking:
         _learn(candidate, task)
 
 

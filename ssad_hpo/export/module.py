@@ -52,6 +52,10 @@ class ScoringModule(nn.Module):
 class _Member(nn.Module):
     """One detector, and how it enters a combination."""
 
+    mean: Tensor
+    whitening: Tensor
+    head: Tensor
+
     def __init__(self, detector: Detector, part: Part | None = None) -> None:
         super().__init__()
         if detector.mean is None or detector.whitening is None:

@@ -188,8 +188,10 @@ class MlflowRecorder:
         if self._writer is None:
             self._writer, self._owner = _start_writer("follow", self.outbox, self.tracking_uri), os.getpid()
 
-    def close(self, timeout: float = 20.0) -> int:
+    def close(self, timeout: float = 60.0) -> int:
         """Have the rest delivered, in one attempt of at most `timeout` seconds, and stop the writer.
+
+        A server that does not answer takes no longer than one request; a model to send is what takes time.
 
         Returns how many records wait in the outbox for `sync`.
         """
