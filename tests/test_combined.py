@@ -335,7 +335,7 @@ def test_score_is_of_the_combined_detector_and_with_single_of_the_selected_one(
     def said(*words: str | Path) -> list[float]:
         ended = call("score", *words, *files)
         assert ended.code == 0, ended
-        return [float(line.rpartition(",")[2]) for line in ended.out.splitlines()[-3:]]
+        return [float(line.split(",")[1]) for line in ended.out.splitlines()[-3:]]
 
     combined = load_detector(together.run.folder).score(images).tolist()
     single = together.selected.detector().score(images).tolist()
