@@ -193,9 +193,8 @@ def valleys(task: Task, kind: str, training: Training) -> dict[str, list[float]]
     """Every loss at areas of a kind from bound to bound, with the encoder as it comes and all images."""
     assert task.held_out is not None
     channels, height, width = task.train.shape[1:]
-    detector = untrained_detector(
-        training, (channels, height, width), Augmentation(kind), torch.device("cpu")
-    )
+    shape, cpu = (channels, height, width), torch.device("cpu")
+    detector = untrained_detector(training, shape, Augmentation(kind), cpu)
     train_set, unlabeled, held_out = (detector.embed(i) for i in (task.train, task.unlabeled, task.held_out))
     values: dict[str, list[float]] = {"area": []}
     for i in range(POINTS):
