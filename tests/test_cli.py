@@ -343,7 +343,8 @@ def test_sync_delivers_what_a_dead_server_did_not_take(
     dead = ["--tracking-uri", "http://127.0.0.1:9"]
     said = call("search", "cloth", "--trials", "1", "--run", "first", *options, *dead)
     assert said.code == 0
-    # study: begin, selection, figures, settings, picture, note, model, end; trial: begin, 3 evaluations, end, AUC
+    # study: begin, selection, figures, settings, picture, note, model, end; trial: begin, 3 evaluations, end,
+    # AUC
     (told,) = said.err.splitlines()
     assert (
         "MLflow did not take 14 records yet (http://127.0.0.1:9 is out of reach: Connection refused)" in told
