@@ -60,6 +60,7 @@ _ROOMS = {
     "StudyInterrupted": "experiment",
     "StudyResult": "experiment",
     "evaluate_labelled": "experiment",
+    "register_run": "experiment",
     "evaluate_run": "experiment",
     "load_detector": "experiment",
     "report_run": "experiment",

@@ -1,0 +1,45 @@
+"""A factory's engineer: good images and a stream in, alarms out. What the command line does, in Python.
+
+    python docs/examples/factory.py [GOOD STREAM NEW]     three minutes with the example's images
+
+Without folders of its own it makes the example's.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import ssad_hpo
+from ssad_hpo.data.example import write_example
+
+if len(sys.argv) == 4:
+    good, stream, new = map(Path, sys.argv[1:])
+else:
+    images = Path("images")
+    if not images.exists():
+        write_example(images)
+    good, stream, new = images / "good", images / "stream", images / "new"
+
+source = ssad_hpo.Source(
+    "folders", {"train": str(good), "unlabeled": str(stream), "image_size": 64, "held_out_share": 0.25}
+)
+search = ssad_hpo.Search(["cutdiff", "cutpaste"], criterion="shift", n_trials=4, combine=4)
+training = ssad_hpo.Training(
+    encoder="tf_efficientnet_lite0",
+    weights="pretrained",
+    steps=40,
+    batch_size=16,
+    frozen_stages=3,
+    encoder_batch_norm="eval",
+    evaluate_at=(1.0,),
+)
+result = ssad_hpo.run_study(source, search, training, tracking_uri=None)
+print(result)
+print("chance that the stream holds no anomaly:", result.evidence.p_anomalies)
+
+detector = result.detector()  # the combined one
+paths, scores = zip(*ssad_hpo.score_images(detector, [new]), strict=True)
+p_values = detector.calibration.p_values(torch.tensor(scores))
+for path, p_value in sorted(zip(paths, p_values.tolist(), strict=True), key=lambda pair: pair[1])[:10]:
+    print(f"{path}  p = {p_value:.3f}  {'alarm' if p_value <= 0.05 else 'good'}")
