@@ -110,7 +110,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
     """All cells, or of a smoke run one."""
     if options.smoke:
         return [Cell("gravel", "frozen", True)]
-    return [Cell(texture, way, False) for way, texture in itertools.product(WAYS, TEXTURES)]
+    return [Cell(texture, way, False) for way, texture in itertools.product(options.ways, TEXTURES)]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -152,7 +152,9 @@ def task_of(texture: str) -> Task:
 
 
 def main() -> None:
-    options = parse(study_parser("heatmaps", __doc__, cells=True))
+    parser = study_parser("heatmaps", __doc__, cells=True)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of training, by default all")
+    options = parse(parser)
     cells = cells_of(options)
     kept = run_missing(cells, lambda cell: cell.path(options.cells), run_cell, options.jobs)
     rows = [

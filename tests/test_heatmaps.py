@@ -274,3 +274,15 @@ def test_the_report_shows_images_of_folders_at_their_own_resolution(tmp_path, mo
     from ssad_hpo.data import load
 
     assert abs(small - load(source).unlabeled[int(ranking[0])][0].numpy().astype(int)).max() <= 2
+
+
+def test_heat_maps_are_drawn_from_the_command_line(run, call, tmp_path):
+    for i, image in enumerate(textures(3, size=48)):
+        save(tmp_path / "new" / f"{i}.png", image[0].numpy())
+    said = call("score", run, tmp_path / "new", "--heatmaps", tmp_path / "maps")
+    assert said.code == 0, said
+    assert len(said.out.splitlines()) == 4  # the scores alone
+    assert "3 heat maps in" in said.err and "red is darkest at" in said.err
+    for i in range(3):
+        with Image.open(tmp_path / "maps" / f"{i}.png") as drawn:
+            assert drawn.size == (48, 48) and drawn.mode == "RGB"
