@@ -1,4 +1,4 @@
-"""A detector as MLflow serves it: a table with a column of image files in, a table with their scores out.
+"""A detector as MLflow serves it: image files in a column of a table in, scores and decisions out.
 
 MLflow calls `_load_pyfunc` of this module, a copy of which, with the rest of ssad_hpo, is part of every
 logged model: ssad_hpo need not be installed where the model is served. What must be is in `requirements`.
@@ -41,24 +41,32 @@ class Served:
         self.detector, self.bit_depth = detector, bit_depth
 
     def predict(self, table: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Anomaly scores of images, higher is more anomalous.
+        """Anomaly scores of images, higher is more anomalous, and what is decided by them.
 
         Args:
             table: with a column `image`: files (PNG, JPEG, ...) as bytes, or as texts in base64.
-            params: none are known.
+            params: `alarm_rate`, the share of normal images that may raise an alarm; see `Calibration`.
 
         Returns:
-            A table with the column `score` and the index of `table`.
+            A table with the index of `table` and the column `score`; of a detector with a calibration also
+            `p_value`, 0..1, and `decision`, "alarm" or "good".
 
         Raises:
-            ValueError: if the column is missing, or an image cannot be read; the message has its row.
+            ValueError: if the column is missing, an image cannot be read (the message has its row), or for
+                an alarm rate that cannot be kept.
         """
         import pandas as pd
 
         if COLUMN not in table:
             raise ValueError(f"expected a column {COLUMN!r}, got {', '.join(map(str, table.columns))}")
         contents = [_content(row, value) for row, value in enumerate(table[COLUMN])]
-        return pd.DataFrame({"score": self._scores(contents)}, index=table.index)
+        scores = self._scores(contents)
+        answer, calibration = {"score": scores}, self.detector.calibration
+        if calibration is not None:
+            rate, values = (params or {}).get("alarm_rate", calibration.usual_rate), torch.from_numpy(scores)
+            answer["p_value"] = calibration.p_values(values).numpy()
+            answer["decision"] = np.where(calibration.alarms(values, rate), "alarm", "good")
+        return pd.DataFrame(answer, index=table.index)
 
     def _scores(self, contents: Sequence[bytes]) -> np.ndarray:
         channels, height, width = self.detector.image_shape

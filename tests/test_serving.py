@@ -10,13 +10,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+from ssad_hpo.calibration import Calibration
 from ssad_hpo.data import read_images
 from ssad_hpo.experiment import load_detector, register_run, run_study
 from ssad_hpo.serving import Served, requirements
@@ -170,7 +173,10 @@ def test_a_model_has_a_signature_and_an_example(study, tmp_path):
     client, run_id = parent_run(study[1])
     model = Model.load(client.download_artifacts(run_id, "model", str(tmp_path)))
     assert model.signature.inputs.to_dict() == [{"type": "binary", "name": "image", "required": True}]
-    assert model.signature.outputs.to_dict() == [{"type": "double", "name": "score", "required": True}]
+    outputs = {column["name"]: column["type"] for column in model.signature.outputs.to_dict()}
+    assert outputs == {"score": "double", "p_value": "double", "decision": "string"}
+    (rate,) = model.signature.params.to_dict()
+    assert (rate["name"], rate["type"]) == ("alarm_rate", "double") and 0 < rate["default"] < 1
     assert model.saved_input_example_info is not None
 
 
@@ -196,6 +202,20 @@ def test_a_detector_is_registered_once_with_files_of_its_own(study, paths, monke
 
 def test_nothing_is_left_of_a_model_in_the_run_folder(study):
     assert not list(study[0].glob(".model-*"))
+
+
+def test_a_calibrated_detector_decides(served, contents):
+    detector = replace(served.detector, calibration=Calibration(torch.arange(19.0).double()))
+    table = pd.DataFrame({"image": contents})
+    found = Served(detector, 16).predict(table)
+    scores = torch.from_numpy(found["score"].to_numpy())
+    assert list(found.columns) == ["score", "p_value", "decision"]
+    np.testing.assert_array_equal(found["p_value"], detector.calibration.p_values(scores).numpy())
+    assert list(found["decision"]) == ["alarm" if p <= 0.05 else "good" for p in found["p_value"]]
+    sure = Served(detector, 16).predict(table, {"alarm_rate": 0.99})
+    assert list(sure["decision"]) == ["alarm" if p <= 0.99 else "good" for p in sure["p_value"]]
+    with pytest.raises(ValueError, match="alarm_rate"):
+        Served(detector, 16).predict(table, {"alarm_rate": 0.001})
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a:b"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
+
 from ssad_hpo import data, tracking
+from ssad_hpo.calibration import Calibration
 from ssad_hpo.experiment.outcome import StudyResult, chosen
 from ssad_hpo.experiment.run_folder import locked
 from ssad_hpo.search import detector_folder
@@ -64,7 +67,9 @@ def _log(recorder: StudyRecorder, result: StudyResult, path: Path, folder: str, 
     source = result.run.settings.source
     depth = data.WHOLE_DEPTH if source is None else source.arguments.get("bit_depth", data.WHOLE_DEPTH)
     needed = requirements(result.run.settings.training.encoder)
-    recorder.model(path, folder, needed, {"bit_depth": depth}, register)
+    _, held_out = result.scores()
+    rate = None if held_out is None else Calibration(torch.from_numpy(held_out)).usual_rate
+    recorder.model(path, folder, needed, {"bit_depth": depth, "alarm_rate": rate}, register)
 
 
 def _digest(folder: Path) -> str:

@@ -30,6 +30,14 @@ def facts_of(detector: Detector | CombinedDetector) -> dict[str, str]:
         score = f"combined of {len(detector.detectors)}"
     else:
         score = detector.training.score
+    calibration = detector.calibration
+    alarms = {}
+    if calibration is not None:
+        alarms = {
+            "alarm_rate": repr(calibration.usual_rate),
+            "alarm_threshold": repr(calibration.threshold(calibration.usual_rate)),
+            "alarm": "where the score is above alarm_threshold",
+        }
     return {
         "image_height": str(height),
         "image_width": str(width),
@@ -38,6 +46,7 @@ def facts_of(detector: Detector | CombinedDetector) -> dict[str, str]:
         "resize": "Pillow's BILINEAR with antialiasing; see ssad_hpo.export.prepare",
         "output": "float32 (N,), anomaly scores; higher is more anomalous",
         "score": score,
+        **alarms,
     }
 
 

@@ -49,22 +49,24 @@ def _build(source: Path, record: Record, place: Path) -> Path:
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from PIL import Image
 
     data, built, file = place / "detector", place / "model", io.BytesIO()
     shutil.copytree(source, data)
     (data / _SETTINGS_FILE).write_text(json.dumps(record["settings"]), encoding="utf-8")
     Image.new("L", (32, 32), 128).save(file, "PNG")
+    outputs, params = [ColSpec("double", "score")], None
+    if (rate := record["settings"].get("alarm_rate")) is not None:
+        outputs += [ColSpec("double", "p_value"), ColSpec("string", "decision")]
+        params = ParamSchema([ParamSpec("alarm_rate", "double", rate)])
     mlflow.pyfunc.save_model(
         built,
         loader_module=_LOADER,
         data_path=str(data),
         code_paths=[str(Path(__file__).parents[1])],
         pip_requirements=[f"{name}=={_release(name)}" for name in ("mlflow", *record["requirements"])],
-        signature=ModelSignature(
-            inputs=Schema([ColSpec("binary", _COLUMN)]), outputs=Schema([ColSpec("double", "score")])
-        ),
+        signature=ModelSignature(Schema([ColSpec("binary", _COLUMN)]), Schema(outputs), params),
         input_example=pd.DataFrame({_COLUMN: [file.getvalue()]}),
     )
     return built
