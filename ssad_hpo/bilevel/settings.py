@@ -223,7 +223,8 @@ class Tuning:
         return warm
 
 
-# What a tuning of users' own images is: studies/results/tuned_pretrained.md.
+# What a tuning of users' own images is. Steps and rates let a point cross its whole range; they were not yet
+# measured one by one. The loss: studies/results/tuned_pretrained.md.
 PATCHES = Tuning(
     space=SearchSpace(["cutout", "cutavg", "cutdiff", "cutpaste"]),
     detector_steps=2,
