@@ -293,13 +293,6 @@ def test_other_weights_than_a_study_began_with_are_refused(task: Task, workplace
         resume_study("r", task=task, n_trials=2)
 
 
-def test_a_tuning_moves_the_whole_encoder_and_says_so(task: Task) -> None:
-    from ssad_hpo.bilevel import Tuning, tune
-
-    with pytest.raises(ValueError, match="training: a tuning moves the whole encoder at one rate"):
-        tune(task, Tuning(), replace(TUNED, steps=20))
-
-
 def test_a_study_of_ones_own_gets_it_too_and_scratch_encoders_have_none(task: Task) -> None:
     study = optuna.create_study()
     study.optimize(Objective(task, Search(), TUNED), n_trials=1)

@@ -378,7 +378,7 @@ def test_a_poor_trial_raises_trialpruned_at_its_first_evaluation(objective: Obje
         objective(trial)
     assert list(study.trials[0].intermediate_values) == [4]
     assert records(study)[0].budget is None
-    assert listener.of("ended") == [["0", "pruned", {}, None]]
+    assert listener.of("ended") == [["0", "pruned", {}, "stopped at step 4"]]
 
 
 def test_a_pruned_trial_is_never_selected_even_with_the_better_value(objective: Objective) -> None:

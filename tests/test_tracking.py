@@ -566,7 +566,7 @@ def test_both_recorders_have_the_methods_that_a_study_tells(kind: type) -> None:
         for name, method in inspect.getmembers(StudyRecorder, inspect.isfunction)
         if not name.startswith("_") or name in ("__enter__", "__exit__")
     ]
-    assert len(methods) == 13
+    assert len(methods) == 14
     for name, protocol_method in methods:
         parameters = inspect.signature(getattr(kind, name)).parameters
         assert parameters.keys() == inspect.signature(protocol_method).parameters.keys()

@@ -22,7 +22,11 @@ from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, MAX_BYTES, MAX_PIXELS, SKIP_
     "`ssad-hpo evaluate NAME --labels labels.csv`"
 )
 @click.argument("run")
-@click.option("--labels", type=Path, help="A CSV file of path and label, 0 or good, 1 or defect.")
+@click.option(
+    "--labels",
+    type=Path,
+    help="A CSV file of path and label (0 or good, 1 or defect); by default the images' own.",
+)
 @click.option(*ALARM_RATE[0], **ALARM_RATE[1])
 @click.option(*TRUST[0], **TRUST[1])
 def evaluate(run: str, labels: Path | None, alarm_rate: float | None, trust_addresses: bool) -> None:
@@ -98,7 +102,9 @@ def select(files: tuple[Path, ...], by: str, max_bytes: int) -> None:
 @click.option("--out", type=Path, help="The CSV file to write; by default standard output.")
 @click.option(*SKIP_UNREADABLE[0], **SKIP_UNREADABLE[1])
 @click.option(*BIT_DEPTH[0], **BIT_DEPTH[1])
-@click.option("--heatmaps", type=Path, help="A folder for every image with its heat map over it, as PNG.")
+@click.option(
+    "--heatmaps", type=Path, help="A folder for a PNG of each image with its heat map; by default none."
+)
 @click.option("--single", is_flag=True, help="Score by the selected candidate, where several are combined.")
 @click.option(*ALARM_RATE[0], **ALARM_RATE[1])
 @click.option(*MAX_PIXELS[0], **MAX_PIXELS[1])

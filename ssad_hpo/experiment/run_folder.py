@@ -26,7 +26,7 @@ from ssad_hpo.task import StudyRecorder
 RUNS = Path("runs")  # where runs are looked for by name, below the current directory
 # Where a storage URL with a password is taken from when a run is opened again.
 STORAGE_VARIABLE = "SSAD_HPO_STORAGE"
-_SETTINGS_FILE, _LOCK_FILE = "settings.json", "lock"
+_SETTINGS_FILE, _LOCK_FILE, _JOURNAL_FILE = "settings.json", "lock", "journal.log"
 _PARTIAL_FILE = _SETTINGS_FILE + ".partial"
 _FORMAT = 2
 
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def journal(self) -> Path:
-        return self.folder / "journal.log"
+        return self.folder / _JOURNAL_FILE
 
     @property
     def checkpoint(self) -> Path:
@@ -198,7 +198,8 @@ def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
         known = sorted(p.parent.name for p in RUNS.glob(f"*/{_SETTINGS_FILE}"))
         there = f"; runs here: {', '.join(known)}" if known else ""
         raise RunError(f"{folder}: holds no run (no {_SETTINGS_FILE}){there}")
-    if links := [entry.name for entry in folder.iterdir() if entry.is_symlink() and not entry.is_dir()]:
+    links = [entry.name for entry in folder.iterdir() if entry.is_symlink() and not entry.is_dir()]
+    if links := [name for name in links if not name.startswith(_JOURNAL_FILE + ".lock")]:  # Optuna's own
         raise RunError(
             f"{folder}: {links[0]!r} is a link, and what a run writes there would go elsewhere; put the file "
             "itself in its place"

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssad_hpo.tracking.artifacts import Refusals, check_store, is_unreachable, own_path
 from ssad_hpo.tracking.outbox import Record
@@ -49,14 +49,15 @@ def _build(source: Path, record: Record, place: Path) -> Path:
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
     from PIL import Image
 
     data, built, file = place / "detector", place / "model", io.BytesIO()
     shutil.copytree(source, data)
     (data / _SETTINGS_FILE).write_text(json.dumps(record["settings"]), encoding="utf-8")
     Image.new("L", (32, 32), 128).save(file, "PNG")
-    outputs, params = [ColSpec("double", "score")], None
+    outputs: list[ColSpec | TensorSpec] = [ColSpec("double", "score")]
+    params: Any = None  # mypy takes MLflow's own default for wrong
     if (rate := record["settings"].get("alarm_rate")) is not None:
         outputs += [ColSpec("double", "p_value"), ColSpec("string", "decision")]
         params = ParamSchema([ParamSpec("alarm_rate", "double", rate)])
