@@ -6,12 +6,14 @@ Without folders of its own it makes the example's.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import ssad_hpo
 from ssad_hpo.data.example import write_example
+from ssad_hpo.task import PRETRAINED
 
 if len(sys.argv) == 4:
     good, stream, new = map(Path, sys.argv[1:])
@@ -25,15 +27,8 @@ source = ssad_hpo.Source(
     "folders", {"train": str(good), "unlabeled": str(stream), "image_size": 64, "held_out_share": 0.25}
 )
 search = ssad_hpo.Search(["cutdiff", "cutpaste"], criterion="shift", n_trials=4, combine=4)
-training = ssad_hpo.Training(
-    encoder="tf_efficientnet_lite0",
-    weights="pretrained",
-    steps=40,
-    batch_size=16,
-    frozen_stages=3,
-    encoder_batch_norm="eval",
-    evaluate_at=(1.0,),
-)
+# What `ssad-hpo search` begins with, judged at its end alone.
+training = replace(PRETRAINED, evaluate_at=(1.0,))
 result = ssad_hpo.run_study(source, search, training, tracking_uri=None)
 print(result)
 print("chance that the stream holds no anomaly:", result.evidence.p_anomalies)
