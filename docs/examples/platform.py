@@ -15,7 +15,7 @@ cluster = ssad_hpo.Cluster(
 )
 search = ssad_hpo.Search("cutavg", n_trials=6, pruner="asha", reduction_factor=2)
 training = ssad_hpo.Training(steps=60, batch_size=16, evaluate_at=(0.5, 1.0))
-images = ssad_hpo.Source("gravel/cutavg", {"image_size": 32, "n_held_out": 40})
+images = ssad_hpo.Source("controlled", {"image_size": 32, "n_held_out": 40})
 
 result = ssad_hpo.run_study(
     images, search, training, cluster=cluster, tracking_uri=f"sqlite:///{Path('mlflow.db').absolute()}"

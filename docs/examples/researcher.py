@@ -21,8 +21,8 @@ data = ssad_hpo.controlled_data(
 )
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-space = ssad_hpo.SearchSpace(["cutdiff", "cutavg"])
-objective = ssad_hpo.Objective(data.task, space, ssad_hpo.Training(steps=STEPS), keep=TRIALS)
+search = ssad_hpo.Search(["cutdiff", "cutavg"], keep=TRIALS)
+objective = ssad_hpo.Objective(data.task, search, ssad_hpo.Training(steps=STEPS))
 study.optimize(objective, n_trials=TRIALS)
 
 candidates = ssad_hpo.candidates(study)
