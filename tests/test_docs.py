@@ -72,7 +72,7 @@ def test_a_block_says_whether_it_runs(name: str) -> None:
 
 
 def slow(name: str) -> object:
-    return pytest.param(name, marks=[pytest.mark.ray] if name in ("clusters", "platform") else [])
+    return pytest.param(name, marks=[pytest.mark.ray] if name in ("clusters", "sweep") else [])
 
 
 @pytest.mark.slow

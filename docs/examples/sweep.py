@@ -1,6 +1,6 @@
 """A platform team runs a sweep on Ray and hands over what it chose.
 
-    python docs/examples/platform.py [auto]       a minute on a machine of its own; "auto" joins a cluster
+    python docs/examples/sweep.py [auto]       a minute on a machine of its own; "auto" joins a cluster
 
 The trials run as Ray trials with ASHA; this process alone writes to the study and to MLflow.
 """
