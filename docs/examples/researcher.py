@@ -20,16 +20,14 @@ data = ssad_hpo.controlled_data(
     "gravel", ssad_hpo.Augmentation("cutdiff", {"patch_area": 0.05, "patch_aspect": 1.0}), n_held_out=64
 )
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=optuna.pruners.NopPruner())
 search = ssad_hpo.Search(["cutdiff", "cutavg"], keep=TRIALS)
 objective = ssad_hpo.Objective(data.task, search, ssad_hpo.Training(steps=STEPS))
 study.optimize(objective, n_trials=TRIALS)
 
 candidates = ssad_hpo.candidates(study)
 scores = np.stack([candidate.scores() for candidate in candidates], axis=1)
-choices = {
-    name: min(candidates, key=lambda c, name=name: c.criteria[name]) for name in candidates[0].criteria
-}
+choices = {name: min(candidates, key=lambda c, name=name: c.criteria[name]) for name in ssad_hpo.CRITERIA}
 for name, merits in (("mc", ssad_hpo.mc), ("sel", ssad_hpo.sel), ("hits", ssad_hpo.hits)):
     choices[name] = candidates[int(np.argmax(merits(scores)))]
 
