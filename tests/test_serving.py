@@ -1,6 +1,7 @@
 """Detectors as MLflow models: logged with a study, registered, loaded and served."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -240,6 +241,7 @@ def test_mlflow_serves_images_in_base64_over_http(study, paths, tmp_path):
         port = free.getsockname()[1]
     words = ["models", "serve", "-m", place, "--env-manager", "local", "-p", str(port), "-h", "127.0.0.1"]
     environment = {**os.environ, "PYTHONPATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # uvicorn's
     with open(tmp_path / "log", "wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words],
@@ -264,5 +266,6 @@ def test_mlflow_serves_images_in_base64_over_http(study, paths, tmp_path):
         scores = [row["score"] for row in answer["predictions"]]
         np.testing.assert_allclose(scores, expected_scores(folder, paths), rtol=1e-6)
     finally:
-        os.killpg(server.pid, 15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, 15)
         server.wait()

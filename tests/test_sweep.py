@@ -79,7 +79,11 @@ def test_a_sweep_tells_each_trials_status_and_selects_by_full_budget(
     assert "collapsed at step 3 under cutdiff" in str(kept[0].reason)
     assert str(kept[1].reason).startswith("OutOfMemoryError: CUDA out of memory")
     statuses = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-    ended = {int(trial): (status, reason) for trial, status, _, reason in listener.of("ended")}
+    told = listener.of("ended")
+    assert all(reason.startswith("stopped at step ") for _, status, _, reason in told if status == "pruned")
+    ended = {
+        int(trial): (status, None if status == "pruned" else reason) for trial, status, _, reason in told
+    }
     assert ended == {t.number: (statuses[t.state.name], kept[t.number].reason) for t in trials}
     assert len(listener.of("ended")) == len(listener.of("started")) == 11
     for trial in trials[2:10]:  # the last is drawn, of any kind
