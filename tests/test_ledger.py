@@ -317,3 +317,17 @@ def test_a_database_that_comes_back_is_waited_for_and_another_error_is_not() -> 
         patiently(work, patience=0.0)
     with pytest.raises(KeyError):
         patiently(lambda: {}["x"])
+
+
+def test_checkpoints_that_nobody_was_told_of_go_with_the_sweep(tmp_path: Path) -> None:
+    from ssad_hpo.raytune.checkpoints import discard_untold
+
+    untold = tmp_path / "study" / "trial-1a" / "checkpoint_000000" / "progress.pt"
+    others = tmp_path / "another" / "trial-1a" / "checkpoint_000000" / "progress.pt"
+    state = tmp_path / "study" / "trial-1a" / "result.json"
+    for file in (untold, others, state):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"some")
+    discard_untold(str(tmp_path / "study"))
+    discard_untold("s3://bucket/study")
+    assert not untold.parent.exists() and others.exists() and state.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,6 +50,17 @@ def _reached(uri: str) -> str:
             f"{reason}"
         ) from error
     return uri
+
+
+def discard_untold(place: str) -> None:
+    """Remove checkpoints that a worker wrote after its driver was killed, of a sweep that has ended.
+
+    Args:
+        place: of the sweep's checkpoints. In an object store they stay: its folders are not listed.
+    """
+    if not urlsplit(place).scheme:
+        for folder in Path(place).glob("trial-*/checkpoint_*"):
+            shutil.rmtree(folder, ignore_errors=True)  # what stays behind does no harm
 
 
 def below(place: str, *parts: str) -> str:

@@ -17,7 +17,7 @@ from ray.exceptions import AuthenticationError
 from ray.tune.experiment import Trial
 
 from ssad_hpo.address import without_password
-from ssad_hpo.raytune.checkpoints import absolute_checkpoint_path
+from ssad_hpo.raytune.checkpoints import absolute_checkpoint_path, below, discard_untold
 from ssad_hpo.raytune.reaching import check_answers, check_here, check_room
 from ssad_hpo.raytune.schedulers import make_scheduler, replay
 from ssad_hpo.raytune.searcher import StudySearcher, discard_left
@@ -96,7 +96,9 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
     if searcher.callback.interrupted:
         raise KeyboardInterrupt
     left = remaining_trials(study, n_trials)
-    if left and not is_exhausted(study):
+    if not left or is_exhausted(study):
+        discard_untold(below(checkpoint_path, study.study_name))
+    else:
         reasons = [trial.reason for trial in records(study) if trial.status == "interrupted"]
         warnings.warn(
             f"{left} of {n_trials} trials were cut off through no fault of theirs and are run again when the "
