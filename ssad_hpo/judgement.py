@@ -63,7 +63,7 @@ def check_held_out(name: str, measure: str, task: Task) -> None:
 def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
     """Judge a detector by its embeddings of the task's images, and score those that it did not see.
 
-    Gives the detector its density, and its calibration where there are held-out images.
+    Gives the detector its densities, and its calibration where there are held-out images.
 
     Args:
         detector: whose network may go on being trained afterwards.
@@ -75,14 +75,19 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
             hyperparameters.
     """
     when = "" if step is None else f" at step {step}"
-    sets = detector.embed_task(task)
+    if detector.training.score == "patches":
+        detector.fit_patches(task.train)
+    (unlabeled, scores), normal = detector.look(task.unlabeled), None
+    held_out = None
+    if task.held_out is not None:
+        normal, held_out = detector.look(task.held_out)
+    sets = Embeddings(detector.embed(task.train), detector.embed_augmented(task.train), unlabeled, normal)
     try:
         check_sets(sets.train, sets.augmented, sets.unlabeled)
         detector.fit_density(sets.train)
-        scores = _scores(detector, task.unlabeled, sets.unlabeled)
-        held_out = None
-        if task.held_out is not None and sets.held_out is not None:
-            held_out = _scores(detector, task.held_out, sets.held_out)
+        if scores is None:
+            scores = _finite(detector, detector.density_score(unlabeled))
+            held_out = None if normal is None else _finite(detector, detector.density_score(normal))
         detector.calibration = None if held_out is None else Calibration(held_out)
         criteria = evaluate_all(sets.train, sets.augmented, sets.unlabeled, scores, held_out)
     except DegenerateError as error:
@@ -90,12 +95,8 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
     return Judged(criteria, sets, scores, held_out)
 
 
-def _scores(detector: Detector, images: Tensor, embeddings: Tensor) -> Tensor:
-    """Anomaly scores of images whose embeddings are there already."""
-    if detector.training.score == "density":
-        scores = detector.density_score(embeddings)
-    else:
-        scores = detector.score(images)
+def _finite(detector: Detector, scores: Tensor) -> Tensor:
+    """The scores, which a diverged network may have spoilt."""
     if not scores.isfinite().all():
         raise DetectorError(f"diverged: scores are not finite under {detector.augmentation}")
     return scores

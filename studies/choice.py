@@ -31,6 +31,12 @@ SHARES: tuple[float | None, ...] = (None, 0.1, 0.02, 0.0)
 DRAWS = 3
 ACROSS, WITHIN = "across kinds", "within a kind"
 COMPARED = ("average", "random dynamic")
+# Title, how detectors were trained, prefix of their scores.
+WAYS = (
+    ("fine-tuned", "fine-tuned", ""),
+    ("fine-tuned, scored as a whole", "fine-tuned", "whole_"),
+    ("scratch", "scratch", ""),
+)
 Run = tuple[str, int]  # (set, number of the draw and of the seed of training)
 
 
@@ -48,20 +54,22 @@ def rows_of(options: argparse.Namespace, cells: Sequence[Cell], kept: Sequence[R
     """A row for every way of training, set, seed, share, draw, group of candidates and method."""
     frozen = {cell.name: cell for cell in cells if cell.how == "frozen"}
     rows: list[Row] = []
-    for how in ("fine-tuned", "scratch"):
+    for title, how, prefix in WAYS:
         for name, seed, members in groups(cells, kept, how):
             labels = read_labels(members[0].source)
             assert labels is not None, f"{name}: a set of this study has ground truth"
             arrays = [arrays_of(cell, options.cells) for cell in members]
             start = arrays_of(frozen[name], options.cells) if how == "fine-tuned" else None
-            print(f"{how} {name}, seed {seed}: {len(members)} detectors", flush=True)
+            print(f"{title} {name}, seed {seed}: {len(members)} detectors", flush=True)
+            by_patches = not prefix and "whole_scores" in arrays[0]
             for share in SHARES[:1] if options.smoke else SHARES:
                 for number in range(1 if options.smoke else DRAWS):
                     places = draw(labels, share, number)
-                    seen = [Seen.of(one, places) for one in arrays]
-                    of_frozen = None if start is None else Seen.of(start, places)
-                    place = {"how": how, "set": name, "seed": seed, "share": share, "draw": number}
-                    rows += _methods(place, members, seen, of_frozen, labels, places)
+                    seen = [Seen.of(one, places, prefix) for one in arrays]
+                    of_frozen = None if start is None else Seen.of(start, places, prefix)
+                    whole = [Seen.of(one, places, "whole_") for one in arrays] if by_patches else []
+                    place = {"how": title, "set": name, "seed": seed, "share": share, "draw": number}
+                    rows += _methods(place, members, seen, of_frozen, labels, places, whole)
     return rows
 
 
@@ -72,13 +80,15 @@ def _methods(
     frozen: Seen | None,
     labels: np.ndarray,
     places: Draw,
+    whole: Sequence[Seen],
 ) -> Iterator[Row]:
     kinds = list(dict.fromkeys(cell.augmentation.kind for cell in members))
     for kind in (None, *kinds):
         chosen = [i for i, cell in enumerate(members) if kind in (None, cell.augmentation.kind)]
         dynamic = [seen[i] for i in chosen if members[i].candidate == DYNAMIC]
         static = [seen[i] for i in chosen if members[i].candidate != DYNAMIC]
-        found = figures(static, dynamic, frozen, labels, places)
+        of_whole = [whole[i] for i in chosen if whole and members[i].candidate != DYNAMIC]
+        found = figures(static, dynamic, frozen, labels, places, of_whole)
         group = {"group": ACROSS if kind is None else WITHIN, "kind": kind or "all"}
         for method, (transductive, inductive) in found.items():
             yield {**place, **group, "method": method, "transductive": transductive, "inductive": inductive}
@@ -148,7 +158,7 @@ def main() -> None:
     rows = rows_of(options, cells, run_detectors(cells, options))
     embedded = {cell.name for cell in cells if cell.source.loader != "folder"}
     parts = []
-    for how, real in itertools.product(("fine-tuned", "scratch"), (True, False)):
+    for how, real in itertools.product([title for title, *_ in WAYS], (True, False)):
         chosen = [row for row in rows if row["how"] == how and (row["set"] not in embedded) == real]
         for share in SHARES if chosen else ():
             part = [row for row in chosen if row["share"] == share]
@@ -164,6 +174,7 @@ def main() -> None:
 Mean AUC on images that no method has seen, over sets, seeds and draws; higher is better. Regret is the
 distance across kinds to the oracle, the candidate that is best on those images. *Transductive* is across
 kinds on the unlabelled images themselves. Candidates are static; *dynamic* detectors need no choice.
+Fine-tuned detectors score by patches, as is their default, or, where that is said, as a whole.
 
 {chr(10).join(parts)}"""
     write_results(options, "choice", page, summary(rows))

@@ -82,7 +82,7 @@ def run_cell(cell: Cell) -> Row:
     task = task_of(cell.texture)
     detectors = detectors_of(cell, task)
     for detector in detectors:
-        detector.fit_heatmaps(task.train)
+        detector.fit_patches(task.train)
     of_train = all_maps(detectors[0], task.train)
     designs = {} if cell.way == "fine-tuned" else {n: make(of_train) for n, make in DESIGNS.items()}
     rows = []
@@ -137,7 +137,7 @@ def draw(options: argparse.Namespace) -> None:
     for texture in TEXTURES[: 1 if options.smoke else None]:
         task = task_of(texture)
         (detector,) = detectors_of(Cell(texture, "frozen", options.smoke), task)
-        detector.fit_heatmaps(task.train)
+        detector.fit_patches(task.train)
         shown = [defects(task, kind, AREAS[-1])[0][i] for i, kind in enumerate(KINDS)]
         rows.append((detector, torch.stack([*shown, task.unlabeled[len(KINDS)]])))
     options.out.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ from studies.lab.results import Row, made_by, markdown_table, write_results
 
 
 def rows_of(cells: Sequence[Cell], kept: Sequence[Row], folder: Path) -> list[Row]:
-    """A row with AUC and criteria for every detector that was trained."""
+    """A row with AUC, by patches and as a whole, and criteria for every detector that was trained."""
     rows: list[Row] = []
     truths: dict[str, np.ndarray | None] = {}
     for cell, content in zip(cells, kept, strict=True):
@@ -42,10 +42,12 @@ def rows_of(cells: Sequence[Cell], kept: Sequence[Row], folder: Path) -> list[Ro
             truths[key] = read_labels(cell.source)
         truth = truths[key]
         assert truth is not None, f"{cell.name}: a set of this study has ground truth"
-        value = auc(truth, arrays_of(cell, folder)["scores"])
+        arrays = arrays_of(cell, folder)
+        whole = arrays.get("whole_scores", arrays["scores"])
         named: Row = {"set": cell.name, "how": cell.how, "f_aug": cell.augmentation.kind}
         named |= {"candidate": cell.candidate, "seed": cell.training.seed, "steps": cell.training.steps}
-        rows.append({**named, "auc": value, **content})
+        named |= {"auc_patches": auc(truth, arrays["scores"]) if "whole_scores" in arrays else None}
+        rows.append({**named, "auc_whole": auc(truth, whole), **content})
     return rows
 
 
@@ -58,34 +60,70 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for name in sets:
         (frozen,) = groups[name, "frozen"]
-        of_ways = [figure for how in ("scratch", "fine-tuned") for figure in _figures(groups[name, how])]
-        lines.append([frozen["auc"], *of_ways])
-    of_real = [line for line in lines if not np.isnan(line[1])]
+        scratch, tuned = groups[name, "scratch"], groups[name, "fine-tuned"]
+        of_ways = [
+            *_figures(scratch, "auc_whole"),
+            *_figures(tuned, "auc_whole"),
+            *_figures(tuned, "auc_patches"),
+        ]
+        seconds = [_seconds(scratch), _seconds(tuned)]
+        lines.append([frozen["auc_whole"], frozen["auc_patches"], *of_ways, *seconds])
+    of_real = [line for line in lines if not np.isnan(line[2])]
     for title, some in (("mean of those from scratch as well", of_real), ("mean of all", lines)):
         if some:
             sets.append(title)
             lines.append(np.mean(some, axis=0).tolist())
-    titles = ("set", "frozen", "scratch, average", "best", "s", "fine-tuned, average", "best", "s")
+    titles = [
+        "set", "frozen, whole", "frozen, patches", "scratch, average", "best",
+        "fine-tuned, whole, average", "best", "fine-tuned, patches, average", "best", "scratch, s", "fine-tuned, s",
+    ]  # fmt: skip
     return markdown_table(
-        titles, [[n, *map(_shown, line, range(7))] for n, line in zip(sets, lines, strict=True)]
+        titles, [[n, *map(_shown, line, range(10))] for n, line in zip(sets, lines, strict=True)]
     )
 
 
-def _figures(rows: Sequence[Row]) -> tuple[float, float, float]:
-    """Mean over seeds of the average and the best AUC, and seconds; NaN where nothing was trained."""
+def size_table(rows: Sequence[Row], size: int) -> str:
+    """The encoder as it comes, by the size of the images: a line for each real set, and their mean."""
+    values: dict[str, dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["how"].startswith("frozen at "):
+            values[row["set"]][int(row["how"].split()[-1])] = row
+    for row in rows:
+        if row["how"] == "frozen" and row["set"] in values:
+            values[row["set"]][size] = row
+    if not values:
+        return ""
+    sizes = sorted(next(iter(values.values())))
+    ways = [(figure, pixels) for figure in ("auc_whole", "auc_patches") for pixels in sizes]
+    lines = [[name, *(of[pixels][figure] for figure, pixels in ways)] for name, of in values.items()]
+    lines.append(["mean", *np.mean([line[1:] for line in lines], axis=0).tolist()])
+    titles = ["set", *(f"{figure.removeprefix('auc_')}, {pixels}" for figure, pixels in ways)]
+    shown = [[name, *(f"{value:.3f}" for value in line)] for name, *line in lines]
+    return f"""
+## The encoder as it comes, by the shorter side of the images in pixels
+
+{markdown_table(titles, shown)}"""
+
+
+def _figures(rows: Sequence[Row], figure: str) -> tuple[float, float]:
+    """Mean over seeds of the average and the best AUC; NaN where nothing was trained."""
     if not rows:
-        return np.nan, np.nan, np.nan
+        return np.nan, np.nan
     seeds = defaultdict(list)
     for row in rows:
-        seeds[row["seed"]].append(row["auc"])
+        seeds[row["seed"]].append(row[figure])
     average, best = (float(np.mean([f(aucs) for aucs in seeds.values()])) for f in (np.mean, np.max))
-    return average, best, float(np.median([row["seconds"] for row in rows]))
+    return average, best
+
+
+def _seconds(rows: Sequence[Row]) -> float:
+    return float(np.median([row["seconds"] for row in rows])) if rows else np.nan
 
 
 def _shown(value: float, place: int) -> str:
     if np.isnan(value):
         return "–"
-    return f"{value:.0f}" if place in (3, 6) else f"{value:.3f}"
+    return f"{value:.0f}" if place >= 8 else f"{value:.3f}"
 
 
 def main() -> None:
@@ -97,13 +135,15 @@ def main() -> None:
 
 {made_by("pretrained", options)}
 
-AUC, higher is better. *Frozen* is EfficientNet-Lite0 as it comes; *average* and *best* are over candidates,
-the best by ground truth, which no selector reaches; means over seeds: {options.seeds}. Seconds are the median
+AUC, higher is better. *Frozen* is EfficientNet-Lite0 as it comes; *whole* scores an image by the distance of its
+embedding, *patches* by its most anomalous patches. *Average* and *best* are over candidates, the best by ground
+truth, which no selector reaches; means over seeds: {options.seeds}. Seconds are the median
 candidate's in one thread, judging included, on a machine that had other work as well. Steps:
 {SCRATCH.steps} from scratch at 64 pixels, {TUNED.steps} fine-tuned at {options.image_size}, and at 64 of the
 embedded tasks, whose detectors from scratch are those of `selection_table`.
 
-{table(rows)}"""
+{table(rows)}
+{size_table(rows, options.image_size)}"""
     write_results(options, "pretrained", page, rows)
 
 

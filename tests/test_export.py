@@ -45,15 +45,26 @@ def lite0(images):
 def combined(small, images):
     other = trained(images, Training(width=4, steps=4, batch_size=4, seed=1, evaluate_at=(1.0,)))
     other = with_training(other, score="classifier", precision="float32")
+    third = with_training(small, score="patches", precision="float32")
+    third.fit_patches(images)
     generator = torch.Generator().manual_seed(0)
-    parts = []
-    for detector in (small, other):
+    parts, members = [], (small, other, third)
+    for detector in members:
         weights = torch.randn(detector.network.features, generator=generator, dtype=torch.float64)
         parts.append(Part(Scale(0.3, 0.7), Head(weights, 0.1), Scale(-0.2, 1.3), 0.6))
-    return CombinedDetector((small, other), tuple(parts))
+    return CombinedDetector(members, tuple(parts))
 
 
-@pytest.fixture(params=["small", "lite0", "classifier", "combined"])
+@pytest.fixture(scope="module")
+def patches(images):
+    training = Training(encoder="tf_efficientnet_lite0", precision="float32", score="patches")
+    detector = untrained_detector(training, (1, 32, 32), Augmentation(NONE), torch.device("cpu"))
+    detector.fit_density(detector.embed(images))
+    detector.fit_patches(images)
+    return detector
+
+
+@pytest.fixture(params=["small", "lite0", "patches", "classifier", "combined"])
 def detector(request, small):
     if request.param == "classifier":
         return with_training(small, score="classifier")

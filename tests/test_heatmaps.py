@@ -12,7 +12,7 @@ from ssad_hpo.augment import NONE, Augmentation
 from ssad_hpo.combined import CombinedDetector, combine
 from ssad_hpo.data import Source
 from ssad_hpo.detector import Detector, untrained_detector
-from ssad_hpo.encoder import build_network, feature_maps, map_strides
+from ssad_hpo.encoder import build_network, features_and_maps, map_strides
 from ssad_hpo.experiment import Overlays, load_detector, report_run, score_images
 from ssad_hpo.judgement import judge
 from ssad_hpo.report import overlay
@@ -41,7 +41,7 @@ def defective(normal):
 @pytest.fixture(scope="module")
 def detector(normal):
     detector = trained(normal, Training(width=8, steps=4, batch_size=4, evaluate_at=(1.0,)))
-    detector.fit_heatmaps(normal[:36], normal[36:])
+    detector.fit_patches(normal[:36], normal[36:])
     return detector
 
 
@@ -77,7 +77,7 @@ def test_every_family_of_encoders_has_heat_maps(encoder, normal):
     images = torch.nn.functional.interpolate(normal[:8].float(), size=(size, size)).byte()
     training = Training(encoder=encoder, width=4, precision="float32")
     detector = untrained_detector(training, (1, size, size), Augmentation(NONE), torch.device("cpu"))
-    detector.fit_heatmaps(images[:6], images[6:])
+    detector.fit_patches(images[:6], images[6:])
     maps = detector.heatmaps(images[:3])
     assert maps.shape == (3, size, size) and maps.isfinite().all() and maps.std() > 0
 
@@ -86,14 +86,15 @@ def test_feature_maps_are_ends_of_stages_and_not_the_next_ones_first_convolution
     network = build_network("tf_efficientnet_lite0", channels=1, image_size=(64, 96), width=8).eval()
     images = torch.rand(1, 1, 64, 96)
     assert map_strides(network, images) == (8, 16)
-    fine, coarse = feature_maps(network, images, (8, 16))
+    features, (fine, coarse) = features_and_maps(network, images, (8, 16))
+    assert torch.equal(features, network.features_of(images))
     assert fine.shape == (1, 40, 8, 12) and coarse.shape == (1, 112, 4, 6)
 
 
 def test_an_image_of_one_cell_has_no_heat_map():
     detector = untrained_detector(Training(width=4), (1, 2, 2), Augmentation(NONE), torch.device("cpu"))
     with pytest.raises(ValueError, match="no feature maps"):
-        detector.fit_heatmaps(torch.zeros(4, 1, 2, 2, dtype=torch.uint8))
+        detector.fit_patches(torch.zeros(4, 1, 2, 2, dtype=torch.uint8))
 
 
 def test_a_kept_detector_makes_the_same_heat_maps(detector, defective, tmp_path):
@@ -106,7 +107,7 @@ def test_an_older_detector_loads_and_says_what_heat_maps_need(detector, defectiv
     (tmp_path / "kept" / "patches.safetensors").unlink()
     old = Detector.load(tmp_path / "kept")
     assert torch.equal(old.score(defective), detector.score(defective))
-    with pytest.raises(ValueError, match=r"no density of patches.*fit_heatmaps"):
+    with pytest.raises(ValueError, match=r"no density of patches.*fit_patches"):
         old.heatmaps(defective)
     with pytest.raises(ValueError, match="no density of patches"):
         load_detector(tmp_path / "kept", heatmaps=True)
@@ -130,7 +131,7 @@ def test_a_combined_detector_makes_the_mean_of_its_members_heat_maps(detector, n
         judged = judge(each, task)
         kept.append(Kept(judged.scores.numpy(), judged.embeddings, each, judged.held_out.numpy()))
     combined = CombinedDetector((detector, other), combine(kept, heads=False).parts)
-    combined.fit_heatmaps(task.train, task.held_out)
+    combined.fit_patches(task.train, task.held_out)
     expected = (detector.heatmaps(defective) + other.heatmaps(defective)) / 2
     assert torch.allclose(combined.heatmaps(defective), expected, atol=1e-5)
     combined.save(tmp_path / "combined")

@@ -193,7 +193,11 @@ _TRAINED = (
         type=float,
         help="That of the encoder; by default the same, a tenth of it for a pretrained one.",
     ),
-    option("--score", help="How images are scored: density, or classifier."),
+    option(
+        "--score",
+        help="How images are scored: density (as a whole), patches (by what is most anomalous in them), or "
+        "classifier.",
+    ),
     option("--contamination", type=float, help="The share of anomalies that you believe in, if you do."),
 )
 TRAINING = Group(

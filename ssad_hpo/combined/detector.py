@@ -56,9 +56,7 @@ class CombinedDetector(Calibrated):
         """
         total = torch.zeros(len(images), dtype=torch.float64)
         for detector, part in zip(self.detectors, self.parts, strict=True):
-            embeddings = detector.embed(images)
-            of_density = detector.training.score == "density"
-            scores = detector.density_score(embeddings) if of_density else detector.score(images)
+            embeddings, scores = detector.embed_and_score(images)
             total += part(scores, embeddings)
         if not total.isfinite().all():
             raise DetectorError("diverged: scores of the combined detector are not finite")
@@ -89,11 +87,11 @@ class CombinedDetector(Calibrated):
         finest = max((scores.shape[1:] for scores in each), key=lambda size: size.numel())
         return torch.stack([maps_of(scores, (finest[0], finest[1])) for scores in each]).mean(0)
 
-    def fit_heatmaps(self, train: Tensor, held_out: Tensor | None = None) -> None:
+    def fit_patches(self, train: Tensor, held_out: Tensor | None = None) -> None:
         """Learn what patches of normal images look like to those detectors that do not know yet."""
         for detector in self.detectors:
             if detector.patches is None:
-                detector.fit_heatmaps(train, held_out)
+                detector.fit_patches(train, held_out)
 
     def save(self, folder: Path) -> None:
         """Write the detectors and how they are combined into a folder, safetensors and JSON, all or nothing.

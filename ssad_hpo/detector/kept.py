@@ -36,6 +36,8 @@ def write(detector: Detector, folder: Path) -> None:
         raise ValueError(f"detector: was trained with {detector.augmentation}, which no file can hold")
     if detector.mean is None or detector.whitening is None:
         raise ValueError("detector: it has no density yet; call fit_density before save")
+    if detector.patches is None and detector.training.score == "patches":
+        raise ValueError("detector: it has no density of patches yet; call fit_patches before save")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": t.contiguous() for name, t in detector.network.state_dict().items()}
     tensors |= {"density.mean": detector.mean, "density.whitening": detector.whitening}
@@ -111,5 +113,7 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
     network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
     network.to(device).eval()
     patches = PatchDensity.load(folder)
+    if patches is None and training.score == "patches":
+        raise FileError(f"{folder}: lacks {PATCHES_FILE}, which its scores need; restore it from a copy")
     shape = channels, height, width
     return Detector(network, augmentation, training, shape, mean, whitening, patches, calibration)

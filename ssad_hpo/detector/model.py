@@ -14,17 +14,18 @@ from torch import Tensor
 from ssad_hpo.augment import augment
 from ssad_hpo.calibration import Calibrated, Calibration
 from ssad_hpo.detector.density import fit_gaussian
-from ssad_hpo.detector.patches import PatchDensity, fit_patches, maps_of
-from ssad_hpo.encoder import Network, build_network
+from ssad_hpo.detector.patches import PatchDensity, fit_patches, image_scores, maps_of
+from ssad_hpo.encoder import Network, build_network, features_and_maps, map_strides
 from ssad_hpo.numerics import autocast, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
-# Images embedded at once: large enough for the device, small enough for the memory at 256 pixels.
+# Images embedded at once, of 64 x 64 pixels; fewer of larger ones, so that they take the same memory.
 _EMBED_BATCH = 256
+_EMBED_PIXELS = _EMBED_BATCH * 64 * 64
 # Added to the seed for the augmented images of the criteria, so that they are not those of training.
 _EVALUATION_STREAM = 1_000_003
 NO_PATCHES = (
-    "detector: it has no density of patches, which heat maps need; call fit_heatmaps with its train images, "
+    "detector: it has no density of patches, which heat maps need; call fit_patches with its train images, "
     "or name the run that it comes from (ssad-hpo score RUN --heatmaps)"
 )
 
@@ -75,7 +76,8 @@ def untrained_network(
     """The network that a training begins with, on the CPU; weights follow the training's seed.
 
     Raises:
-        ValueError: for an encoder that is unknown, or cannot take such images, or weights that cannot be had.
+        ValueError: for an encoder that is unknown, cannot take such images, or lacks the feature maps that
+            scores of patches are made of; or weights that cannot be had.
     """
     channels, height, width = image_shape
     with seeded(training.seed, device):
@@ -86,6 +88,10 @@ def untrained_network(
             width=training.width,
             weights=training.weights,
         )
+    if training.score == "patches":
+        with torch.inference_mode():
+            map_strides(network.eval(), torch.zeros(1, *image_shape))
+        network.train()
     network.hold(training.frozen_stages, batch_norm=training.encoder_batch_norm == "eval")
     return network
 
@@ -108,7 +114,7 @@ class Detector(Calibrated):
         image_shape: (C, H, W) of the images that it takes.
         mean, whitening: (D,) and (D, D) float64, so that the Mahalanobis distance of an embedding z is
             ||whitening (z - mean)||; None before `fit_density`.
-        patches: what heat maps need; None before `fit_heatmaps`.
+        patches: what scores of patches and heat maps need; None before `fit_patches`.
         calibration: what its decisions rest on; None where no normal images were held out.
     """
 
@@ -196,23 +202,45 @@ class Detector(Calibrated):
     def score(self, images: Tensor) -> Tensor:
         """Anomaly scores (N,) float64 of (N, C, H, W) uint8 images; higher is more anomalous.
 
-        `training.score` says which: "density" (Mahalanobis distance) or "classifier" (the probability
-        of "augmented", 0..1).
+        `training.score` says which: "density" (Mahalanobis distance of the whole image), "patches" (what is
+        most anomalous in it, in standard deviations of normal patches) or "classifier" (the probability of
+        "augmented", 0..1).
 
         Raises:
-            ValueError: if the images are of another type or shape.
+            ValueError: if the images are of another type or shape, or the density that it needs is lacking.
             DetectorError: if embeddings or scores are not finite.
         """
-        if self.training.score == "density":
-            scores = self.density_score(self.embed(images))
-        else:
-            self._check_images(images)
-            with autocast(self.device, self.training):
-                logits = [self.network(to_float(b)).float() for b in self._blocks(images)]
-            scores = torch.cat(logits).softmax(1)[:, 1].double().cpu()
-        if not scores.isfinite().all():
+        return self.embed_and_score(images)[1]
+
+    def embed_and_score(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What `embed` and `score` give, in one pass of the encoder."""
+        embeddings, scores = self.look(images)
+        return embeddings, self.density_score(embeddings) if scores is None else scores
+
+    @torch.inference_mode()
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeddings, and scores unless these follow from the embeddings: `score` is "density"."""
+        self._check_images(images)
+        how = self.training.score
+        if how == "patches" and self.patches is None:
+            raise ValueError(NO_PATCHES)
+        if how == "density":
+            return self.embed(images), None
+        features, scores = [], []
+        with autocast(self.device, self.training):
+            for block in self._blocks(images):
+                if how == "patches":
+                    assert self.patches is not None
+                    found, maps = features_and_maps(self.network, to_float(block), self.patches.strides)
+                    scores.append(image_scores(self.patches.scores(maps)))
+                else:
+                    found = self.network.features_of(to_float(block))
+                    scores.append(self.network.head(found).float().softmax(1)[:, 1].double().cpu())
+                features.append(found.float())
+        total = torch.cat(scores)
+        if not total.isfinite().all():
             raise DetectorError(f"diverged: scores are not finite under {self.augmentation}")
-        return scores
+        return self._unit(torch.cat(features)), total
 
     @torch.inference_mode()
     def heatmaps(self, images: Tensor) -> Tensor:
@@ -226,16 +254,22 @@ class Detector(Calibrated):
             usual at a place; higher is more anomalous.
 
         Raises:
-            ValueError: if the images are of another type or shape, or before `fit_heatmaps`.
+            ValueError: if the images are of another type or shape, or before `fit_patches`.
         """
         return maps_of(self.patch_scores(images), self.image_shape[1:])
 
+    @torch.inference_mode()
     def patch_scores(self, images: Tensor) -> Tensor:
         """What `heatmaps` is made of: (N, h, w), a value for each cell of the finest feature map."""
         self._check_images(images)
         if self.patches is None:
             raise ValueError(NO_PATCHES)
-        return self.patches.scores(self.network, images, self.training)
+        found = []
+        for block in self._blocks(images):
+            with autocast(self.device, self.training):
+                _, maps = features_and_maps(self.network, to_float(block), self.patches.strides)
+            found.append(self.patches.scores(maps))
+        return torch.cat(found)
 
     @property
     def normal_patch_scores(self) -> Tensor:
@@ -244,9 +278,20 @@ class Detector(Calibrated):
             raise ValueError(NO_PATCHES)
         return self.patches.normal_scores
 
-    def fit_heatmaps(self, train: Tensor, held_out: Tensor | None = None) -> None:
-        """Learn what patches of normal images look like, as `heatmaps` needs it; see `fit_patches`."""
-        self.patches = fit_patches(self.network, self.training, train, held_out)
+    def fit_patches(self, train: Tensor, held_out: Tensor | None = None) -> None:
+        """Learn what patches of normal images look like, as scores of patches and `heatmaps` need it.
+
+        Args:
+            train: (N, C, H, W) uint8 normal images.
+            held_out: normal images that the network was not trained on, to scale heat maps by. They have no
+                part in scores of patches, which are compared with their own.
+
+        Raises:
+            ValueError: for an encoder without feature maps.
+            DetectorError: if the features are not finite or have no spread.
+        """
+        others = None if self.training.score == "patches" else held_out
+        self.patches = fit_patches(self.network, self.training, train, others)
 
     def save(self, folder: Path) -> None:
         """Write the detector into a folder as safetensors and JSON, whole or not at all.
@@ -274,13 +319,17 @@ class Detector(Calibrated):
     def _embed(self, batches: Iterator[Tensor]) -> Tensor:
         with autocast(self.device, self.training):
             features = [self.network.features_of(batch).float() for batch in batches]
-        embeddings = F.normalize(torch.cat(features), dim=1).cpu()
+        return self._unit(torch.cat(features))
+
+    def _unit(self, features: Tensor) -> Tensor:
+        embeddings = F.normalize(features, dim=1).cpu()
         if not embeddings.isfinite().all():
             raise DetectorError(f"diverged: embeddings are not finite under {self.augmentation}")
         return embeddings
 
     def _blocks(self, images: Tensor) -> Iterator[Tensor]:
-        for block in images.split(_EMBED_BATCH):
+        _, height, width = self.image_shape
+        for block in images.split(min(max(_EMBED_PIXELS // (height * width), 8), _EMBED_BATCH)):
             yield block.to(self.device, non_blocking=True)
 
     def _check_images(self, images: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.detector.density import fit_gaussian
-from ssad_hpo.encoder import Network, feature_maps, map_strides
+from ssad_hpo.encoder import Network, features_and_maps, map_strides
 from ssad_hpo.files import open_regular
 from ssad_hpo.numerics import autocast, to_float
 from ssad_hpo.task import DetectorError, Training
@@ -26,6 +26,8 @@ _MOST_IMAGES = 128  # whose patches make the density: more hardly move it, and c
 _MOST_PATCHES = 2**14  # drawn from these
 _MOST_CHANNELS = 512  # drawn from those of a map, as in PaDiM: the density grows with their square
 _NORMAL_IMAGES = 64  # whose distances are kept to scale others by
+_NORMAL_EVERY = 3  # of train images, where there are no others
+_TOP_SHARE = 0.01  # of an image's patches, whose mean is its score
 _BATCH = 32
 _MOST_BYTES = 64 * 2**20  # of a file
 _LEAST_SPREAD = 1e-6  # of distances, where normal images are all the same
@@ -47,9 +49,9 @@ class MapDensity:
     normal: Tensor
 
     def distances(self, cells: Tensor) -> Tensor:
-        """(N, h, w) float32 Mahalanobis distances of (N, C, h, w) vectors, on the CPU."""
+        """(N, h, w) float32 Mahalanobis distances of (N, C, h, w) vectors, on their device."""
         rows = cells[:, self.channels.to(cells.device)].permute(0, 2, 3, 1) - self.mean.to(cells.device)
-        return (rows @ self.whitening.to(cells.device).T).norm(dim=3).cpu()
+        return (rows @ self.whitening.to(cells.device).T).square().sum(3).sqrt()
 
     def scaled(self, distances: Tensor) -> Tensor:
         """Distances beyond what is usual at their place, in standard deviations of normal images'.
@@ -67,12 +69,19 @@ class PatchDensity:
 
     maps: dict[int, MapDensity]
 
-    def scores(self, network: Network, images: Tensor, training: Training) -> Tensor:
-        """(N, h, w) float32 of (N, C, H, W) uint8 images, in standard deviations of normal patches."""
-        found: list[list[Tensor]] = []
-        for block in vectors(network, images, training, tuple(self.maps)):
-            found.append([d.distances(cells) for d, cells in zip(self.maps.values(), block, strict=True)])
-        return self._joined([torch.cat(each) for each in zip(*found, strict=True)])
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the feature maps, in pixels of the image, finest first."""
+        return tuple(self.maps)
+
+    def scores(self, maps: Sequence[Tensor]) -> Tensor:
+        """(N, h, w) float32, in standard deviations of normal patches, on the CPU.
+
+        Args:
+            maps: (N, C, h, w) of each stride, as `features_and_maps` gives them.
+        """
+        densities = zip(self.maps.values(), vectors(maps), strict=True)
+        return self._joined([density.distances(cells).cpu() for density, cells in densities])
 
     @property
     def normal_scores(self) -> Tensor:
@@ -145,24 +154,35 @@ def _check(density: MapDensity) -> None:
             raise ValueError(f"{PATCHES_FILE}: expected finite float32 numbers")
 
 
-@torch.inference_mode()
-def vectors(
-    network: Network, images: Tensor, training: Training, strides: tuple[int, ...]
-) -> Iterator[list[Tensor]]:
-    """Feature vectors of patches, some images at a time.
+def image_scores(patch_scores: Tensor) -> Tensor:
+    """(N,) float64 above 0 of (N, h, w) patch scores; higher is more anomalous.
+
+    The mean of the highest hundredth of its patches, in standard deviations of normal patches; a softplus
+    keeps it above 0, so that it has a logarithm, and changes hardly any score that counts.
+    """
+    flat = patch_scores.flatten(1)
+    return F.softplus(flat.topk(max(1, round(_TOP_SHARE * flat.shape[1])), 1).values.mean(1)).double()
+
+
+def vectors(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Feature vectors of patches: for each map (N, C, h, w) float32, of length 1 along C.
 
     Every map is averaged over 3x3 cells, so that a patch knows its surroundings; vectors get the length 1, so
     that contrast and light count less.
-
-    Yields:
-        For each stride (n, C, h, w) float32 on the network's device.
     """
+    around = [F.avg_pool2d(cells.float(), 3, 1, 1, count_include_pad=False) for cells in maps]
+    return [F.normalize(cells, dim=1) for cells in around]
+
+
+def _vectors_of(
+    network: Network, images: Tensor, training: Training, strides: Sequence[int]
+) -> Iterator[list[Tensor]]:
+    """`vectors` of (N, C, H, W) uint8 images, some images at a time, on the network's device."""
     device = network.mean.device
     for batch in images.split(_BATCH):
         with autocast(device, training):
-            maps = feature_maps(network, to_float(batch.to(device)), strides)
-        around = [F.avg_pool2d(cells.float(), 3, 1, 1, count_include_pad=False) for cells in maps]
-        yield [F.normalize(cells, dim=1) for cells in around]
+            _, maps = features_and_maps(network, to_float(batch.to(device)), strides)
+        yield vectors(maps)
 
 
 @torch.inference_mode()
@@ -175,7 +195,9 @@ def fit_patches(
         network: in evaluation mode.
         training: of the detector; its seed draws patches and channels.
         train: (N, C, H, W) uint8 normal images, of which 128 are taken at even distances.
-        held_out: normal images that the network was not trained on, to scale maps by; else train ones.
+        held_out: normal images that the network was not trained on, to scale maps by; else every third train
+            image scales, and the others make the Gaussians. Scores that are to be compared with those of
+            held-out images must do without them here.
 
     Raises:
         ValueError: for an encoder without feature maps.
@@ -183,10 +205,11 @@ def fit_patches(
     """
     generator = torch.Generator().manual_seed(training.seed)
     strides = map_strides(network, to_float(train[:1].to(network.mean.device)))
-    some = _evenly(train, _MOST_IMAGES)
+    density, normal_images = _apart(train) if held_out is None else (train, held_out)
+    some = _evenly(density, _MOST_IMAGES)
     channels: dict[int, Tensor] = {}
     drawn: dict[int, list[Tensor]] = {stride: [] for stride in strides}
-    for block in vectors(network, some, training, strides):
+    for block in _vectors_of(network, some, training, strides):
         for stride, cells in zip(strides, block, strict=True):
             count, d, height, width = cells.shape
             if stride not in channels:
@@ -207,13 +230,21 @@ def fit_patches(
             raise DetectorError(f"collapsed: patches of the train images {error}") from error
         maps[stride] = MapDensity(channels[stride], mean.float(), whitening.float(), nothing)
     normal: dict[int, list[Tensor]] = {stride: [] for stride in strides}
-    few = _evenly(train if held_out is None else held_out, _NORMAL_IMAGES)
-    for block in vectors(network, few, training, strides):
+    few = _evenly(normal_images, _NORMAL_IMAGES)
+    for block in _vectors_of(network, few, training, strides):
         for stride, cells in zip(strides, block, strict=True):
-            normal[stride].append(maps[stride].distances(cells))
+            normal[stride].append(maps[stride].distances(cells).cpu())
     return PatchDensity(
         {s: MapDensity(m.channels, m.mean, m.whitening, torch.cat(normal[s])) for s, m in maps.items()}
     )
+
+
+def _apart(train: Tensor) -> tuple[Tensor, Tensor]:
+    """Train images for the Gaussians and, others where they are enough, to scale by."""
+    if len(train) < 2 * _NORMAL_EVERY:
+        return train, train
+    scales = torch.arange(len(train)) % _NORMAL_EVERY == _NORMAL_EVERY - 1
+    return train[~scales], train[scales]
 
 
 def _evenly(images: Tensor, most: int) -> Tensor:

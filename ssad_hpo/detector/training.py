@@ -128,11 +128,12 @@ def untrained_detector(
     augmentation: Augmentation,
     device: torch.device,
 ) -> Detector:
-    """A detector of weights as they come, which scores by density: its classifier knows nothing yet."""
+    """A detector of weights as they come, which does not score by its classifier: that knows nothing yet."""
     pixels = image_shape[1] * image_shape[2]
     network = untrained_network(training, image_shape, device)
     precision = resolve_precision(training, device, pixels, depthwise=network.depthwise)
-    training = replace(training, precision=precision, score="density")
+    score = "density" if training.score == "classifier" else training.score
+    training = replace(training, precision=precision, score=score)
     return Detector(network.to(device).eval(), augmentation, training, image_shape)
 
 

@@ -14,8 +14,10 @@ from ssad_hpo.encoder.network import Network
 _MIDDLE = 3.5  # log2 of a stride between 8 and 16: where maps still know places, and already see structure
 
 
-def feature_maps(network: Network, images: Tensor, strides: Sequence[int]) -> list[Tensor]:
-    """What the encoder makes of each place of the images, at several resolutions.
+def features_and_maps(
+    network: Network, images: Tensor, strides: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """What the encoder makes of whole images, and of each place of them at several resolutions, in one pass.
 
     Args:
         network: in evaluation mode.
@@ -23,10 +25,11 @@ def feature_maps(network: Network, images: Tensor, strides: Sequence[int]) -> li
         strides: of the maps, in pixels of the image; from `map_strides`.
 
     Returns:
-        For each stride (N, C_s, about H / stride, about W / stride).
+        (N, D) features, as `Network.features_of`; and for each stride (N, C_s, about H / stride, about
+        W / stride).
     """
-    found = _recorded(network, images, set(strides))
-    return [found[stride] for stride in strides]
+    features, found = _recorded(network, images, set(strides))
+    return features, [found[stride] for stride in strides]
 
 
 def map_strides(network: Network, images: Tensor, count: int = 2) -> tuple[int, ...]:
@@ -40,14 +43,17 @@ def map_strides(network: Network, images: Tensor, count: int = 2) -> tuple[int, 
     Raises:
         ValueError: for an encoder that has no feature maps, such as one of tokens.
     """
-    found = [stride for stride in _recorded(network, images, None) if stride > 1]
+    found = [stride for stride in _recorded(network, images, None)[1] if stride > 1]
     if not found:
-        raise ValueError("encoder: it has no feature maps, which heat maps are made of; take another encoder")
+        raise ValueError(
+            "encoder: it has no feature maps, which scores of patches and heat maps are made of; take "
+            "another encoder, or score images as a whole (score density)"
+        )
     return tuple(sorted(sorted(found, key=lambda s: abs(math.log2(s) - _MIDDLE))[:count]))
 
 
-def _recorded(network: Network, images: Tensor, wanted: set[int] | None) -> dict[int, Tensor]:
-    """The map of each stride, or of the wanted ones: of the outermost modules that have one the last.
+def _recorded(network: Network, images: Tensor, wanted: set[int] | None) -> tuple[Tensor, dict[int, Tensor]]:
+    """Features, and the map of each stride or of the wanted ones: of the outermost modules the last one.
 
     Outermost, since the next stage often begins with a convolution at the old resolution.
     """
@@ -67,11 +73,11 @@ def _recorded(network: Network, images: Tensor, wanted: set[int] | None) -> dict
         for name, module in network.encoder.named_modules()
     ]
     try:
-        network.features_of(images)
+        features = network.features_of(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return {stride: cells for stride, (_, cells) in found.items()}
+    return features, {stride: cells for stride, (_, cells) in found.items()}
 
 
 def _placed(output: Any, image: tuple[int, int]) -> tuple[int, Tensor] | None:

@@ -82,7 +82,7 @@ def _final(result: StudyResult) -> list[Candidate]:
 def _learn(candidate: Candidate, task: Task) -> None:
     detector = candidate.detector()
     if detector.patches is None:
-        detector.fit_heatmaps(task.train, task.held_out)
+        detector.fit_patches(task.train, task.held_out)
         keep_patches(candidate.address, detector)
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssad_hpo.combined import LEAST_SCORE, CombinedDetector, Part
-from ssad_hpo.detector import Detector
+from ssad_hpo.detector import Detector, PatchDensity, image_scores
+from ssad_hpo.encoder import features_and_maps
 
 
 class ScoringModule(nn.Module):
@@ -61,7 +62,12 @@ class _Member(nn.Module):
         if detector.mean is None or detector.whitening is None:
             raise ValueError("detector: it has no density yet; call fit_density before export")
         self.network = copy.deepcopy(detector.network).cpu().float().requires_grad_(False).eval()
-        self.of_density = detector.training.score == "density"
+        self.how = detector.training.score
+        self.patches: PatchDensity | None = None
+        if self.how == "patches":
+            if detector.patches is None:
+                raise ValueError("detector: it has no density of patches yet; call fit_patches before export")
+            self.patches = detector.patches
         self.register_buffer("mean", detector.mean.float())
         self.register_buffer("whitening", detector.whitening.float().T.contiguous())
         self.part = part
@@ -69,9 +75,14 @@ class _Member(nn.Module):
             self.register_buffer("head", part.head.weights.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features = self.network.features_of(pixels)
+        if self.patches is not None:
+            features, maps = features_and_maps(self.network, pixels, self.patches.strides)
+        else:
+            features, maps = self.network.features_of(pixels), []
         embeddings = F.normalize(features, dim=1)
-        if self.of_density:
+        if self.patches is not None:
+            scores = image_scores(self.patches.scores(maps)).float()
+        elif self.how == "density":
             scores = ((embeddings - self.mean) @ self.whitening).square().sum(1).sqrt()
         else:
             scores = self.network.head(features).softmax(1)[:, 1]

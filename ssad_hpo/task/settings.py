@@ -21,7 +21,7 @@ from ssad_hpo.task.space import SearchSpace
 
 Precision = Literal["auto", "float32", "bfloat16"]
 BatchNorm = Literal["train", "eval"]
-Score = Literal["density", "classifier"]
+Score = Literal["density", "patches", "classifier"]
 Sampler = Literal["tpe", "random", "grid", "gp"]
 Pruner = Literal["none", "asha", "median"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -55,8 +55,9 @@ class Training:
         jitter: strength of the color jitter (brightness, contrast, saturation, hue).
         evaluate_at: fractions of `steps` at which criteria are computed and reported, rising; the
             last must be 1. The earlier the first, the more ASHA saves and the more often it misjudges.
-        score: "density" (Mahalanobis distance to the train embeddings) or "classifier" (the
-            classifier's probability of "augmented").
+        score: of an image: "density" (Mahalanobis distance of its embedding to the train ones), "patches" (of
+            its most anomalous patches, for encoders with feature maps) or "classifier" (the classifier's
+            probability of "augmented").
         contamination: None for as many augmented evaluation images as train ones, or the share c of
             anomalies that the user believes in: then ceil(c / (1 - c) * N_trn).
         precision: "float32", "bfloat16" (autocast) or "auto" (chosen from machine and image size).
@@ -129,6 +130,7 @@ PRETRAINED = Training(
     batch_size=16,
     frozen_stages=3,
     encoder_batch_norm="eval",
+    score="patches",
     evaluate_at=(0.25, 1.0),  # judging costs as much as a dozen steps
 )
 

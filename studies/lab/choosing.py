@@ -64,15 +64,16 @@ class Seen:
     unseen: torch.Tensor
 
     @classmethod
-    def of(cls, arrays: Arrays, places: Draw) -> Seen:
+    def of(cls, arrays: Arrays, places: Draw, prefix: str = "") -> Seen:
+        """Of `arrays_of`; the prefix "whole_" takes scores by density of detectors that score by patches."""
         sets = [torch.from_numpy(arrays[name]) for name in ("train", "augmented", "unlabeled", "held_out")]
         unlabeled = sets[2]
         sets[2] = unlabeled[places.unlabeled]
         return cls(
-            arrays["scores"][places.unlabeled],
-            arrays["held_out_scores"],
+            arrays[f"{prefix}scores"][places.unlabeled],
+            arrays[f"{prefix}held_out_scores"],
             Embeddings(*sets),
-            arrays["scores"][places.unseen],
+            arrays[f"{prefix}scores"][places.unseen],
             unlabeled[places.unseen],
         )
 
@@ -89,6 +90,7 @@ def figures(
     frozen: Seen | None,
     labels: np.ndarray,
     places: Draw,
+    whole: Sequence[Seen] = (),
 ) -> Figures:
     """AUC of every method, on the unlabelled images (NaN where these have no anomalies) and on unseen ones.
 
@@ -98,6 +100,7 @@ def figures(
         frozen: the pretrained encoder as it comes.
         labels: (N,) of all test images; judges alone.
         places: the draw.
+        whole: the candidates again with scores of whole images, where theirs are of patches.
     """
     truths = labels[places.unlabeled], labels[places.unseen]
 
@@ -135,6 +138,9 @@ def figures(
     for title, members in (("all", candidates), (f"top {TOP}", [candidates[i] for i in best])):
         table[f"z-average, {title}"] = together(members, heads=False)
         table[f"combined, {title}"] = together(members, heads=True)
+    if whole:
+        table["z-average, all, by both scores"] = together([*candidates, *whole], heads=False)
+        table["combined, all, by both scores"] = together([*candidates, *whole], heads=True)
     table["ridge heads, all"] = with_ridge(candidates)
     table["oracle"] = single[int(np.argmax(of_unseen))]
     table["worst"] = single[int(np.argmin(of_unseen))]

@@ -32,6 +32,7 @@ EMBEDDED = (
     "gravel/cutavg", "gravel/brick", "brick/cutpaste", "brick/grass", "grass/cutdiff", "grass/gravel",
 )  # fmt: skip
 IMAGE_SIZE = 128
+LARGER_SIZES = (192, 256)  # of real sets, by the encoder as it comes alone
 HELD_OUT_SHARE, HELD_OUT = 0.25, 64
 SCRATCH = Training(evaluate_at=(1.0,))
 TUNED = replace(PRETRAINED, evaluate_at=(1.0,))
@@ -57,7 +58,7 @@ class Cell:
     def path(self, folder: Path) -> Path:
         """Where the cell is kept; its arrays lie beside it."""
         kind = self.augmentation.kind
-        name = f"{self.name}_{self.how}_{kind}_{self.candidate}_seed{self.training.seed}"
+        name = f"{self.name}_{self.how.replace(' ', '_')}_{kind}_{self.candidate}_seed{self.training.seed}"
         return cell_path(folder, name, self.source, self.training, self.augmentation)
 
 
@@ -102,6 +103,10 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
                 if how == "scratch" and name == DYNAMIC:
                     continue
                 cells.append(Cell(source, how, replace(training, seed=seed), name, augmentation))
+    for size in () if options.smoke else LARGER_SIZES:
+        for source in sources(options, size):
+            if source.loader == "folder":
+                cells.append(Cell(source, f"frozen at {size}", TUNED, NONE, Augmentation(NONE)))
     return cells
 
 
@@ -113,13 +118,17 @@ def run_cell(cell: Cell, folder: Path) -> Row:
         judged = judge(detector, task)
     except (DetectorError, ValueError) as error:  # a patch that does not fit tall images
         return {"failure": str(error)}
-    write_arrays(cell.path(folder).with_suffix(".npz"), kept_arrays(judged))
+    arrays = kept_arrays(judged)
+    if detector.training.score != "density":
+        arrays["whole_scores"] = detector.density_score(judged.embeddings.unlabeled).numpy()
+        arrays["whole_held_out_scores"] = detector.density_score(torch.from_numpy(arrays["held_out"])).numpy()
+    write_arrays(cell.path(folder).with_suffix(".npz"), arrays)
     return {"loss": loss, "precision": detector.training.precision, **judged.criteria}
 
 
 def trained(cell: Cell, task: Task) -> tuple[Detector, float | None]:
     """The detector of a cell, or the encoder as it comes, and its training's loss; for `judge`."""
-    if cell.how != "frozen":
+    if not cell.how.startswith("frozen"):
         (last,) = train(task.train, cell.augmentation, cell.training)
         return last.detector, last.loss
     channels, height, width = task.train.shape[1:]
@@ -163,6 +172,9 @@ def run_detectors(cells: Sequence[Cell], options: argparse.Namespace) -> list[Ro
 
 
 def arrays_of(cell: Cell, folder: Path) -> dict[str, np.ndarray]:
-    """Embeddings `train`, `augmented`, `unlabeled`, `held_out`, and `scores` and `held_out_scores`."""
+    """Embeddings `train`, `augmented`, `unlabeled`, `held_out`, and `scores` and `held_out_scores`.
+
+    Detectors that score by patches have `whole_scores` and `whole_held_out_scores` as well, by density.
+    """
     with np.load(cell.path(folder).with_suffix(".npz")) as arrays:
         return dict(arrays)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.detector import Detector, fit_gaussian, maps_of
-from ssad_hpo.encoder import feature_maps
+from ssad_hpo.encoder import features_and_maps
 from ssad_hpo.numerics import to_float
 
 Maps = Mapping[int, Tensor]  # by stride: (N, C, h, w)
@@ -25,7 +25,7 @@ def all_maps(detector: Detector, images: Tensor) -> Maps:
     """The encoder's maps of uint8 images, which every design is made from."""
     found: dict[int, list[Tensor]] = {stride: [] for stride in STRIDES}
     for block in images.split(32):
-        maps = feature_maps(detector.network, to_float(block), STRIDES)
+        _, maps = features_and_maps(detector.network, to_float(block), STRIDES)
         for stride, cells in zip(STRIDES, maps, strict=True):
             found[stride].append(cells.float())
     return {stride: torch.cat(blocks) for stride, blocks in found.items()}

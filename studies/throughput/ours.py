@@ -72,7 +72,7 @@ def run_trial(device: str, steps: int) -> Run:
     task = load(builtin(TRIAL_TASK))
     parts: dict[str, float] = defaultdict(float)
     watched = [
-        ("embeddings", Detector, "embed_task"),
+        ("embeddings", Detector, "_embed"),
         ("criteria", judgement, "evaluate_all"),
         ("density fit", Detector, "fit_density"),
         ("scores", Detector, "density_score"),
