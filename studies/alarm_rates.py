@@ -82,10 +82,10 @@ def run_cell(cell: Cell, folder: Path) -> Row:
         judged = judge(detector, task)
     except (DetectorError, ValueError) as error:
         return {"failure": str(error)}
-    arrays = {**kept_arrays(judged), "train_scores": detector.density_score(judged.embeddings.train).numpy()}
+    arrays = {**kept_arrays(judged), "train_scores": detector.score(task.train).numpy()}
     for name in SHIFTED:
-        rows = detector.embed(_changed(task.unlabeled, name))
-        arrays |= {name: rows.numpy(), f"{name}_scores": detector.density_score(rows).numpy()}
+        rows, scores = detector.embed_and_score(_changed(task.unlabeled, name))
+        arrays |= {name: rows.numpy(), f"{name}_scores": scores.numpy()}
     write_arrays(cell.path(folder).with_suffix(".npz"), arrays)
     return {"loss": None}
 

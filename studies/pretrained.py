@@ -75,7 +75,8 @@ def table(rows: Sequence[Row]) -> str:
             lines.append(np.mean(some, axis=0).tolist())
     titles = [
         "set", "frozen, whole", "frozen, patches", "scratch, average", "best",
-        "fine-tuned, whole, average", "best", "fine-tuned, patches, average", "best", "scratch, s", "fine-tuned, s",
+        "fine-tuned, whole, average", "best", "fine-tuned, patches, average", "best",
+        "scratch, s", "fine-tuned, s",
     ]  # fmt: skip
     return markdown_table(
         titles, [[n, *map(_shown, line, range(10))] for n, line in zip(sets, lines, strict=True)]
@@ -135,9 +136,9 @@ def main() -> None:
 
 {made_by("pretrained", options)}
 
-AUC, higher is better. *Frozen* is EfficientNet-Lite0 as it comes; *whole* scores an image by the distance of its
-embedding, *patches* by its most anomalous patches. *Average* and *best* are over candidates, the best by ground
-truth, which no selector reaches; means over seeds: {options.seeds}. Seconds are the median
+AUC, higher is better. *Frozen* is EfficientNet-Lite0 as it comes; *whole* scores an image by the distance of
+its embedding, *patches* by its most anomalous patches. *Average* and *best* are over candidates, the best by
+ground truth, which no selector reaches; means over seeds: {options.seeds}. Seconds are the median
 candidate's in one thread, judging included, on a machine that had other work as well. Steps:
 {SCRATCH.steps} from scratch at 64 pixels, {TUNED.steps} fine-tuned at {options.image_size}, and at 64 of the
 embedded tasks, whose detectors from scratch are those of `selection_table`.
