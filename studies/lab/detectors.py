@@ -87,26 +87,31 @@ def candidates(smoke: bool) -> Iterator[tuple[str, Augmentation]]:
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """All detectors; that of the encoder as it comes first, once a set."""
-    cells, seeds = [], range(1 if options.smoke else options.seeds)
-    for how, training, size in (
-        ("fine-tuned", TUNED, options.image_size),
-        ("scratch", SCRATCH, 64),
-    ):
-        if options.smoke:
-            training = replace(training, steps=2, batch_size=4)
-        for source in sources(options, size):
-            if how == "fine-tuned":
-                cells.append(Cell(source, "frozen", training, NONE, Augmentation(NONE)))
-            if how == "scratch" and source.loader != "folder" and not options.smoke:
-                continue  # those are the table of `studies.selection_table`
-            for (name, augmentation), seed in itertools.product(candidates(options.smoke), seeds):
-                if how == "scratch" and name == DYNAMIC:
-                    continue
-                cells.append(Cell(source, how, replace(training, seed=seed), name, augmentation))
+    seeds = range(1 if options.smoke else options.seeds)
+    cells = _trained_cells(options, "fine-tuned", TUNED, options.image_size, seeds)
     for size in () if options.smoke else LARGER_SIZES:
         for source in sources(options, size):
             if source.loader == "folder":
                 cells.append(Cell(source, f"frozen at {size}", TUNED, NONE, Augmentation(NONE)))
+    return cells + _trained_cells(options, "scratch", SCRATCH, 64, seeds)
+
+
+def _trained_cells(
+    options: argparse.Namespace, how: str, training: Training, size: int, seeds: range
+) -> list[Cell]:
+    """Those of one way of training, with the encoder as it comes beside fine-tuned ones."""
+    cells = []
+    if options.smoke:
+        training = replace(training, steps=2, batch_size=4)
+    for source in sources(options, size):
+        if how == "fine-tuned":
+            cells.append(Cell(source, "frozen", training, NONE, Augmentation(NONE)))
+        if how == "scratch" and source.loader != "folder" and not options.smoke:
+            continue  # those are the table of `studies.selection_table`
+        for (name, augmentation), seed in itertools.product(candidates(options.smoke), seeds):
+            if how == "scratch" and name == DYNAMIC:
+                continue
+            cells.append(Cell(source, how, replace(training, seed=seed), name, augmentation))
     return cells
 
 
