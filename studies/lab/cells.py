@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -55,7 +56,7 @@ def run_missing(
     print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(os.getpid(),)) as pool:
         futures = [pool.submit(_keep, work, cell, path) for path, cell in missing]
         try:
             for done, future in enumerate(as_completed(futures), 1):
@@ -66,6 +67,18 @@ def run_missing(
             pool.shutdown(wait=False, cancel_futures=True)  # an error is shown now, not after the last cell
             raise
     return [json.loads(path.read_text()) for path in paths]
+
+
+def _begin(parent: int) -> None:
+    """One thread for each process; and none of them goes on for a study that was killed."""
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _keep(work: Callable[[CellT], dict[str, Any]], cell: CellT, path: Path) -> None:
