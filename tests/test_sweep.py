@@ -188,6 +188,36 @@ def test_a_users_own_tuner_takes_five_lines_and_goes_on_when_a_worker_is_killed(
     assert np.array_equal(select(study).detector().score(task.unlabeled).numpy(), select(study).scores())
 
 
+class Fatal(SearchSpace):
+    """A space of which a worker dies, as of a fault in a library."""
+
+    def augmentation(self, params: Any) -> Any:
+        if "RAY_RAYLET_PID" in os.environ:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().augmentation(params)
+
+
+def test_a_trial_whose_worker_dies_by_itself_is_interrupted_and_says_where_the_reason_is(
+    local_ray: str, task: Task, tmp_path: Path
+) -> None:
+    import ray.cloudpickle
+    from ray import tune
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    objective = Objective(task, Search(Fatal({"cutavg": {}})), TRAINING)
+    study = optuna.create_study()
+    searcher = StudySearcher(objective, study)
+    run = tune.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=[searcher.callback])
+    config = tune.TuneConfig(search_alg=searcher, num_samples=1)
+    tune.Tuner(trainable(objective), tune_config=config, run_config=run).fit()
+
+    (trial,) = records(study)
+    assert trial.status == "interrupted" and "its worker died once: The actor died" in trial.reason
+    assert "worker-*.err" in trial.reason
+    logs = Path(ray._private.worker.global_worker.node.get_session_dir_path(), "logs")
+    assert any("Segmentation fault" in path.read_text() for path in logs.glob("worker-*.err"))
+
+
 DRIVER = """
 import sys, optuna, torch
 from pathlib import Path

@@ -16,7 +16,7 @@ from ssad_hpo.encoder.weights import NONE, load_weights
 from ssad_hpo.numerics import seeded
 
 _HEAD_FEATURES = 128
-_LEAST_CHANNELS = 8  # of a strided 1x1 convolution with channels last; see `memory_format_of`
+_LEAST_CHANNELS = 16  # of a strided 1x1 convolution with channels last; see `memory_format_of`
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -107,9 +107,11 @@ class Network(nn.Module):
 def memory_format_of(network: nn.Module) -> torch.memory_format:
     """The layout of weights and images in which a network's convolutions are fast, and right everywhere.
 
-    That is channels last, but on CPUs with AVX2 and without AVX-512 oneDNN 3.12 writes beyond its buffers
-    in a 1x1 convolution with a stride that has 2 to 7 input channels in this layout. Valgrind finds no such
-    fault in others of few channels (3x3, or without a stride), nor in any with channels first. One layout
+    That is channels last, but oneDNN 3.12 writes beyond its buffers there when it computes the gradient of a
+    strided 1x1 convolution's weights from fewer channels than its kernels take at once: 8 with AVX2, 16 with
+    AVX-512 (its issue 6035). With large images this ends in a crash, with small ones in wrong numbers or in
+    nothing to be seen. Under an allocator that ends each block at a forbidden page no other convolution of
+    few channels is at fault (3x3, without a stride, forward), nor any with channels first. One layout
     on every machine, so that a detector's numbers follow from its settings.
     """
     for module in network.modules():

@@ -221,4 +221,6 @@ def _what_happened(trial: Trial) -> tuple[Status, str]:
         return "interrupted", "Ray does not say why"
     if "Traceback" in text or "ray::" in lines[0]:  # a task's error ends with what was raised
         return "failed", lines[-1]
-    return "interrupted", f"its worker died {trial.num_failures} times: {lines[0]}"
+    deaths = "once" if trial.num_failures == 1 else f"{trial.num_failures} times"
+    where = "Ray's logs on its node say why, in session_latest/logs/worker-*.err"
+    return "interrupted", f"its worker died {deaths}: {lines[0]} {where}"
