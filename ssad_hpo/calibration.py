@@ -141,10 +141,11 @@ class Calibration:
         """Raise ValueError for a rate that is no share, or that so few held-out images cannot keep."""
         check_alarm_rate(alarm_rate)
         if alarm_rate < self.least_rate:
-            n = len(self.held_out)
+            n, most = len(self.held_out), 10**9
+            takes = math.ceil(1 / alarm_rate) - 1 if alarm_rate > 1 / most else f"more than {most}"
             raise ValueError(
                 f"alarm_rate: {n} held-out images keep rates of {self.least_rate:.4g} and more, got "
-                f"{alarm_rate:g}, which takes {math.ceil(1 / alarm_rate) - 1}; ask for a higher rate, or "
+                f"{alarm_rate:g}, which takes {takes}; ask for a higher rate, or "
                 "hold out more images (--held-out, --held-out-share)"
             )
 

@@ -14,7 +14,10 @@ import zipfile
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST_JSON = 64 * 2**20  # bytes
 
@@ -53,6 +56,8 @@ def reading(
         raise
     except Exception as error:  # decoders, archives and constructors fail in any way on damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
+            if error.filename is None:
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
             raise
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise (kind or FileError)(f"{path}: {fault} ({' '.join(reason.split())[:300]}); {remedy}") from error
@@ -92,6 +97,45 @@ def check_archive(path: str | os.PathLike[str], most: int) -> None:
             raise ValueError(f"{damaged!r} in it is damaged")
 
 
+def read_tensors(path: Path, most: int) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; call it under `reading`.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        ValueError: for a larger file, or one that is none. OSError: if it cannot be opened.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise ValueError(f"{path.name} has {size} bytes, expected at most {most}")
+        try:
+            return dict(load(file.read()))
+        except SafetensorError as error:
+            raise ValueError(f"{path.name}: {error}") from error
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, partial)
+    except SafetensorError as error:  # what becomes of an OSError in it
+        raise OSError(f"{partial}: cannot be written ({error})") from error
+    os.replace(partial, path)
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file that its owner alone can read, at no moment anybody else; one that is there already stays.
 
@@ -106,6 +150,24 @@ def write_private(path: Path, text: str) -> None:
             os.link(draft, path)
     finally:
         draft.unlink()
+
+
+def unwritable(path: Path) -> str | None:
+    """Why no file can be written at a place, looked at before the work; None where one can.
+
+    What is no file, such as a device, is no place for one: a file that is written whole would replace it.
+
+    Raises:
+        OSError: for a name that the system does not take.
+    """
+    path.with_name(path.name + ".partial").exists()  # raises for too long a name
+    if path.is_dir() or not path.parent.is_dir():
+        return "expected a file in a folder that is there"
+    if path.exists() and not path.is_file():
+        return "is a FIFO, a socket or a device, expected a file"
+    if not writable_folder(path.parent):
+        return f"{path.parent} cannot be written to"
+    return None
 
 
 def writable_folder(folder: Path) -> bool:

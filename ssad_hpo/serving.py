@@ -7,7 +7,6 @@ logged model: ssad_hpo need not be installed where the model is served. What mus
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ssad_hpo.bounds import whole
 from ssad_hpo.combined import CombinedDetector, is_combined
-from ssad_hpo.data import DataError, read_contents
+from ssad_hpo.data import WHOLE_DEPTH, DataError, read_contents
 from ssad_hpo.detector import Detector
 from ssad_hpo.files import read_json, reading
 
@@ -89,13 +89,14 @@ def _content(row: int, value: object) -> bytes:
         raise ValueError(f"{COLUMN} {row}: expected a file's bytes, or base64, got {type(value).__name__}")
     try:
         return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii's among them
         raise ValueError(f"{COLUMN} {row}: is not base64 ({error})") from error
 
 
 def _load_pyfunc(path: str) -> Served:
     folder = Path(path)
     with reading(folder, "cannot be read as a served detector", "log the model again"):
-        bit_depth = int(read_json(folder / SERVING_FILE)["bit_depth"])
+        bit_depth = read_json(folder / SERVING_FILE)["bit_depth"]
+        whole("bit_depth", bit_depth, 8, WHOLE_DEPTH)
     load = CombinedDetector.load if is_combined(folder) else Detector.load
     return Served(load(folder), bit_depth)

@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from ssad_hpo.address import without_password, without_password_of
 from ssad_hpo.files import open_regular, reading
@@ -42,6 +44,36 @@ def _cut_torn_line(path: Path) -> None:
         except ValueError:  # no JSON, or (zeros, after a loss of power) no text at all
             whole -= len(last) + 1
         journal.truncate(whole)
+
+
+def open_whole(open_study: Callable[[], optuna.Study], where: str) -> optuna.Study:
+    """A study of which everything was read once: what Optuna did not write is told before any work.
+
+    Args:
+        open_study: such as a call of `optuna.load_study`.
+        where: its storage, for people.
+
+    Raises:
+        FileError: for what Optuna does not write. As `open_study`, if that is one of these.
+    """
+    remedy = "restore it from a copy, or start a new run"
+    with reading(without_password(where), "cannot be read as a study of Optuna's", remedy):
+        study = open_study()
+        _check(study)
+    return study
+
+
+def _check(study: optuna.Study) -> None:
+    """Raise, whatever it may be, for a study that is not as this package's are."""
+    if study.directions != [StudyDirection.MINIMIZE]:
+        raise ValueError("expected one that minimises a value")
+    _ = study.user_attrs, study._storage.get_study_system_attrs(study._study_id)
+    trials = study.get_trials(deepcopy=False)
+    if [trial.number for trial in trials] != list(range(len(trials))):
+        raise ValueError(f"expected {len(trials)} trials that are numbered from 0 on")
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE and not isinstance(trial.value, float):
+            raise ValueError(f"trial {trial.number} has no number as its value")
 
 
 def absolute_storage(url: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ssad_hpo.address import hides_password, without_password
-from ssad_hpo.files import FileError
+from ssad_hpo.files import FileError, open_regular
 
 # Where a user sets addresses of his own.
 _VARIABLES = {"tracking_uri": "MLFLOW_TRACKING_URI", "storage": "SSAD_HPO_STORAGE", "address": "RAY_ADDRESS"}
@@ -54,7 +54,10 @@ def is_known(setting: str, address: str) -> bool:
         return True
     place = _register()
     try:
-        lines = place.read_text(encoding="utf-8").splitlines() if place else []
+        if place is None:
+            return False
+        with open_regular(place) as file:
+            lines = file.read().decode().splitlines()
     except (OSError, ValueError):
         return False
     return f"{setting} {address}" in lines

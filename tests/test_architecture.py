@@ -36,10 +36,10 @@ ALLOWED = {
     "combined": {"task", "criteria", "detector", "bounds", "files", "calibration"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
-    "raytune": {"task", "search", "address", "files"},
+    "raytune": {"task", "search", "address", "bounds", "files"},
 }
-ALLOWED["serving"] = {"combined", "detector", "data", "files"}
-ALLOWED["export"] = {"combined", "detector"}
+ALLOWED["serving"] = {"combined", "detector", "data", "bounds", "files"}
+ALLOWED["export"] = {"combined", "detector", "files"}
 ALLOWED["search"] |= {"calibration"}
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)

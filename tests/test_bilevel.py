@@ -174,7 +174,7 @@ def test_a_recorder_hears_of_every_starting_point(listener):
 
 
 def test_memory_stays_flat_over_steps():
-    training = replace(TINY, steps=400)
+    training = replace(TINY, steps=200)
     tuning = quick("cutpaste", detector_steps=1, warm_start=0.0)
     problem = Problem(TASK, Coordinates.of(*tuning.augmentations), tuning, training, torch.device("cpu"))
     descent = Descent(problem, problem.coordinates.start(0.5))
@@ -184,9 +184,9 @@ def test_memory_stays_flat_over_steps():
         return int(lines["VmRSS"].split()[0]) / 1024
 
     measured = []
-    for outer in descent.train(until=400):
-        if outer.step % 100 == 0:
+    for outer in descent.train(until=200):
+        if outer.step % 50 == 0:
             gc.collect()
             measured.append(resident_mb())
-    # Counted by its activations, one step's graph has some 0.3 MB: 300 of them kept would be 90.
+    # Counted by its activations, one step's graph has some 0.3 MB: 150 of them kept would be 45.
     assert len(measured) == 4 and measured[-1] - measured[0] < 10

@@ -239,8 +239,9 @@ LOAD_AND_SCORE = """
 import sys, numpy as np, torch
 from ssad_hpo.experiment import load_detector
 torch.set_num_threads(1)
-detector = load_detector(sys.argv[1])
-np.save(sys.argv[3], detector.score(torch.from_numpy(np.load(sys.argv[2]))).numpy())
+images, scores, *folders = sys.argv[1:]
+images = torch.from_numpy(np.load(images))
+np.save(scores, np.stack([load_detector(folder).score(images).numpy() for folder in folders]))
 """
 
 
@@ -253,10 +254,9 @@ def test_a_combined_detector_in_another_process_scores_the_same(
     combined.save(tmp_path / "copy")
     np.save(tmp_path / "images.npy", images.numpy())
     here = combined.score(images).numpy()
-    for folder in (together.run.combined, tmp_path / "copy"):
-        files = [folder, tmp_path / "images.npy", tmp_path / "scores.npy"]
-        subprocess.run([sys.executable, "-c", LOAD_AND_SCORE, *map(str, files)], check=True)
-        assert np.array_equal(np.load(tmp_path / "scores.npy"), here)
+    files = [tmp_path / "images.npy", tmp_path / "scores.npy", together.run.combined, tmp_path / "copy"]
+    subprocess.run([sys.executable, "-c", LOAD_AND_SCORE, *map(str, files)], check=True)
+    assert np.array_equal(np.load(tmp_path / "scores.npy"), [here, here])
     assert not list(tmp_path.glob("*.partial"))
 
 

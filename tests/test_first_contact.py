@@ -157,7 +157,7 @@ def meet_a_new_database(start: Any, url: str, study: str) -> None:
 
 
 def test_processes_that_meet_the_same_new_database_all_get_it(tmp_path: Path) -> None:
-    for attempt in range(3):
+    for attempt in range(2):
         url = f"sqlite:///{tmp_path}/new-{attempt}.db"
         assert in_processes(meet_a_new_database, [(url, str(n)) for n in range(6)]) == [0] * 6
         assert len(optuna.get_all_study_names(open_database(url))) == 6

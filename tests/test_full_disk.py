@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import pytest
+from conftest import Ended
+from PIL import Image
 
-from ssad_hpo.experiment import open_run
+from ssad_hpo.experiment import open_run, run_study
+from ssad_hpo.task import Search, Training
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workplace")]
 
@@ -40,12 +42,6 @@ def leave(disk: Path, free: int) -> None:
         os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_bsize - free)
 
 
-def program(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ssad_hpo", *map(str, words)], capture_output=True, text=True, timeout=300
-    )
-
-
 def trials(run: Path) -> list[tuple[dict[str, float], float | None]]:
     opened = open_run(run)
     study = optuna.load_study(study_name=opened.settings.study_name, storage=opened.open_storage())
@@ -57,32 +53,68 @@ def trials(run: Path) -> list[tuple[dict[str, float], float | None]]:
     "words", [["search", "digits/4", *STUDY], ["tune", "digits/4", *TUNING]], ids=["search", "tune"]
 )
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_space(
-    words: list[str], disk: Path, workplace: Path
+    words: list[str], disk: Path, workplace: Path, call: Callable[..., Ended]
 ) -> None:
-    whole = program(*words, "--run", workplace / "whole")
-    assert whole.returncode == 0, whole.stderr
+    whole = call(*words, "--run", workplace / "whole")
+    assert whole.code == 0, whole.err
     took = sum(file.stat().st_size for file in (workplace / "whole").rglob("*") if file.is_file())
     ended = []
     for share in (0.1, 0.45, 0.8):
         run = disk / f"run-{share}"
         leave(disk, int(share * took))
-        ended.append(said := program(*words, "--run", run))
+        ended.append(said := call(*words, "--run", run))
         (disk / "ballast").unlink()
-        if said.returncode == 0:
+        if said.code == 0:
             continue
-        assert said.returncode in (1, 2) and "Traceback" not in said.stderr, said.stderr
-        assert any(words in said.stderr for words in ("disk is full", "No space left")), said.stderr
+        assert said.code in (1, 2) and "Traceback" not in said.err, said.err
+        assert any(words in said.err for words in ("disk is full", "No space left")), said.err
         if (run / "settings.json").exists():
-            again = program(words[0], "--resume", run)
-            assert again.returncode == 0, again.stderr
+            again = call(words[0], "--resume", run)
+            assert again.code == 0, again.err
             assert trials(run) == trials(workplace / "whole")
-    assert sum(said.returncode != 0 for said in ended) >= 2
+    assert sum(said.code != 0 for said in ended) >= 2
 
 
-def test_scores_on_a_full_disk_leave_no_file_that_looks_whole(disk: Path, workplace: Path) -> None:
-    assert program("search", "digits/4", *STUDY, "--run", workplace / "whole").returncode == 0
-    assert program("example", workplace / "images").returncode == 0
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose detector makes heat maps."""
+    place = tmp_path_factory.mktemp("searched") / "whole"
+    training = Training(steps=4, batch_size=4, width=8, evaluate_at=(1.0,))
+    run_study("gravel/cutavg", Search(n_trials=1), training, run=place, tracking_uri=None)
+    return place
+
+
+def test_scores_on_a_full_disk_leave_no_file_that_looks_whole(
+    disk: Path, searched: Path, workplace: Path, call: Callable[..., Ended]
+) -> None:
+    assert call("example", workplace / "images").code == 0
     leave(disk, 0)
-    said = program("score", workplace / "whole", workplace / "images" / "new", "--out", disk / "scores.csv")
-    assert said.returncode in (1, 2) and "Traceback" not in said.stderr
+    said = call("score", searched, workplace / "images" / "new", "--out", disk / "scores.csv")
+    assert said.code in (1, 2) and "Traceback" not in said.err
     assert not (disk / "scores.csv").exists()
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torch"])
+def test_an_export_to_a_full_disk_says_so_and_leaves_nothing(
+    file_format: str, disk: Path, searched: Path, call: Callable[..., Ended]
+) -> None:
+    leave(disk, 2**14)
+    said = call("export", searched, "--format", file_format, "--out", disk / "exported")
+    assert said.code == 1 and said.err.startswith("ssad-hpo: the disk is full"), said.err
+    assert [path.name for path in disk.iterdir()] == ["ballast"]
+
+
+def test_heat_maps_and_example_images_on_a_full_disk_leave_no_half_of_a_file(
+    disk: Path, searched: Path, workplace: Path, call: Callable[..., Ended]
+) -> None:
+    assert call("example", workplace / "images").code == 0
+    leave(disk, 2**17)
+    said = call("score", searched, workplace / "images" / "new", "--heatmaps", disk / "maps")
+    assert said.code == 1 and "the disk is full" in said.err, said.err
+    drawn = list((disk / "maps").rglob("*.*"))
+    assert drawn
+    for path in drawn:
+        Image.open(path).load()
+    said = call("example", disk / "images")
+    assert said.code == 1 and said.err.startswith("ssad-hpo: the disk is full"), said.err
+    assert {path.name for path in disk.iterdir()} == {"ballast", "maps"}

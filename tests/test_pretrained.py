@@ -306,3 +306,15 @@ def test_a_study_of_ones_own_gets_it_too_and_scratch_encoders_have_none(task: Ta
 def test_no_augmentation_is_not_searched() -> None:
     with pytest.raises(ValueError, match="SearchSpace: expected kinds that change images, got 'none'"):
         SearchSpace(["cutavg", NONE])
+
+
+def test_a_file_of_weights_that_another_took_the_place_of_is_read_again(tmp_path):
+    drawn = [build_network("shufflenet_v2_x0_5", channels=1, image_size=(32, 32), width=8) for _ in range(2)]
+    found, path = [], tmp_path / "weights.pt"
+    for network in drawn:
+        torch.save(network.encoder.model.state_dict(), path)
+        again = build_network(
+            "shufflenet_v2_x0_5", channels=1, image_size=(32, 32), width=8, weights=str(path)
+        )
+        found.append(digest_of(again.encoder))
+    assert found == [digest_of(network.encoder) for network in drawn] and found[0] != found[1]

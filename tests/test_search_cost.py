@@ -1,12 +1,10 @@
 """The study of what a search costs counts steps exactly and goes on after a kill."""
 
 import importlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from study_runs import run_study
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,12 +61,8 @@ def test_the_beginning_of_a_search_is_judged_as_a_shorter_search(study):
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_comes_out_the_same(tmp_path):
     def run(out):
-        command = [sys.executable, "-m", "studies.search_cost", "--smoke", "--jobs", "2"]
-        command += ["--cells", str(tmp_path / "cells"), "--out", str(tmp_path / out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        return done.stdout, (tmp_path / out / "search_cost.csv").read_text()
+        said = run_study("search_cost", "--cells", tmp_path / "cells", "--out", tmp_path / out)
+        return said, (tmp_path / out / "search_cost.csv").read_text()
 
     _, whole = run("whole")
     kept = sorted((tmp_path / "cells").glob("*.json"))

@@ -1,14 +1,12 @@
 """The selection study: its tables against figures worked out by hand, its cells, its folders of images."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from held_out import ALWAYS
+from study_runs import run_study
 
 from ssad_hpo.consensus import SELECTORS
 from studies.lab.selector_tables import (
@@ -105,21 +103,6 @@ def test_the_whole_page_holds_every_table():
     assert page.count("\n| --- ") == 5 and "2 tasks, seeds 0, 1." in page and "nan" not in page
 
 
-def run_study(*arguments):
-    command = [sys.executable, "-m", "studies.selection_table", "--smoke", "--jobs", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def read_rows(folder):
     """The CSV's rows without the seconds, which no two runs share."""
     with open(folder / "selection_table.csv", newline="") as file:
@@ -129,10 +112,10 @@ def read_rows(folder):
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_writes_the_table_of_an_uninterrupted_one(tmp_path):
     cells = tmp_path / "cells"
-    run_study("--cells", cells, "--out", tmp_path / "whole")
+    run_study("selection_table", "--cells", cells, "--out", tmp_path / "whole")
     for cell in sorted(cells.glob("*.json"))[:2]:  # as if a kill had come before these
         cell.unlink()
-    said = run_study("--cells", cells, "--out", tmp_path / "again")
+    said = run_study("selection_table", "--cells", cells, "--out", tmp_path / "again")
     assert "4 of 6 cells are there" in said
     whole, again = read_rows(tmp_path / "whole"), read_rows(tmp_path / "again")
     assert whole == again and len(whole) == 12
@@ -146,7 +129,16 @@ def test_two_categories_in_the_layout_of_mvtec_ad_go_through_the_study_by_one_op
     for name in ("cloth", "linen"):
         make_category(tmp_path / "mvtec" / name)
     small = ("--image-size", 32, "--encoder", "small", "--folder-steps", 4)
-    run_study("--mvtec", tmp_path / "mvtec", *small, "--cells", tmp_path / "cells", "--out", tmp_path)
+    run_study(
+        "selection_table",
+        "--mvtec",
+        tmp_path / "mvtec",
+        *small,
+        "--cells",
+        tmp_path / "cells",
+        "--out",
+        tmp_path,
+    )
     rows = read_rows(tmp_path)
     assert {row["train_set"] for row in rows} == {"mvtec-cloth", "mvtec-linen"}
     assert len({row["task"] for row in rows}) == 2 and {row["anomaly"] for row in rows} == {"in the wild"}

@@ -2,16 +2,14 @@
 
 import csv
 import importlib
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from study_runs import run_study
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 ROOT = Path(__file__).parent.parent
@@ -20,17 +18,6 @@ ROOT = Path(__file__).parent.parent
 def study(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     return importlib.import_module(f"studies.{name}")
-
-
-def run_study(name, *arguments):
-    command = [sys.executable, "-m", f"studies.{name}", "--smoke", *map(str, arguments)]
-    # One thread: with more, threads wait for each other wherever something else needs the cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def read_rows(path):
@@ -125,7 +112,7 @@ def test_the_gradient_field_writes_table_rows_and_picture(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [[], ["--ablate"]], ids=["table", "ablation"])
 def test_a_killed_recovery_study_goes_on_and_comes_out_the_same(part, tmp_path):
-    cells, arguments = tmp_path / "cells", ["--cells", tmp_path / "cells", "--jobs", "2", *part]
+    cells, arguments = tmp_path / "cells", ["--cells", tmp_path / "cells", "--jobs", "1", *part]
     run_study("st_ssad_recovery", *arguments, "--out", tmp_path / "whole")
     kept = sorted(cells.glob("*.json"))
     kept[0].rename(kept[0].with_suffix(".partial"))  # as a kill leaves it
@@ -142,7 +129,7 @@ def test_a_killed_recovery_study_goes_on_and_comes_out_the_same(part, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_table_goes_on_and_comes_out_the_same(tmp_path):
-    cells, arguments = tmp_path / "cells", ["--cells", tmp_path / "cells", "--jobs", "2"]
+    cells, arguments = tmp_path / "cells", ["--cells", tmp_path / "cells", "--jobs", "1"]
     run_study("st_ssad_table", *arguments, "--out", tmp_path / "whole")
     kept = sorted(cells.glob("*.json"))
     for path in kept[::9]:

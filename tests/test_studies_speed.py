@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import study_runs
 import torch
 
 pytestmark = pytest.mark.slow
@@ -57,8 +58,8 @@ def test_the_scaling_study_predicts_studies_that_its_fit_has_not_seen(tmp_path):
 
 
 def test_the_precision_study_goes_on_where_it_was(tmp_path):
-    arguments = ("--jobs", "2", "--cells", str(tmp_path / "cells"))
-    run_study("precision", tmp_path, *arguments)
+    arguments = ("--out", tmp_path, "--cells", tmp_path / "cells")
+    study_runs.run_study("precision", *arguments)
     cells = sorted((tmp_path / "cells").glob("*.json"))
     assert len(cells) == len(read_rows(tmp_path / "precision.csv")) == 2 * 2 * 3 * 2
     whole = (tmp_path / "precision.md").read_text()
@@ -67,7 +68,7 @@ def test_the_precision_study_goes_on_where_it_was(tmp_path):
     lost, kept = cells[0], cells[1:]
     lost.rename(lost.with_suffix(".partial"))
     before = [cell.stat().st_mtime_ns for cell in kept]
-    run_study("precision", tmp_path, *arguments)
+    study_runs.run_study("precision", *arguments)
     assert [cell.stat().st_mtime_ns for cell in kept] == before
     assert len(list((tmp_path / "cells").glob("*.json"))) == len(cells)
     again = (tmp_path / "precision.md").read_text()

@@ -6,11 +6,13 @@ it says how they are made so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import socket
+import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import Ended
 from PIL import Image
 from tuned_runs import quick
@@ -161,6 +164,20 @@ WORDS = [
     ("export good --out nowhere/x.onnx", "nowhere/x.onnx"),
     ("export good --out cloth", "cloth"),
     ("export good --out x.lite --format tflite", "tflite"),
+    *((f"export good --format {name} --out /dev/null", "a device") for name in ("onnx", "torch")),
+    (f"export good --out {'x' * 250}", "File name too long"),
+    ("export good --out /proc/x.onnx", "/proc/x.onnx"),
+    ("score good cloth --heatmaps /proc/maps-of-mine", "/proc/maps-of-mine"),
+    (f"score good cloth --heatmaps {'x' * 300}", "File name too long"),
+    ("score good cloth --heatmaps both --out both", "both"),
+    ("score good more/0.png --out more/0.png", "is an image that is to be scored"),
+    *((f"score held more --alarm-rate {rate}", "keep rates of") for rate in ("1e-300", "5e-324")),
+    ("evaluate good --labels /proc/self/mem", "/proc/self/mem"),
+    *((f"register good --name {name}", "name") for name in ("it's", 'a"b', "a\x07b", "x" * 251)),
+    *(
+        (f"search cloth --encoder resnet18 --weights {name}", name)
+        for name in ("nan.safetensors", "meta.pt", "complex.pt", "whole.safetensors", "text.pt", "empty.pt")
+    ),
     ("export cloth --out x.onnx", "holds no run"),
     ("register good", "--name"),
     ("register good --name a/b", "name"),
@@ -194,6 +211,10 @@ class Place:
     def detector(self) -> Path:
         return next(iter(sorted((self.folder / "good" / "artifacts").glob("*/detector"))))
 
+    @property
+    def held(self) -> Path:
+        return next(iter(sorted((self.folder / "held" / "artifacts").glob("*/detector"))))
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, make_category: Callable[..., Path]) -> Path:
@@ -213,7 +234,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_category: Callable[..., 
         "folder", {"root": str(folder / "cloth"), "image_size": 16, "held_out": str(folder / "more")}
     )
     run_study(held, Search(n_trials=1), training, run=folder / "held", tracking_uri=None)
+    combined = Search(n_trials=2, combine=2)
+    run_study(held, combined, training, run=folder / "combined", tracking_uri=None)
+    database = f"sqlite:///{folder}/optuna.db"
+    run_study(source, Search(n_trials=1), training, run=folder / "kept", tracking_uri=None, storage=database)
     (folder / "labels.csv").write_text("path,label\nmore/0.png,good\n")
+    spoil_weights(folder)
     shutil.copy(next((folder / "good" / "artifacts").glob("*/arrays.npz")), folder / "one.npz")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
@@ -221,10 +247,26 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_category: Callable[..., 
     return folder
 
 
+def spoil_weights(folder: Path) -> None:
+    """Files of weights that are none, or none of real and finite numbers for each name."""
+    from safetensors.torch import save_file
+
+    names = {name: tensor.clone() for name, tensor in torchvision.models.resnet18().state_dict().items()}
+    real = {name: tensor for name, tensor in names.items() if tensor.is_floating_point()}
+    save_file(names | {"conv1.weight": names["conv1.weight"] * NAN}, folder / "nan.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in names.items()}, folder / "whole.safetensors")
+    torch.save({name: tensor.to("meta") for name, tensor in names.items()}, folder / "meta.pt")
+    torch.save(names | {name: tensor * 1j for name, tensor in real.items()}, folder / "complex.pt")
+    (folder / "text.pt").write_text("no")
+    (folder / "empty.pt").write_bytes(b"")
+
+
 @pytest.fixture
 def place(made: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     shutil.copytree(made, workplace, dirs_exist_ok=True, symlinks=True)
     monkeypatch.setenv("SSAD_HPO_CACHE", "")
+    kept = Path("kept", "settings.json")  # the copy's own database
+    kept.write_text(kept.read_text().replace(str(made), str(workplace)))
     return Place(workplace)
 
 
@@ -360,6 +402,41 @@ def with_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     save_file(tensors, folder / "detector.safetensors")
 
 
+Tensors = dict[str, torch.Tensor]
+
+
+def with_tensors(path: Path, change: Callable[[Tensors], Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+
+
+def each(
+    ending: str, tensors: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Change the tensors whose names end so."""
+    names = [name for name in tensors if name.endswith(ending)]
+    assert names
+    tensors.update({name: change(tensors[name]).contiguous() for name in names})
+
+
+def fewer(tensors: Tensors) -> None:
+    each("normal", tensors, lambda distances: distances[:2])
+
+
+def as_large(path: Path, size: int = 10**11) -> None:
+    """A file with a hole, which takes no room."""
+    with path.open("rb+") as file:
+        file.truncate(size)
+
+
+def in_database(statement: str) -> None:
+    with contextlib.closing(sqlite3.connect("optuna.db")) as connection:
+        connection.executescript(statement)
+
+
 def with_json(path: Path, **changed: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
 
@@ -383,6 +460,9 @@ def half(content: bytes) -> bytes:
 NAN = float("nan")
 SCORE, RESUME, EVALUATE = "score ./good cloth/test", "tune --resume ./tuned", "evaluate ./good"
 RANK = "select x.npz"
+HEAT, TOGETHER, OF_DATABASE = f"{SCORE} --heatmaps maps", "score ./combined/combined cloth", "report ./kept"
+PATCHES, HEADS, COMBINED = "patches.safetensors", "combined.safetensors", Path("combined", "combined")
+LABELS = "evaluate ./held --labels l.csv"
 
 
 def npz(place: Place, **changed: Any) -> None:
@@ -520,6 +600,164 @@ FILES: list[tuple[str, Callable[[Place], Any], str, str]] = [
         "report ./tuned",
         "trajectory",
     ),
+    ("patches empty", lambda p: rewrite(p.detector / PATCHES, lambda b: b""), SCORE, PATCHES),
+    ("patches half", lambda p: rewrite(p.detector / PATCHES, half), HEAT, "detector"),
+    ("patches FIFO", lambda p: as_fifo(p.detector / PATCHES), SCORE, PATCHES),
+    ("patches large", lambda p: as_large(p.detector / PATCHES), SCORE, PATCHES),
+    ("weights large", lambda p: as_large(p.detector / "detector.safetensors"), SCORE, "safetensors"),
+    *(
+        (
+            f"patches {name}",
+            lambda p, e=ending, c=change: with_tensors(p.detector / PATCHES, lambda t: each(e, t, c)),
+            HEAT,
+            "feature map",
+        )
+        for name, ending, change in (
+            ("of other channels", "channels", lambda t: t + 10**6),
+            ("of a scalar", "channels", lambda t: t.sum()),
+            ("of no channel", "channels", lambda t: t[:0]),
+            ("of another size", "normal", lambda t: t.new_zeros(3, 5, 7)),
+            ("of another mean", "mean", lambda t: t[1:]),
+        )
+    ),
+    (
+        "patches of another stride",
+        lambda p: with_tensors(
+            p.detector / PATCHES,
+            lambda t: t.update({f"128.{n.partition('.')[2]}": v.clone() for n, v in t.items()}),
+        ),
+        HEAT,
+        "stride 128",
+    ),
+    (
+        "patches of different normal images",
+        lambda p: with_tensors(
+            p.detector / PATCHES, lambda t: t.update({(n := min(m for m in t if "normal" in m)): t[n][:2]})
+        ),
+        HEAT,
+        "as many normal images",
+    ),
+    (
+        "patches huge",
+        lambda p: with_tensors(p.detector / PATCHES, lambda t: each("whitening", t, lambda w: w + 3e38)),
+        HEAT,
+        "patches are not finite",
+    ),
+    *(
+        (
+            f"weights {dtype}",
+            lambda p, d=dtype: with_weights(
+                p.detector, lambda t: each("head.0.weight", t, lambda w: w.to(d))
+            ),
+            SCORE,
+            "expected torch.float32",
+        )
+        for dtype in (torch.int8, torch.complex64, torch.float16)
+    ),
+    *(
+        (
+            f"calibration {name}",
+            lambda p, k=kept: with_weights(p.held, lambda t: t.update({"calibration.held_out": k})),
+            "score ./held cloth",
+            "held_out",
+        )
+        for name, kept in (
+            ("empty", torch.zeros(0)),
+            ("whole", torch.arange(3)),
+            ("square", torch.zeros(2, 2)),
+        )
+    ),
+    (
+        "calibration nan",
+        lambda p: with_weights(p.held, lambda t: t["calibration.held_out"].fill_(NAN)),
+        "score ./held cloth",
+        "finite",
+    ),
+    (
+        "combined empty",
+        lambda p: rewrite(COMBINED / "combined.safetensors", lambda b: b""),
+        TOGETHER,
+        "combined",
+    ),
+    ("combined large", lambda p: as_large(COMBINED / "combined.safetensors"), TOGETHER, "safetensors"),
+    ("combined FIFO", lambda p: as_fifo(COMBINED / "combined.safetensors"), TOGETHER, "FIFO"),
+    ("combined gone", lambda p: shutil.rmtree(COMBINED / "member-001"), TOGETHER, "member-001"),
+    *(
+        (
+            f"combined parts {parts!r:.30}",
+            lambda p, k=parts: with_json(COMBINED / "combined.json", parts=k),
+            TOGETHER,
+            "combined",
+        )
+        for parts in (
+            3,
+            {},
+            [[]],
+            [{"scores": [True, True]}] * 2,
+            [{"scores": [0, 0]}] * 2,
+            [{"scores": [0, 10**400]}] * 2,
+            [{"scores": ["a", "b"]}] * 2,
+            [{"scores": [0, 1]}] * 10**5,
+            [{"scores": [0, 1], "head": [0, 0, 1, 1]}] * 2,
+        )
+    ),
+    (
+        "combined maps",
+        lambda p: with_tensors(
+            COMBINED / "member-001" / PATCHES, lambda t: each("normal", t, lambda n: n[:2])
+        ),
+        TOGETHER,
+        "different normal images",
+    ),
+    *(
+        (f"database {statement[:40]}", lambda p, s=statement: in_database(s), OF_DATABASE, "optuna.db")
+        for statement in (
+            "drop table trial_values",
+            "update trial_user_attributes set value_json=null",
+            "update trial_user_attributes set value_json='{'",
+            "update trials set state='NONSENSE'",
+            "update trials set number=null",
+            "update trials set datetime_start='abc'",
+            "update trial_values set value=null",
+            "update trial_params set distribution_json='{}'",
+            "update trial_params set param_value=1e300",
+            "update study_directions set direction='MAXIMIZE'",
+        )
+    ),
+    ("database none", lambda p: in_database("delete from studies"), OF_DATABASE, "before its first trial"),
+    ("database empty", lambda p: rewrite(Path("optuna.db"), lambda b: b""), OF_DATABASE, "optuna.db"),
+    ("database half", lambda p: rewrite(Path("optuna.db"), half), "search --resume ./kept", "optuna.db"),
+    ("database FIFO", lambda p: as_fifo(Path("optuna.db")), OF_DATABASE, "optuna.db"),
+    ("lock FIFO", lambda p: as_fifo(Path("good/lock")), SCORE, "lock"),
+    *(
+        (
+            f"labels {name}",
+            lambda p, c=content: Path("l.csv").write_bytes(c),
+            "evaluate ./held --labels l.csv",
+            told,
+        )
+        for name, content, told in (
+            ("empty", b"", "no path"),
+            ("binary", bytes(range(256)), "no path"),
+            ("NUL", b"path,label\na\0b,good\n", "line 2"),
+            ("long", b"path,label\n" + b"a" * 5000 + b",good\n", "line 2"),
+            ("short", b"label,path\ngood\n", "line 2"),
+            ("twice", b"path,label\nmore/0.png,good\n./more/../more/0.png,bad\n", "another label"),
+            ("field", b'path,label\n"' + b"x" * 200_000, "field larger"),
+        )
+    ),
+    (
+        "labels large",
+        lambda p: (Path("l.csv").touch(), as_large(Path("l.csv"))),
+        "evaluate ./held --labels l.csv",
+        "256 MiB",
+    ),
+    (
+        "heat map in the way",
+        lambda p: Path("maps/good/000.png").mkdir(parents=True),
+        HEAT,
+        "in the way",
+    ),
     ("npz text", lambda p: Path("x.npz").write_text("hello"), RANK, "x.npz"),
     ("npz missing", lambda p: None, RANK, "x.npz"),
     ("npz a FIFO", lambda p: as_fifo(Path("x.npz")), RANK, "x.npz"),
@@ -575,3 +813,32 @@ def test_an_address_that_takes_connections_and_is_silent_is_told_within_15_s(
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         check(call(*SWEEP.split(), "--address", address), "address: no Ray cluster")
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["score", "./good", ""], ["export", "./good", "--out", ""], ["example", ""]]
+)
+def test_an_argument_that_a_shell_made_of_nothing_is_told(
+    words: list[str], place: Place, call: Callable[..., Ended]
+) -> None:
+    before = files_in(place.folder)
+    check(call(*words), "an argument is empty")
+    assert files_in(place.folder) == before
+
+
+def test_a_database_that_fails_in_the_middle_of_a_study_is_one_sentence(
+    place: Place, call: Callable[..., Ended]
+) -> None:
+    in_database(
+        "create trigger broken before update on trials begin select raise(fail, 'the disk has gone'); end"
+    )
+    check(call("search", "--resume", "./kept", "--trials", "2"), "the disk has gone")
+    in_database("drop trigger broken")
+    assert call("search", "--resume", "./kept").code == 0
+
+
+def test_devices_stay_what_they_are(place: Place, call: Callable[..., Ended]) -> None:
+    os.mkfifo("fifo")
+    for words in ("export good --out fifo", "export good --format torch --out fifo"):
+        check(call(*words.split()), "fifo")
+    assert Path("fifo").is_fifo()

@@ -9,6 +9,7 @@ from click.exceptions import Exit
 
 from ssad_hpo.cli.display import plain, say, warn
 from ssad_hpo.cli.options import TRUST
+from ssad_hpo.files import unwritable
 
 _SINGLE_HELP = "The selected candidate alone, where several are combined."
 
@@ -30,8 +31,8 @@ def export(place: str, file_format: str, out: Path, single: bool, trust_addresse
 
     if file_format not in FORMATS:
         raise click.UsageError(f"--format {file_format}: expected one of {', '.join(FORMATS)}")
-    if out.is_dir() or not out.parent.is_dir():
-        raise click.UsageError(f"--out {str(out)!r}: expected a file in a folder that is there")
+    if (reason := unwritable(out)) is not None:
+        raise click.UsageError(f"--out {str(out)!r}: {reason}")
     detector = load_detector(place, single=single, trust_addresses=trust_addresses)
     FORMATS[file_format](detector, out)
     channels, height, width = detector.image_shape

@@ -52,6 +52,8 @@ def main() -> None:
     logging.getLogger("ssad_hpo.tracking").addHandler(logging.NullHandler())
     write_anything()
     try:
+        if "" in sys.argv[1:]:  # it would stand for the folder that one is in
+            raise click.UsageError("an argument is empty; was a variable of the shell not set?")
         code = app(standalone_mode=False)
         sys.stdout.flush()  # a full disk, or a reader that has gone, says so now
     except BrokenPipeError:
@@ -81,9 +83,16 @@ def _tell(error: BaseException) -> int:
     if out_of_memory or "can't allocate memory" in str(error):
         warn(f"the memory is not enough ({error}); take smaller images, batches or networks")
         return 1
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+        warn(f"{named}: the system refuses it ({error.strerror}); check the path and its permissions")
+        return 2
     if isinstance(error, ValueError | OSError):
         warn(str(error) or type(error).__name__)
         return 2
+    if (reason := _of_database(error)) is not None:
+        warn(f"the study's database failed ({reason}); mend it, and go on with --resume")
+        return 1
     from ssad_hpo.task import DetectorError  # torch, which help and wrong words need not load
 
     if isinstance(error, DetectorError):
@@ -96,6 +105,16 @@ def _tell(error: BaseException) -> int:
         traceback.print_exception(error, file=file)
     warn(f"something unforeseen happened ({told:.300}); what is needed to report it is in {file.name}")
     return 1
+
+
+def _of_database(error: BaseException | None) -> str | None:
+    """What a database's driver says, if it is behind an error."""
+    reason = None
+    while error is not None:
+        if type(error).__name__ == "StorageInternalError" or type(error).__module__.startswith("sqlalchemy"):
+            reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        error = error.__cause__
+    return reason
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -135,6 +135,10 @@ def score(
     with _Table(out) as table:  # where they go is looked at before anything is scored
         if missing := [path for path in paths if not path.exists()]:
             raise click.UsageError(f"{missing[0]}: there is no such file or folder of images")
+        if out is not None and heatmaps is not None and os.path.abspath(out) == os.path.abspath(heatmaps):
+            raise click.UsageError(f"--out {str(out)!r}: is the folder of --heatmaps too; name a file")
+        if out is not None and out.is_file() and any(out.samefile(file) for file in files_of(paths)):
+            raise click.UsageError(f"--out {str(out)!r}: is an image that is to be scored; name another file")
         detector = load_detector(
             place,
             device,

@@ -12,17 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssad_hpo.bounds import whole
-from ssad_hpo.calibration import Calibrated, Calibration, take_calibration, tensors_of
+from ssad_hpo.bounds import is_number, whole
+from ssad_hpo.calibration import MOST_BYTES, Calibrated, Calibration, take_calibration, tensors_of
 from ssad_hpo.combined.combination import Part, Scale
 from ssad_hpo.combined.heads import Head
 from ssad_hpo.detector import Detector, maps_of
-from ssad_hpo.files import FileError, open_regular, read_json, reading
+from ssad_hpo.files import FileError, read_json, read_tensors, reading, write_tensors
 from ssad_hpo.task import DetectorError
 
 _FORMAT = 1
 _SETTINGS_FILE, _WEIGHTS_FILE = "combined.json", "combined.safetensors"
 _MOST_MEMBERS = 10_000
+_HEADER_BYTES = 2**22  # of the file of heads: some 100 for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +100,6 @@ class CombinedDetector(Calibrated):
         Raises:
             ValueError: as `Detector.save`.
         """
-        from safetensors.torch import save_file
-
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -113,7 +112,7 @@ class CombinedDetector(Calibrated):
                 scale = part.head_scale
                 kept["head"] = [part.head.bias, scale.centre, scale.spread, part.head_weight]
             scales.append(kept)
-        save_file(heads | tensors_of(self.calibration), partial / _WEIGHTS_FILE)
+        write_tensors(heads | tensors_of(self.calibration), partial / _WEIGHTS_FILE)
         text = json.dumps({"format": _FORMAT, "parts": scales}, indent=2)
         (partial / _SETTINGS_FILE).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,8 +126,6 @@ class CombinedDetector(Calibrated):
             FileNotFoundError: if the folder holds none.
             ValueError: if its files are of another format, damaged, or have numbers that are not finite.
         """
-        from safetensors.torch import load
-
         if not is_combined(folder):
             raise FileNotFoundError(f"{folder}: holds no combined detector (no {_SETTINGS_FILE})")
         with reading(
@@ -140,8 +137,8 @@ class CombinedDetector(Calibrated):
             kept = settings["parts"]
             whole("parts", len(kept), 1, _MOST_MEMBERS)
             detectors = tuple(Detector.load(folder / _member(i), device) for i in range(len(kept)))
-            with open_regular(folder / _WEIGHTS_FILE) as file:
-                weights = load(file.read())
+            most = _HEADER_BYTES + MOST_BYTES + 8 * sum(d.network.features for d in detectors)
+            weights = read_tensors(folder / _WEIGHTS_FILE, most)
             calibration = take_calibration(weights)
             return cls(detectors, _read_parts(weights, kept, detectors), calibration)
 
@@ -168,12 +165,17 @@ def _read_parts(
             if head.shape != (detector.network.features,) or head.dtype != torch.float64:
                 raise ValueError(f"head.{i}: expected {detector.network.features} float64 numbers")
             part = Part(part.scale, Head(head, bias), Scale(head_centre, head_spread), weight)
-        numbers_of = torch.tensor([value for values in numbers.values() for value in values])
-        if not numbers_of.isfinite().all() or (part.head and not part.head.weights.isfinite().all()):
+            if not (is_number(weight) and 0 <= weight <= 1):
+                raise ValueError(f"head.{i}: expected a weight in 0..1, got {weight!r:.40}")
+        finite = all(is_number(value) for values in numbers.values() for value in values)
+        if not finite or (part.head is not None and not part.head.weights.isfinite().all()):
             raise ValueError(f"part {i} has numbers that are not finite")
         if not all(scale.spread > 0 for scale in (part.scale, part.head_scale) if scale is not None):
             raise ValueError(f"part {i} has a spread that is not above 0")
         parts.append(part)
     if len({detector.image_shape for detector in detectors}) > 1:
         raise ValueError("its detectors take images of different shapes")
+    normal = [next(iter(d.patches.maps.values())).normal for d in detectors if d.patches is not None]
+    if len({len(distances) for distances in normal}) > 1:
+        raise ValueError("its detectors scale their heat maps by different normal images")
     return tuple(parts)

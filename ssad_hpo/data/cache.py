@@ -94,8 +94,9 @@ def identify(folder: Path, paths: Sequence[Path]) -> list[FileContent]:
                 raise OSError("no regular file")
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             known = index.get(key)
-            if isinstance(known, list) and len(known) == 5 and known[:3] == stamp:
-                return FileContent(known[3], known[4])
+            match known:
+                case [int(), int(), int(), str(digest), bool(grey)] if known[:3] == stamp:
+                    return FileContent(digest, grey)
             content = _read_content(path)
         except (OSError, FileError) as error:
             # Decoding will meet this again, and raise or skip. Until then, a content like no other's.
@@ -189,7 +190,10 @@ def _read_set(
     if array_path is None or table is None:
         return None
     try:
-        digests, unreadable = table["digests"], table["unreadable"]
+        digests, unreadable = dict(table["digests"]), dict(table["unreadable"])
+        if not all(isinstance(text, str) for text in (*digests.values(), *unreadable.values())):
+            raise ValueError("expected texts")
+        open_regular(array_path).close()
         files = [content.digest for content in contents]
         wanted = sorted(digests[digest] for digest in files if digest not in unreadable)
         # Copy on write: pages come from the file as they are used, writing to them leaves it alone.
@@ -198,7 +202,7 @@ def _read_set(
             raise ValueError(f"expected {(len(wanted), *shape)} uint8, got {pixels.shape} {pixels.dtype}")
         if in_threads(_digest, pixels) != wanted:
             raise ValueError("pixels differ from their digests")
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of damaged bytes, whatever: the files themselves are there
         _log.debug("cache: %s is decoded again (%r)", array_path, error)
         return None
     return DecodedSet(pixels, digests, unreadable)
@@ -227,9 +231,12 @@ def _in_cache(name: str) -> Path | None:
 
 
 def _read_json(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
     try:
-        content = json.loads(path.read_bytes()) if path else None
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            content = json.loads(file.read())
+    except (OSError, ValueError, RecursionError) as error:
         _log.debug("cache: nothing read from %s (%s)", path, error)
         return None
     return content if isinstance(content, dict) else None

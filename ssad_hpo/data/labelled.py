@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from ssad_hpo.files import open_regular, reading
@@ -51,8 +52,9 @@ def read_label_file(path: Path) -> dict[Path, int]:
         if missing := [name for name in ("path", "label") if name not in names]:
             raise ValueError(f"expected the columns path and label, it has no {missing[0]}")
         found: dict[Path, int] = {}
+        named: dict[str, Path] = {}
         for row in rows:
-            place, word = row[names["path"]], (row[names["label"]] or "").strip()
+            place, word = row[names["path"]] or "", (row[names["label"]] or "").strip()
             if not place and not word:
                 continue
             where = f"line {rows.line_num}"
@@ -62,7 +64,8 @@ def read_label_file(path: Path) -> dict[Path, int]:
             image = _found(Path(place), path.parent)
             if image is None:
                 raise ValueError(f"{where}: there is no image {place!r:.200}")
-            if found.setdefault(image, _WORDS[word.lower()]) != _WORDS[word.lower()]:
+            same = named.setdefault(os.path.realpath(image), image)  # however its path is written
+            if found.setdefault(same, _WORDS[word.lower()]) != _WORDS[word.lower()]:
                 raise ValueError(f"{where}: {place!r:.200} has another label further up")
         if not found:
             raise ValueError("it has no label")
@@ -70,4 +73,4 @@ def read_label_file(path: Path) -> dict[Path, int]:
 
 
 def _found(image: Path, beside: Path) -> Path | None:
-    return next((place for place in (image, beside / image) if place.is_file()), None)
+    return next((place for place in (image, beside / image) if os.path.isfile(place)), None)

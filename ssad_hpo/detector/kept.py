@@ -13,7 +13,7 @@ from ssad_hpo.bounds import MOST_PIXELS, whole
 from ssad_hpo.calibration import MOST_BYTES, take_calibration, tensors_of
 from ssad_hpo.detector.model import Detector, Transform, untrained_network
 from ssad_hpo.detector.patches import PATCHES_FILE, PatchDensity
-from ssad_hpo.files import FileError, open_regular, read_json, reading
+from ssad_hpo.files import FileError, read_json, read_tensors, reading, write_tensors
 from ssad_hpo.numerics import check_device
 from ssad_hpo.task import Augmentation, Range, Training
 
@@ -29,9 +29,6 @@ def is_detector(folder: Path) -> bool:
 
 def write(detector: Detector, folder: Path) -> None:
     """What `Detector.save` does."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     if isinstance(detector.augmentation, Transform):
         raise ValueError(f"detector: was trained with {detector.augmentation}, which no file can hold")
     if detector.mean is None or detector.whitening is None:
@@ -54,12 +51,7 @@ def write(detector: Detector, folder: Path) -> None:
         },
         "training": asdict(detector.training),
     }
-    partial = folder / (_WEIGHTS_FILE + ".partial")
-    try:
-        save_file(tensors, partial)
-    except SafetensorError as error:  # what becomes of an OSError in it
-        raise OSError(f"{partial}: cannot be written ({error})") from error
-    os.replace(partial, folder / _WEIGHTS_FILE)
+    write_tensors(tensors, folder / _WEIGHTS_FILE)
     if detector.patches is None:
         (folder / PATCHES_FILE).unlink(missing_ok=True)  # those of another detector
     else:
@@ -79,8 +71,6 @@ def read(folder: Path, device: str | torch.device) -> Detector:
 
 
 def _read(folder: Path, device: str | torch.device) -> Detector:
-    from safetensors.torch import load
-
     settings = read_json(folder / _SETTINGS_FILE)
     if settings.get("format") != _FORMAT:
         found = f"format {settings['format']!r:.40}" if "format" in settings else "none"
@@ -97,12 +87,9 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
         whole(name, side, 1, MOST_PIXELS)
     # All weights are in the file: none is fetched.
     network = untrained_network(replace(training, weights="none"), (channels, height, width))
-    with open_regular(folder / _WEIGHTS_FILE) as file:
-        most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES + MOST_BYTES
-        most += 8 * network.features * (network.features + 1)  # the density
-        if (size := os.fstat(file.fileno()).st_size) > most:
-            raise ValueError(f"{_WEIGHTS_FILE} has {size} bytes, expected at most {most}")
-        tensors = load(file.read())
+    most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES + MOST_BYTES
+    most += 8 * network.features * (network.features + 1)  # the density
+    tensors = read_tensors(folder / _WEIGHTS_FILE, most)
     if not_finite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{not_finite[0]} has numbers that are not finite")
     mean, whitening = tensors.pop("density.mean"), tensors.pop("density.whitening")
@@ -110,10 +97,16 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
     d = network.features
     if mean.shape != (d,) or whitening.shape != (d, d) or {mean.dtype, whitening.dtype} != {torch.float64}:
         raise ValueError(f"density: expected ({d},) and ({d}, {d}) float64 numbers")
-    network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()})
-    network.to(device).eval()
+    needed, given = network.state_dict(), {n.removeprefix("network."): t for n, t in tensors.items()}
+    if other := [n for n, t in given.items() if n in needed and t.dtype != needed[n].dtype]:
+        raise ValueError(f"{other[0]}: expected {needed[other[0]].dtype}, got {given[other[0]].dtype}")
+    network.load_state_dict(given)
+    network.eval()
+    shape = channels, height, width
     patches = PatchDensity.load(folder)
     if patches is None and training.score == "patches":
         raise FileError(f"{folder}: lacks {PATCHES_FILE}, which its scores need; restore it from a copy")
-    shape = channels, height, width
+    if patches is not None:
+        patches.check_fit(network, shape)
+    network.to(device)
     return Detector(network, augmentation, training, shape, mean, whitening, patches, calibration)

@@ -269,7 +269,10 @@ class Detector(Calibrated):
             with autocast(self.device, self.training):
                 _, maps = features_and_maps(self.network, to_float(block), self.patches.strides)
             found.append(self.patches.scores(maps))
-        return torch.cat(found)
+        scores = torch.cat(found)
+        if not scores.isfinite().all():
+            raise DetectorError(f"diverged: scores of patches are not finite under {self.augmentation}")
+        return scores
 
     @property
     def normal_patch_scores(self) -> Tensor:

@@ -6,7 +6,6 @@ Gaussian for all places, so that images need not be aligned. studies/results/hea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.detector.density import fit_gaussian
-from ssad_hpo.encoder import Network, features_and_maps, map_strides
-from ssad_hpo.files import open_regular
+from ssad_hpo.encoder import Network, features_and_maps, map_sizes, map_strides
+from ssad_hpo.files import read_tensors, write_tensors
 from ssad_hpo.numerics import autocast, to_float
 from ssad_hpo.task import DetectorError, Training
 
@@ -83,6 +82,19 @@ class PatchDensity:
         densities = zip(self.maps.values(), vectors(maps), strict=True)
         return self._joined([density.distances(cells).cpu() for density, cells in densities])
 
+    @torch.inference_mode()
+    def check_fit(self, network: Network, image_shape: tuple[int, int, int]) -> None:
+        """Raise ValueError if it is not of the feature maps that a network makes of images (C, H, W)."""
+        image = torch.zeros(1, *image_shape, device=network.mean.device)
+        sizes = map_sizes(network, image)
+        counts = {len(density.normal) for density in self.maps.values()}
+        for stride, density in self.maps.items():
+            channels, *size = sizes.get(stride, (0, 0, 0))
+            if list(density.normal.shape[1:]) != size or int(density.channels.max()) >= channels:
+                raise ValueError(f"{PATCHES_FILE}: the encoder has no such feature map of stride {stride}")
+        if len(counts) > 1:
+            raise ValueError(f"{PATCHES_FILE}: expected as many normal images for each feature map")
+
     @property
     def normal_scores(self) -> Tensor:
         """(K, h, w), `scores` of the normal images."""
@@ -101,20 +113,12 @@ class PatchDensity:
 
     def save(self, folder: Path) -> None:
         """Write it beside a detector, whole or not at all."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         tensors = {
             f"{stride}.{name}": tensor.contiguous()
             for stride, density in self.maps.items()
             for name, tensor in vars(density).items()
         }
-        partial = folder / (PATCHES_FILE + ".partial")
-        try:
-            save_file(tensors, partial)
-        except SafetensorError as error:  # what becomes of an OSError in it
-            raise OSError(f"{partial}: cannot be written ({error})") from error
-        os.replace(partial, folder / PATCHES_FILE)
+        write_tensors(tensors, folder / PATCHES_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> PatchDensity | None:
@@ -123,15 +127,10 @@ class PatchDensity:
         Raises:
             ValueError: for anything else.
         """
-        from safetensors.torch import load
-
         path = folder / PATCHES_FILE
         if not path.exists():
             return None
-        with open_regular(path) as file:
-            if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
-                raise ValueError(f"{PATCHES_FILE} has {size} bytes, expected at most {_MOST_BYTES}")
-            kept = load(file.read())
+        kept = read_tensors(path, _MOST_BYTES)
         strides = sorted({int(name.partition(".")[0]) for name in kept})
         if not strides or any(stride not in (2**power for power in range(1, 8)) for stride in strides):
             raise ValueError(f"{PATCHES_FILE}: expected densities of feature maps")
@@ -144,8 +143,9 @@ class PatchDensity:
 
 def _check(density: MapDensity) -> None:
     """Raise ValueError for tensors that do not fit together."""
-    d = len(density.channels)
-    sound = density.mean.shape == (d,) and density.whitening.shape == (d, d)
+    d = density.channels.numel()
+    sound = d > 0 and density.channels.shape == (d,)
+    sound = sound and density.mean.shape == (d,) and density.whitening.shape == (d, d)
     sound = sound and density.normal.ndim == 3 and density.normal.numel() > 0
     if not sound or density.channels.dtype != torch.int64 or int(density.channels.min()) < 0:
         raise ValueError(f"{PATCHES_FILE}: expected densities of feature maps")

@@ -4,7 +4,7 @@ An encoder maps normalised images (N, C, H, W) to features (N, D) and tells D as
 takes images in [0, 1] and normalises them itself.
 """
 
-from ssad_hpo.encoder.maps import features_and_maps, map_strides
+from ssad_hpo.encoder.maps import features_and_maps, map_sizes, map_strides
 from ssad_hpo.encoder.named import NamedEncoder
 from ssad_hpo.encoder.network import Network, build_network, draws, memory_format_of
 from ssad_hpo.encoder.small import SmallEncoder
@@ -20,6 +20,7 @@ __all__ = [
     "digest_of",
     "draws",
     "features_and_maps",
+    "map_sizes",
     "map_strides",
     "memory_format_of",
 ]

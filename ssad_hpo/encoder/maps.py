@@ -52,6 +52,11 @@ def map_strides(network: Network, images: Tensor, count: int = 2) -> tuple[int, 
     return tuple(sorted(sorted(found, key=lambda s: abs(math.log2(s) - _MIDDLE))[:count]))
 
 
+def map_sizes(network: Network, images: Tensor) -> dict[int, tuple[int, int, int]]:
+    """Channels, height and width of the feature map of each stride; the arguments are as of `map_strides`."""
+    return {s: (m.shape[1], m.shape[2], m.shape[3]) for s, m in _recorded(network, images, None)[1].items()}
+
+
 def _recorded(network: Network, images: Tensor, wanted: set[int] | None) -> tuple[Tensor, dict[int, Tensor]]:
     """Features, and the map of each stride or of the wanted ones: of the outermost modules the last one.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssad_hpo.encoder.named import NamedEncoder, named_encoder
 from ssad_hpo.encoder.small import SmallEncoder
-from ssad_hpo.encoder.weights import NONE, load_weights
+from ssad_hpo.encoder.weights import NONE, load_weights, stamp_of
 from ssad_hpo.numerics import seeded
 
 _HEAD_FEATURES = 128
@@ -148,11 +148,12 @@ def build_network(
         return Network(SmallEncoder(channels, width), channels)
     if weights == NONE:
         return Network(named_encoder(encoder, image_size), channels)
-    return Network(copy.deepcopy(_pretrained(encoder, image_size, weights)), channels)
+    return Network(copy.deepcopy(_pretrained(encoder, image_size, weights, stamp_of(weights))), channels)
 
 
 @functools.lru_cache(maxsize=2)  # every trial begins with the same one
-def _pretrained(name: str, image_size: tuple[int, int], weights: str) -> NamedEncoder:
+def _pretrained(name: str, image_size: tuple[int, int], weights: str, stamp: tuple[int, ...]) -> NamedEncoder:
+    """An encoder with weights; `stamp` tells a file from another that took its place since."""
     with seeded(0):  # what is drawn here is replaced, and may not move the draws of the head
         encoder = named_encoder(name, image_size)
         load_weights(encoder, name, weights)

@@ -40,6 +40,15 @@ def load_weights(encoder: NamedEncoder, name: str, weights: str) -> None:
         _fit(encoder.model, _downloaded(encoder, name), f"the weights of {name}")
 
 
+def stamp_of(weights: str) -> tuple[int, ...]:
+    """What tells a file of weights from another that takes its place; nothing of weights with a name."""
+    try:
+        stat = os.stat(weights)
+    except (OSError, ValueError):
+        return ()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def digest_of(module: nn.Module) -> str:
     """SHA-256 of a module's weights and buffers, by their names and values."""
     digest = hashlib.sha256()
@@ -98,8 +107,11 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of pickle, zip, safetensors: no two alike
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"weights: {path} is no file of tensors ({reason[:160]})") from error
+        reason = str(error).partition("\n")[0] or "it ends too early"
+        raise ValueError(
+            f"weights: {path} is no file of tensors ({reason[:160]}); give a safetensors file, or what "
+            "torch.save writes of a state_dict"
+        ) from error
     for inner in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(inner), Mapping):
             found = found[inner]
@@ -120,7 +132,17 @@ def _fit(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
             f"weights: {origin} do not fit the encoder: {count} of its {len(needed)} tensors are missing or "
             f"of another shape, such as {example}"
         )
-    model.load_state_dict({n: tensors[n] for n in needed if n in tensors}, strict=False)
+    fitting = {n: tensors[n] for n in needed if n in tensors}
+    for name, tensor in fitting.items():
+        if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_complex():
+            raise ValueError(f"weights: {origin}: expected {name} as real numbers, each of them in the file")
+        if tensor.is_floating_point() != needed[name].is_floating_point():
+            raise ValueError(
+                f"weights: {origin}: expected {name} of {needed[name].dtype}, got {tensor.dtype}"
+            )
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"weights: {origin}: {name} has numbers that are not finite; take another file")
+    model.load_state_dict(fitting, strict=False)
 
 
 def _packaged_lite0(model: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from ssad_hpo.search import detector_folder
 from ssad_hpo.serving import requirements
 from ssad_hpo.task import StudyRecorder
 
+_LONGEST_NAME = 250  # MLflow's databases have room for 256
 _MODEL = "model"  # the folder among MLflow's artifacts
 
 
@@ -41,8 +42,12 @@ def register_run(
         RunError: if there is no such run. ValueError: for a run without tracking or without a candidate, a
             name that is empty, or an address that needs `trust_addresses`.
     """
-    if not name.strip() or set(name) & set("/:"):  # MLflow's own rule; models:/NAME/VERSION must be clear
-        raise ValueError(f"name: expected a model's name without / and :, got {name!r:.80}")
+    # MLflow's own rule, since models:/NAME/VERSION must be clear; and it is looked up between quotes.
+    if not name.strip() or set(name) & set("/:'\"") or not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"name: expected a model's name of at most {_LONGEST_NAME} characters without / : and quotes, "
+            f"got {name!r:.80}"
+        )
     result = chosen(run, trust_addresses=trust_addresses)
     opened = result.run
     if opened.settings.tracking_uri is None:

@@ -129,12 +129,22 @@ class Overlays:
         for file, path in zip(files, whole, strict=True):
             # x.png and x.jpg beside each other keep their suffixes.
             named = path if stems[path.with_suffix("")] > 1 else path.with_suffix("")
-            name = named.relative_to(above)
-            self.outputs[file] = self.folder / name.with_name(name.name + ".png")
+            self.outputs[file] = self._place(named.relative_to(above))
+        if len(set(self.outputs.values())) < len(set(whole)):  # x.png and x.jpg beside x.png.png: all do
+            self.outputs = {f: self._place(p.relative_to(above)) for f, p in zip(files, whole, strict=True)}
         if overwritten := set(self.outputs.values()) & set(whole):
             raise ValueError(
                 f"heatmaps: would write over {min(overwritten)}; take another folder than {folder}"
             )
+        for output in set(self.outputs.values()):
+            there = next(p for p in (output.parent, *output.parent.parents) if p.exists())
+            if not there.is_dir() or (output.exists() and not output.is_file()):
+                taken = output if there.is_dir() else there
+                raise ValueError(f"heatmaps: {taken} is in the way; remove it or take another folder")
+            output.with_name(output.name + ".partial").exists()  # raises for too long a name
+
+    def _place(self, name: Path) -> Path:
+        return self.folder / name.with_name(name.name + ".png")
 
     def draw(self, files: Sequence[Path], images: Tensor) -> None:
         """Write those of some files, whose images as the detector takes them are given."""
@@ -143,8 +153,12 @@ class Overlays:
             path = self.outputs[file]
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")
-            overlay(shown, map_.numpy(), self.low, self.high).save(partial, format="PNG", compress_level=1)
-            os.replace(partial, path)
+            try:
+                overlay(shown, map_.numpy(), self.low, self.high).save(partial, "PNG", compress_level=1)
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
             self.count += 1
 
     def told(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from optuna.storages import BaseStorage
 
 from ssad_hpo import data
 from ssad_hpo.calibration import Calibration
@@ -219,7 +220,11 @@ def finished_trials(run: Run) -> int:
 
 
 def _study_of(run: Run) -> optuna.Study:
-    try:
-        return optuna.load_study(study_name=run.settings.study_name, storage=run.open_storage())
-    except KeyError as error:
-        raise RunError(f"{run.folder}: its study was stopped before its first trial; resume it") from error
+    name = run.settings.study_name
+
+    def load(found: BaseStorage) -> optuna.Study:
+        if name not in optuna.get_all_study_names(found):
+            raise RunError(f"{run.folder}: its study was stopped before its first trial; resume it")
+        return optuna.load_study(study_name=name, storage=found)
+
+    return run.open_study(load)

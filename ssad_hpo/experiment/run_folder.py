@@ -8,12 +8,13 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+import optuna
 from optuna.storages import BaseStorage
 
 from ssad_hpo import storage, tracking, trust
@@ -112,6 +113,21 @@ class Run:
         if not create and not self.journal.is_file():
             raise RunError(f"{self.folder}: its study was stopped before its first trial; resume it")
         return storage.open_journal(self.journal)
+
+    def open_study(
+        self, open_in: Callable[[BaseStorage], optuna.Study], *, create: bool = False
+    ) -> optuna.Study:
+        """Its study, all of which was read once.
+
+        Args:
+            open_in: gives it, of the storage that it is in.
+            create: as in `open_storage`.
+
+        Raises:
+            FileError: for one that Optuna did not write so. ValueError: as `open_storage`.
+        """
+        found = self.open_storage(create=create)
+        return storage.open_whole(lambda: open_in(found), self.settings.storage or str(self.journal))
 
     def open_recorder(self) -> StudyRecorder:
         """What writes the run to MLflow; with tracking off, what writes nothing.
@@ -242,7 +258,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: if another process has it; the message names it.
     """
-    with (folder / _LOCK_FILE).open("a+", encoding="utf-8", errors="replace") as lock:
+    path = folder / _LOCK_FILE
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: is no file; remove it")
+    with path.open("a+", encoding="utf-8", errors="replace") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -303,7 +303,9 @@ def _search(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
     local = settings.cluster is None
     # On a cluster Ray's scheduler stops the trials.
     drawing = search if local else replace(search, pruner="none")
-    study = open_study(run.open_storage(create=True), settings.study_name, drawing, settings.training)
+    study = run.open_study(
+        lambda found: open_study(found, settings.study_name, drawing, settings.training), create=True
+    )
     if settings.cluster is None:
         run_search(study, objective)
     else:

@@ -56,8 +56,9 @@ def tune_run(run: Run, task: Task, recorder: Recorder, study_recorder: StudyReco
     """
     settings, tuning = run.settings, run.settings.tuning
     assert tuning is not None
-    study = optuna.create_study(
-        storage=run.open_storage(create=True), study_name=settings.study_name, load_if_exists=True
+    name = settings.study_name
+    study = run.open_study(
+        lambda found: optuna.create_study(storage=found, study_name=name, load_if_exists=True), create=True
     )
 
     def keep(index: int, ended: EndedStart) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from torch import Tensor
 from ssad_hpo.combined import CombinedDetector
 from ssad_hpo.detector import Detector
 from ssad_hpo.export.module import ScoringModule
+from ssad_hpo.files import unwritable
 
 OPSET = 20  # of ONNX: 1.15 and later read it (November 2023), as do OpenVINO and TensorRT of today
 _NEEDED = ("onnx", "onnxscript")
@@ -96,7 +98,9 @@ def export_torch(detector: Detector | CombinedDetector, path: Path) -> None:
     module, images = ScoringModule(detector), _example(detector)
     with _quiet(), _whole(path, "PyTorch's format") as partial:
         program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, partial, extra_files={_FACTS_FILE: json.dumps(facts_of(detector))})
+        buffer = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.export.save(program, buffer, extra_files={_FACTS_FILE: json.dumps(facts_of(detector))})
+        partial.write_bytes(buffer.getbuffer())
 
 
 FORMATS: dict[str, Callable[[Detector | CombinedDetector, Path], None]] = {
@@ -112,6 +116,8 @@ def _example(detector: Detector | CombinedDetector) -> Tensor:
 @contextmanager
 def _whole(path: Path, what: str) -> Iterator[Path]:
     """A file beside `path` that takes its place in the end."""
+    if (reason := unwritable(path)) is not None:
+        raise ValueError(f"{path}: {reason}")
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from ray import tune
 
+from ssad_hpo.bounds import is_number
+from ssad_hpo.files import FileError, check_archive, reading
 from ssad_hpo.raytune.ledger import CHECKPOINT
 from ssad_hpo.search import Objective, evaluations
 from ssad_hpo.search.store import write_trial
@@ -22,6 +24,7 @@ from ssad_hpo.task import DetectorError, Search, Task, Training
 
 KEPT = "kept"  # the folder of a last checkpoint with scores, embeddings and detector
 _PROGRESS_FILE = "progress.pt"
+_MOST_BYTES = 64 * 2**30
 
 
 def trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
@@ -127,16 +130,33 @@ def _take_up(
         return None
     try:
         with checkpoint.as_directory() as folder:
-            # weights_only: what others may write is not unpickled.
-            saved = torch.load(Path(folder) / _PROGRESS_FILE, map_location="cpu", weights_only=True)
-            for report in saved["reports"]:
+            told, state = read_progress(Path(folder))
+            for report in told:
                 last = report["step"] == training.steps
                 reports.append(report)
                 tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder) if last else None)
-    except FileNotFoundError:
-        return None  # the earlier attempt's files are gone: from the start
-    state: dict[str, Any] | None = saved["state"]
+    except (FileNotFoundError, FileError):
+        return None  # the earlier attempt's files are gone or damaged: from the start
     return state
+
+
+def read_progress(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The reports of a trial up to a checkpoint, and the state of its training; None at its end.
+
+    Raises:
+        FileError: for a file that `trainable` did not write. OSError: if it cannot be opened.
+    """
+    path = folder / _PROGRESS_FILE
+    with reading(path, "cannot be read as a trial's checkpoint", "remove it, to begin the trial anew"):
+        check_archive(path, _MOST_BYTES)
+        # weights_only: what others may write is not unpickled.
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        reports, state = saved["reports"], saved["state"]
+        if not reports or not isinstance(state, dict | None):
+            raise ValueError("expected reports and a state")
+        if not all(is_number(report[name]) for report in reports for name in ("step", "seconds")):
+            raise ValueError("expected reports with a step and seconds")
+        return reports, state
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -126,7 +126,7 @@ class State:
 def load_state(outbox: Path, tracking_uri: str | None = None) -> State:
     """The state of delivery to a server (without one: to the last); a fresh one where there is none."""
     study = read_settings(outbox)["study"]
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, RecursionError):
         state = State(**read_json(outbox.with_suffix(".state.json")))
         sound = isinstance(state.runs, dict) and isinstance(state.refused, list)
         sound = sound and isinstance(state.offset, int) and 0 <= state.offset <= outbox.stat().st_size

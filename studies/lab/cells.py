@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ssad_hpo.numerics import threads
+
 CellT = TypeVar("CellT")
 
 
@@ -36,14 +38,14 @@ def run_missing(
     work: Callable[[CellT], dict[str, Any]],
     jobs: int,
 ) -> list[dict[str, Any]]:
-    """Compute the cells that are not kept yet, in processes of one thread each, and return all.
+    """Compute the cells that are not kept yet, by one thread each, and return all.
 
     Args:
         cells: cheap to send to a process; of several with one path one is computed.
         path_of: where each is kept.
         work: a function at the top of its module, which gives what is kept as JSON. Its seconds are
             added under "seconds".
-        jobs: processes side by side.
+        jobs: processes side by side; one is this process.
 
     Returns:
         What is kept of each cell, in order.
@@ -55,6 +57,11 @@ def run_missing(
     missing = [(path, cell) for path, cell in wanted.items() if not path.exists()]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
     started = time.monotonic()
+    if jobs == 1:
+        with threads(1):
+            for path, cell in missing:
+                _keep(work, cell, path)
+        return [json.loads(path.read_text()) for path in paths]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(os.getpid(),)) as pool:
         futures = [pool.submit(_keep, work, cell, path) for path, cell in missing]
