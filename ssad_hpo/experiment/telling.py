@@ -80,9 +80,11 @@ def summary(result: StudyResult) -> str:
     """A study's choice, its figures and what is known of them, in Markdown."""
     settings, selected, criterion = result.run.settings, result.selected, result.run.settings.criterion
     count, word = len(candidates(result.study, result.run.artifacts)), settings.word
+    confirmation = result.confirmation
+    by = f"{criterion}: {selected.criteria[criterion]:.4g}, the lowest of {count} complete {word}s"
     lines = [
         f"**{word} {selected.number}: {_escaped(str(selected.augmentation))}** was chosen without labels, by "
-        f"{criterion}: {selected.criteria[criterion]:.4g}, the lowest of {count} complete {word}s.",
+        f"{by if confirmation is None else _escaped(confirmation.why())}.",
     ]
     if (figures := result.evaluation) is not None:
         named = {
@@ -99,7 +101,8 @@ def summary(result: StudyResult) -> str:
     if result.run.picture.is_file():
         shows = "Normal images, and below them what the chosen augmentation makes of them"
         lines.append(f"![{shows}](artifact:{result.run.picture.name})")
-    told = list(result.evidence.account(word)) if result.evidence is not None else []
+    told = [] if confirmation is None else confirmation.account(word)
+    told += result.evidence.account(word) if result.evidence is not None else []
     if result.evidence is not None:
         told += result.evidence.doubts(word, selected.number)
     told += how_sure(result)

@@ -136,6 +136,23 @@ class Course:
 
 
 @dataclass(frozen=True, eq=False)
+class Confirmed:
+    """The best trials, trained again with other seeds.
+
+    Attributes:
+        seeds: of the trainings, the search's own first.
+        values: by trial, the search's best first: the criterion with each seed, its mean and its standard
+            deviation, lower is better; not finite where a training failed.
+        why: what the selected trial was chosen by. account: sentences on what came of it.
+    """
+
+    seeds: tuple[int, ...]
+    values: Mapping[int, tuple[float, ...]]
+    why: str
+    account: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
     """All that a report shows of a study.
 
@@ -159,6 +176,7 @@ class Findings:
         remarks: sentences about what is not shown, and why, and what to mind about the result.
         spots: the unlabelled images of the highest scores with their heat maps; empty where there are none.
         course: of a tuning, whose starts are the trials; None of a search.
+        confirmed: the best trials with other seeds; None where that was not asked for.
 
     Raises:
         ValueError: if the selected trial is not among the complete ones.
@@ -181,6 +199,7 @@ class Findings:
     account: tuple[str, ...] = ()
     spots: tuple[Spots, ...] = ()
     course: Course | None = None
+    confirmed: Confirmed | None = None
 
     def __post_init__(self) -> None:
         if self.selected not in {t.number for t in self.trials if t.status == "complete"}:
