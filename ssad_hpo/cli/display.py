@@ -75,6 +75,9 @@ def show(result: StudyResult) -> None:
     _show_evidence(result)
     for sentence in how_sure(result):
         say(f"[yellow]{plain(sentence)}[/]")
+    if (decided := result.decided()) is not None:
+        for sentence in decided.sentences("unlabelled images"):
+            say(sentence)
     _show_next(result)
 
 

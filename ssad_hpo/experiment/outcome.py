@@ -15,7 +15,7 @@ import optuna
 import torch
 
 from ssad_hpo import data
-from ssad_hpo.calibration import Calibration
+from ssad_hpo.calibration import Calibration, Decided
 from ssad_hpo.combined import CombinedDetector
 from ssad_hpo.detector import Detector
 from ssad_hpo.evaluate import Alarms, StudyEvaluation, auc, count_alarms, evaluate_candidates
@@ -118,6 +118,13 @@ class StudyResult:
         kept = self.selected.kept(arrays_alone=True)
         return kept.scores, kept.held_out
 
+    def decided(self) -> Decided | None:
+        """What is decided of the unlabelled images at the usual alarm rate; None without held-out images."""
+        scores, held_out = self.scores()
+        if held_out is None:
+            return None
+        return Calibration(torch.from_numpy(held_out)).decided(torch.from_numpy(scores))
+
 
 def load_task(run: Run, task: Task | None = None) -> Task:
     """The task of a run, loaded again and recognised by its content.
@@ -217,6 +224,16 @@ def record_result(recorder: StudyRecorder, result: StudyResult) -> None:
     if result.evidence is not None:
         chosen_by["p_anomalies"] = result.evidence.p_anomalies
         chosen_by["combined_candidates"] = float(len(result.evidence.members))
+    if (decided := result.decided()) is not None:
+        chosen_by |= {
+            "alarm_rate": decided.alarm_rate,
+            "alarm_rate_expected": decided.expected,
+            "alarm_rate_low": decided.low,
+            "alarm_rate_high": decided.high,
+            "alarm_threshold": decided.threshold,
+            "alarms_unlabeled": float(decided.n_alarms),
+            "drift": float(decided.drifted),
+        }
     recorder.study_metrics(chosen_by)
     if result.aucs is not None and result.evaluation is not None:
         for number, value in result.aucs.items():

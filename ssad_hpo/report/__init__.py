@@ -6,6 +6,7 @@ It is imported where a figure is drawn, so that importing this room stays fast.
 from ssad_hpo.report.findings import (
     Confirmed,
     Course,
+    Decisions,
     EmbeddingSets,
     Findings,
     ImageRow,
@@ -20,6 +21,7 @@ __all__ = [
     "LONGEST_SIDE",
     "Confirmed",
     "Course",
+    "Decisions",
     "EmbeddingSets",
     "Findings",
     "ImageRow",

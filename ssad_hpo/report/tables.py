@@ -45,6 +45,20 @@ def figures_list(findings: Findings) -> str:
     )
 
 
+def decisions_list(findings: Findings) -> str:
+    """What is decided of the unlabelled images; nothing where no images are held out to decide by."""
+    decisions = findings.decisions
+    if decisions is None:
+        return ""
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in decisions.figures.items()
+    )
+    told = "".join(f"<p class='remark'>{escape(t[0].upper() + t[1:])}.</p>" for t in decisions.account)
+    drift = "<p class='warning'>Drift: p-values may not hold.</p>" if decisions.drifted else ""
+    return f"<h2>Decisions on the unlabeled images</h2><dl class='figures'>{items}</dl>{drift}{told}"
+
+
 def confirmed_table(findings: Findings) -> str:
     """The best trials with other seeds; nothing where that was not asked for."""
     confirmed = findings.confirmed
