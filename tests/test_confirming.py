@@ -234,7 +234,7 @@ def test_a_finished_run_trains_only_what_more_trials_bring(result: StudyResult, 
 def test_trainings_with_other_seeds_are_told_as_runs_of_their_own(
     tmp_path: Path, workplace: Path, empty_mlflow: Path
 ) -> None:
-    result = confirmed_run("t", tracking_uri=f"sqlite:///{tmp_path}/told.db", training=TRAINING)
+    result = confirmed_run("t", tracking_uri=f"sqlite:///{shutil.copy(empty_mlflow, tmp_path)}")
     records = records_in(result.run.outbox)
     first = to_confirm(result.study, result.run.settings.method)[0].number
     child = [r for r in records if r.get("trial") == f"{first}, seed 1"]

@@ -274,9 +274,9 @@ def test_false_labels_change_the_figures_and_nothing_in_the_run(
 
 
 def test_later_labels_add_to_what_is_told_of_a_study_and_take_nothing_away(
-    pictures: Path, tmp_path: Path
+    pictures: Path, tmp_path: Path, empty_mlflow: Path
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/told.db"
+    uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path)}"
     result = start_study(
         CLEAR, space="cutout", n_trials=2, criterion="shift", training=TRAINING, run="told", tracking_uri=uri
     )
@@ -344,9 +344,9 @@ def test_drift_is_told_and_a_rate_that_few_images_keep() -> None:
 
 
 def test_mlflow_has_the_decisions_as_figures_and_a_run_without_held_out_images_has_none(
-    tmp_path: Path,
+    tmp_path: Path, empty_mlflow: Path
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/told.db"
+    uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path)}"
     names = {"alarm_rate", "alarm_rate_expected", "alarm_rate_low", "alarm_rate_high", "alarm_threshold"}
     names |= {"alarms_unlabeled", "drift"}
     blind = Source("controlled", {**CLEAR.arguments, "n_held_out": 0})
