@@ -137,6 +137,31 @@ class Calibration:
         # How many of the normal images are below the j-th lowest held-out one, if all are exchangeable.
         return float(betabinom.cdf(low, normal, j, n + 1 - j))
 
+    def decided(self, scores: Tensor, alarm_rate: float | None = None) -> Decided:
+        """What is decided of a batch of images as a whole.
+
+        Args:
+            scores: (M,) of them, higher is more anomalous.
+            alarm_rate: the share of normal images that may raise an alarm; None is `usual_rate`.
+
+        Raises:
+            ValueError: as `alarms`.
+        """
+        rate = self.usual_rate if alarm_rate is None else alarm_rate
+        expected, low, high = self.realised_rates(rate)
+        return Decided(
+            n_images=len(scores),
+            n_alarms=int(self.alarms(scores, rate).sum()),
+            n_held_out=len(self.held_out),
+            alarm_rate=rate,
+            asked=alarm_rate is not None,
+            threshold=self.threshold(rate),
+            expected=expected,
+            low=low,
+            high=high,
+            drift=self.drift(scores),
+        )
+
     def check_rate(self, alarm_rate: float) -> None:
         """Raise ValueError for a rate that is no share, or that so few held-out images cannot keep."""
         check_alarm_rate(alarm_rate)
@@ -155,6 +180,65 @@ class Calibration:
         total = len(self.held_out) + 1
         near = math.floor(alarm_rate * total)
         return next(k for k in (near + 1, near, near - 1) if k / total <= alarm_rate)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a calibration decides of a batch of images.
+
+    Attributes:
+        n_images, n_alarms: how many there are, and how many of them raise an alarm.
+        n_held_out: images that decide.
+        alarm_rate: the share of normal images that may raise an alarm. asked: whether somebody asked for it.
+        threshold: the score above which images raise an alarm.
+        expected, low, high: the share of normal images that does raise one; see `Calibration.realised_rates`.
+        drift: see `Calibration.drift`.
+    """
+
+    n_images: int
+    n_alarms: int
+    n_held_out: int
+    alarm_rate: float
+    asked: bool
+    threshold: float
+    expected: float
+    low: float
+    high: float
+    drift: float
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the images differ from the held-out ones as a whole, so that p-values do not hold."""
+        return self.drift < DRIFT_LEVEL
+
+    @property
+    def expectation(self) -> str:
+        """How many normal images raise an alarm, for people."""
+        return f"{_percent(self.low)} to {_percent(self.high)}, 90 % range"
+
+    def sentences(self, images: str = "images") -> list[str]:
+        """How many alarms there are, how many normal images would raise one, and whether all drifted.
+
+        Args:
+            images: what they are called, such as "unlabelled images".
+        """
+        told = []
+        if not self.asked and self.alarm_rate > ALARM_RATE:
+            told.append(
+                f"{self.n_held_out} held-out images keep alarm rates of {self.alarm_rate:.3g} and more, so "
+                f"it is that instead of {ALARM_RATE:g}; --held-out takes more of them"
+            )
+        told.append(
+            f"{self.n_alarms} of {self.n_images} {images} raise an alarm; about {_percent(self.expected)} of "
+            f"good ones would (from {self.n_held_out} held-out images: {self.expectation})"
+        )
+        if self.drifted:
+            told.append(
+                "these images score higher than held-out ones as a whole, the lowest too: most are "
+                "anomalies, or good ones look different now (light, focus, material), and then p-values do "
+                "not hold; search again with good images as they are now"
+            )
+        return told
 
 
 class Calibrated:
@@ -224,6 +308,10 @@ def take_calibration(tensors: dict[str, Tensor]) -> Calibration | None:
     """
     held_out = tensors.pop(_KEPT, None)
     return None if held_out is None else Calibration(held_out)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _checked(name: str, scores: Tensor) -> Tensor:

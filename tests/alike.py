@@ -78,6 +78,7 @@ def check_equal(result: StudyResult, expected: StudyResult) -> None:
     assert chosen_position(result) == chosen_position(expected)
     assert result.selected.criteria == expected.selected.criteria
     check_same_evidence(result, expected)
+    check_same_confirmation(result, expected)
     assert not list(result.run.folder.glob("*.lock*"))
 
 
@@ -100,6 +101,20 @@ def check_same_evidence(result: StudyResult, expected: StudyResult) -> None:
     for detector, copy in zip(one.detectors, another.detectors, strict=True):
         states = detector.network.state_dict(), copy.network.state_dict()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def check_same_confirmation(result: StudyResult, expected: StudyResult) -> None:
+    """What other seeds found of the best candidates, position by position."""
+    mine, theirs = result.confirmation, expected.confirmation
+    assert (mine is None) == (theirs is None)
+    if mine is None or theirs is None:
+        return
+    assert mine.seeds == theirs.seeds
+    places = (
+        {position(r.study, r.study.trials[number]): values for number, values in found.values.items()}
+        for r, found in ((result, mine), (expected, theirs))
+    )
+    assert next(places) == next(places)
 
 
 def chosen_position(result: StudyResult) -> int:

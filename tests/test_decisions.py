@@ -10,17 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from combined_runs import CLEAR, clear_run
+from combined_runs import CLEAR, TRAINING, clear_run
 from conftest import Ended
 from PIL import Image
+from starting import start_study
+from told import records_in
 
 from ssad_hpo import data
 from ssad_hpo.calibration import ALARM_RATE, Calibration
 from ssad_hpo.combined import CombinedDetector
-from ssad_hpo.data import read_label_file
+from ssad_hpo.data import Source, read_label_file
 from ssad_hpo.detector import Detector
 from ssad_hpo.evaluate import auc, count_alarms, share_range
-from ssad_hpo.experiment import StudyResult, evaluate_labelled, load_detector, open_result, resume_study
+from ssad_hpo.experiment import (
+    RunError,
+    StudyResult,
+    evaluate_labelled,
+    evaluate_run,
+    load_detector,
+    open_result,
+    report_run,
+    resume_study,
+)
+from ssad_hpo.experiment.telling import summary
 from ssad_hpo.task import Task
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -255,10 +267,101 @@ def test_false_labels_change_the_figures_and_nothing_in_the_run(
         for t in (truth, 1 - truth)
     )
     assert right.auc is not None and false.auc == pytest.approx(1 - right.auc)
-    lock = folder / "lock"
-    assert {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p != lock} == {
-        path: content for path, content in before.items() if path != lock
+    changing = {folder / "lock", folder / "later.json"}  # the latter has these figures
+    assert {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p not in changing} == {
+        path: content for path, content in before.items() if path not in changing
     }
+
+
+def test_later_labels_add_to_what_is_told_of_a_study_and_take_nothing_away(
+    pictures: Path, tmp_path: Path, empty_mlflow: Path
+) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path)}"
+    result = start_study(
+        CLEAR, space="cutout", n_trials=2, criterion="shift", training=TRAINING, run="told", tracking_uri=uri
+    )
+    truth = data.read_labels(CLEAR)
+    assert truth is not None
+    for share in (slice(None, 20), slice(20, None)):
+        some = enumerate_files(pictures, truth)[share]
+        found = evaluate_labelled("told", write_labels(tmp_path / "some.csv", some))
+    notes = [record["note"] for record in records_in(result.run.outbox) if "note" in record]
+    study, first, both = notes
+    assert first.index("Labels that came later") > 0 and first != both
+    for paragraph in study.split("\n\n"):
+        assert paragraph in first and paragraph in both
+    assert both.count("some.csv") == 2 and f"AUC {found.auc:.3f}" in both
+    told = [record["metrics"] for record in records_in(result.run.outbox) if "metrics" in record]
+    assert [figures["labelled_images"] for figures in told if "labelled_images" in figures] == [20, 40]
+    evaluate_run("told")
+    again = [record["note"] for record in records_in(result.run.outbox) if "note" in record][-1]
+    assert again == both
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"evaluations": [1]}', '{"evaluations": 3}'])
+def test_later_figures_that_cannot_be_read_end_in_a_sentence(
+    content: str, together: StudyResult, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(together.run.folder, tmp_path / "damaged")
+    (folder / "later.json").write_text(content)
+    with pytest.raises(RunError, match=r"later\.json: cannot be read as later evaluations .*; remove it"):
+        summary(open_result(folder))
+
+
+# What is said of the unlabelled images
+
+
+def test_a_study_says_what_it_decides_of_its_unlabelled_images_wherever_it_is_shown(
+    together: StudyResult, call: Callable[..., Ended], tmp_path: Path
+) -> None:
+    found = together.decided()
+    assert found is not None and together.evidence is not None and together.evidence.combined is not None
+    calibration = Calibration(together.evidence.combined.held_out)
+    assert (found.n_images, found.n_alarms) == (60, int(decided_of(together).sum()))
+    assert (found.expected, found.low, found.high) == calibration.realised_rates(ALARM_RATE)
+    assert found.threshold == calibration.threshold(ALARM_RATE) and not found.drifted
+    (told,) = found.sentences("unlabelled images")
+    assert told.startswith(
+        f"{found.n_alarms} of 60 unlabelled images raise an alarm; about 4.9 % of good ones"
+    )
+    folder = shutil.copytree(together.run.folder, tmp_path / "shown")
+    page = report_run(folder).read_text()
+    assert told in page and "the combined detector decides".capitalize() in page
+    for figure in (f"{found.n_alarms} of 60", f"{found.threshold:.4g}", "5 %", "4.9 %", "1.4–10 %"):
+        assert f"<dd>{figure}</dd>" in page
+    assert "right of the dashed line" in page and "Drift" not in page
+    assert told in summary(together) and f"threshold is a score of {found.threshold:.4g}" in summary(together)
+    assert told in " ".join(call("evaluate", folder).out.split())
+
+
+def test_drift_is_told_and_a_rate_that_few_images_keep() -> None:
+    calibration = Calibration(torch.linspace(0, 1, 60).double())
+    drifted = calibration.decided(torch.full((50,), 2.0).double())
+    assert drifted.drifted and "score higher than held-out ones as a whole" in drifted.sentences()[-1]
+    few = Calibration(torch.arange(9).double()).decided(torch.zeros(3).double())
+    assert few.alarm_rate == 0.1 and "so it is that instead of 0.05" in few.sentences()[0]
+    assert len(Calibration(torch.arange(9).double()).decided(torch.zeros(3).double(), 0.2).sentences()) == 1
+
+
+def test_mlflow_has_the_decisions_as_figures_and_a_run_without_held_out_images_has_none(
+    tmp_path: Path, empty_mlflow: Path
+) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path)}"
+    names = {"alarm_rate", "alarm_rate_expected", "alarm_rate_low", "alarm_rate_high", "alarm_threshold"}
+    names |= {"alarms_unlabeled", "drift"}
+    blind = Source("controlled", {**CLEAR.arguments, "n_held_out": 0})
+    for images, criterion, expected in ((CLEAR, "shift", names), (blind, "dsv", set())):
+        result = start_study(
+            images, space="cutout", n_trials=1, criterion=criterion, training=TRAINING, tracking_uri=uri
+        )
+        told = {}
+        for record in records_in(result.run.outbox):
+            told |= record.get("metrics", {}) if "trial" not in record else {}
+        assert names & told.keys() == expected
+        found = result.decided()
+        assert (found is None) == (expected == set())
+        if found is not None:
+            assert told["alarms_unlabeled"] == found.n_alarms and told["alarm_threshold"] == found.threshold
 
 
 def enumerate_files(pictures: Path, labels: np.ndarray) -> list[tuple[object, object]]:

@@ -27,7 +27,7 @@ from ssad_hpo.experiment import (
     read_trajectory,
     run_study,
 )
-from ssad_hpo.search import Objective, candidates, open_study, run_search, select
+from ssad_hpo.search import Objective, candidates, open_study, read_reseeded, run_search, select
 from ssad_hpo.storage import open_journal
 from ssad_hpo.task import Search, Task, Training
 
@@ -36,8 +36,9 @@ pytestmark = pytest.mark.usefixtures("workplace")
 IMAGE_SIZE = 16
 # TPE leans on the history from the 11th trial on.
 SEARCH = Search({"cutavg": {}, "cutout": {}}, n_trials=12, pruner="asha")
-# The same with a part of train held out, by whose scores candidates are chosen and combined.
-HELD_OUT = Search({"cutavg": {}, "cutout": {}}, "pu_auc", n_trials=11, pruner="asha", combine=3)
+# The same with a part of train held out, by whose scores candidates are chosen, also with other seeds, and
+# combined.
+HELD_OUT = Search({"cutavg": {}, "cutout": {}}, "pu_auc", n_trials=11, pruner="asha", combine=3, confirm=2)
 SHARE = 0.4
 TRAINING = Training(steps=4, batch_size=4, width=2, evaluate_at=(0.5, 0.75, 1.0))
 
@@ -90,6 +91,19 @@ def check_same_search(result: StudyResult, expected: StudyResult) -> None:
         assert mine.number == theirs.number
         assert np.array_equal(mine.scores(), theirs.scores())
     check_same_evidence(result, expected)
+    check_same_confirmation(result, expected)
+
+
+def check_same_confirmation(result: StudyResult, expected: StudyResult) -> None:
+    """What other seeds found, and what is chosen by it, to the last bit; durations are no part of it."""
+    found = [read_reseeded(r.study) for r in (result, expected)]
+    plain = [{place: dataclasses.replace(one, seconds=0) for place, one in of.items()} for of in found]
+    assert plain[0] == plain[1]
+    mine, theirs = result.confirmation, expected.confirmation
+    if mine is None or theirs is None:
+        assert mine is theirs
+        return
+    assert (mine.seeds, mine.values, mine.chosen) == (theirs.seeds, theirs.values, theirs.chosen)
 
 
 def check_same_evidence(result: StudyResult, expected: StudyResult) -> None:
@@ -197,6 +211,8 @@ def test_names_and_folders_change_nothing_of_held_out_images_and_the_combined_de
     result = search_by_held_out(images, tmp_path / "run")
     evidence = published_with_held_out.evidence
     assert evidence is not None and len(evidence.members) in (2, 3)  # as many as were not pruned
+    confirmation = published_with_held_out.confirmation
+    assert confirmation is not None and len(confirmation.values) == 2
     check_same_search(result, published_with_held_out)
     assert result.evaluation == published_with_held_out.evaluation
     assert result.evaluation is not None and result.evaluation.auc_combined is not None

@@ -25,7 +25,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from alike import check_equal, facts, final_trials, finished_so_far
+from alike import check_equal, facts, final_trials, finished_so_far, study_of_copy
 from PIL import Image
 from starting import start_study
 
@@ -42,7 +42,7 @@ from ssad_hpo.experiment import (
     run_study,
     sync_run,
 )
-from ssad_hpo.search import is_final, records
+from ssad_hpo.search import is_final, read_reseeded, records
 from ssad_hpo.storage import open_journal
 from ssad_hpo.task import Search, SearchSpace, Task, Training
 
@@ -68,6 +68,14 @@ STUDIES: dict[str, dict[str, Any]] = {
         "criterion": "pu_auc",
         "keep": 1,
         "combine": 3,
+    },
+    "confirmed": {
+        "n_trials": 4,
+        "sampler": "random",
+        "space": TWO_KINDS,
+        "criterion": "shift",
+        "keep": 1,
+        "confirm": 2,
     },
 }
 # A moment to die at: ("write", n) before the n-th write to the journal, ("written", n) after it with the
@@ -253,6 +261,20 @@ def test_candidates_score_together_after_a_kill_as_if_there_had_been_none(
     killed("combined", tmp_path / "run", moment)
     check_survives(tmp_path / "run", tmp_path, expected)
     assert not list((tmp_path / "run").glob("combined.*"))
+
+
+@pytest.mark.parametrize("moment", [("publish", 4), ("text", "reseeded"), ("written", -1)])
+def test_the_best_are_trained_with_other_seeds_after_a_kill_as_if_there_had_been_none(
+    moment: Moment, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed("confirmed")
+    kind, when = moment
+    when = writes_of(expected) - 2 if when == -1 else when  # between the last two of them
+    killed("confirmed", tmp_path / "run", (kind, when))
+    left = {("publish"): 0, "text": 1, "written": 3}[kind]
+    study = study_of_copy(tmp_path / "run" / "journal.log", tmp_path / "copy.log")
+    assert study is not None and len(read_reseeded(study)) == left
+    check_survives(tmp_path / "run", tmp_path, expected)
 
 
 def test_artifacts_that_a_kill_cut_off_are_cleared_away(tmp_path: Path, undisturbed: Undisturbed) -> None:

@@ -25,6 +25,7 @@ from ssad_hpo.data import read_images
 from ssad_hpo.experiment import load_detector, register_run, run_study
 from ssad_hpo.serving import Served, requirements
 from ssad_hpo.task import Search
+from ssad_hpo.tracking import serve_command
 from tests.combined_runs import CLEAR, TRAINING
 from tests.detectors import textures, trained
 from tests.image_folders import colours
@@ -231,20 +232,30 @@ def test_a_run_without_tracking_has_nowhere_to_register(tmp_path):
         register_run(run.run.folder, "screws")
 
 
+def test_the_command_that_serves_finds_its_programs_and_shows_no_password(monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    place = Path(sys.executable).parent
+    found = serve_command("http://tracking:5000", "it's")
+    assert found.startswith(f'PATH={place}:"$PATH" MLFLOW_TRACKING_URI=http://tracking:5000 ')
+    assert """ -m 'models:/it'"'"'s/latest' --env-manager local""" in found
+    assert "secret" not in serve_command("http://me:secret@tracking:5000", "a")
+    monkeypatch.setenv("PATH", f"{place}:/usr/bin")
+    assert serve_command("sqlite:////m.db", "a").startswith("MLFLOW_TRACKING_URI=sqlite:////m.db ")
+
+
 @pytest.mark.slow  # MLflow's server takes half a minute to start
-def test_mlflow_serves_images_in_base64_over_http(study, paths, tmp_path):
+def test_mlflow_serves_images_in_base64_over_http(study, paths, tmp_path, monkeypatch):
     folder, uri = study
-    client, run_id = parent_run(uri)
-    place = client.download_artifacts(run_id, "model", str(tmp_path))
+    register_run(folder, "served here")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # a shell that finds neither mlflow nor uvicorn
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["models", "serve", "-m", place, "--env-manager", "local", "-p", str(port), "-h", "127.0.0.1"]
-    environment = {**os.environ, "PYTHONPATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # uvicorn's
+    command = serve_command(uri, "served here").replace("-p 5055", f"-p {port} -h 127.0.0.1")
+    environment = {**os.environ, "PYTHONPATH": ""}
     with open(tmp_path / "log", "wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words],
+            ["bash", "-c", command],
             cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:

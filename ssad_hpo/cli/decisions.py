@@ -39,7 +39,7 @@ class Decisions:
     def __init__(self, calibration: Calibration | None, alarm_rate: float | None) -> None:
         from ssad_hpo.calibration import check_alarm_rate
 
-        self.calibration, self.asked, self.scores, self.alarms = calibration, alarm_rate, list[float](), 0
+        self.calibration, self.asked, self.scores = calibration, alarm_rate, list[float]()
         if alarm_rate is not None:
             check_alarm_rate(alarm_rate)
             if calibration is None:
@@ -55,38 +55,19 @@ class Decisions:
         if self.calibration is None:
             return {}
         p_value = float(self.calibration.p_values(torch.tensor([score], dtype=torch.float64)))
-        alarm = score > self.threshold
         self.scores.append(score)
-        self.alarms += alarm
-        return {"p_value": repr(p_value), "decision": "alarm" if alarm else "good"}
+        return {"p_value": repr(p_value), "decision": "alarm" if score > self.threshold else "good"}
 
     def tell(self) -> None:
         """Say how many alarms there are and how many good images would raise one, and whether all drifted."""
         import torch
 
-        from ssad_hpo.calibration import ALARM_RATE, DRIFT_LEVEL
-
         if self.calibration is None:
             warn(f"scores alone, no p-values and decisions: {_NOTHING_TO_DECIDE_BY}")
             return
-        n = len(self.calibration.held_out)
-        rate, low, high = self.calibration.realised_rates(self.alarm_rate)
-        if self.asked is None and self.alarm_rate > ALARM_RATE:
-            warn(
-                f"{n} held-out images keep alarm rates of {self.alarm_rate:.3g} and more, so it is that "
-                f"instead of {ALARM_RATE:g}; --held-out takes more of them"
-            )
-        warn(
-            f"{self.alarms} of {len(self.scores)} images raise an alarm; about {_percent(rate)} of good ones "
-            f"would (from {n} held-out images: {_percent(low)} to {_percent(high)}, 90 % range)"
-        )
-        drift = self.calibration.drift(torch.tensor(self.scores, dtype=torch.float64))
-        if drift < DRIFT_LEVEL:
-            warn(
-                "these images score higher than held-out ones as a whole, the lowest too: most are "
-                "anomalies, or good ones look different now (light, focus, material), and then p-values do "
-                "not hold; search again with good images as they are now"
-            )
+        scores = torch.tensor(self.scores, dtype=torch.float64)
+        for sentence in self.calibration.decided(scores, self.asked).sentences():
+            warn(sentence)
 
 
 def show_labelled(found: LabelledEvaluation) -> None:
@@ -102,7 +83,3 @@ def show_labelled(found: LabelledEvaluation) -> None:
         warn("no alarms: the run held no normal images out to decide by; search with --held-out-share")
     else:
         say(found.alarms.sentence())
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"

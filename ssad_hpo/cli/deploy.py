@@ -50,7 +50,8 @@ def register(run: str, name: str, single: bool, trust_addresses: bool) -> None:
 
     RUN is a run folder, or its name below runs/. The model takes images in base64 and answers with scores.
     """
-    from ssad_hpo.experiment import register_run
+    from ssad_hpo.experiment import open_run, register_run
+    from ssad_hpo.tracking import serve_command
 
     result = register_run(run, name, single=single, trust_addresses=trust_addresses)
     for reason in result.refused:
@@ -60,3 +61,6 @@ def register(run: str, name: str, single: bool, trust_addresses: bool) -> None:
     if result.remaining or result.refused:
         raise Exit(1)
     say(f"registered; mlflow.pyfunc.load_model('models:/{plain(name)}/latest') loads it")
+    tracking_uri = open_run(run).settings.tracking_uri
+    assert tracking_uri is not None  # it is registered there
+    say(f"  {plain(serve_command(tracking_uri, name))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ssad_hpo.experiment import StudyResult
+    from ssad_hpo.experiment import Confirmation, StudyResult
     from ssad_hpo.search import Candidate, Ranking
 
 
@@ -39,6 +40,8 @@ def show(result: StudyResult) -> None:
     word, trials = settings.word, records(result.study)
     choices = sorted(candidates(result.study), key=lambda c: (c.criteria[criterion], c.number))
     _show_candidates(result, choices)
+    if result.confirmation is not None:
+        _show_confirmation(result.confirmation, word)
     for trial in trials:
         if trial.status == "failed":
             say(f"{word} {trial.number} failed: {plain(trial.reason or '')}")
@@ -72,6 +75,9 @@ def show(result: StudyResult) -> None:
     _show_evidence(result)
     for sentence in how_sure(result):
         say(f"[yellow]{plain(sentence)}[/]")
+    if (decided := result.decided()) is not None:
+        for sentence in decided.sentences("unlabelled images"):
+            say(sentence)
     _show_next(result)
 
 
@@ -98,6 +104,26 @@ def _show_candidates(result: StudyResult, choices: Sequence[Candidate]) -> None:
     )
     chosen = [choice.number for choice in choices].index(result.selected.number)
     print_table(title, columns, chosen)
+
+
+def _show_confirmation(confirmation: Confirmation, word: str) -> None:
+    """The best candidates by seed, and whether the choice stands."""
+    from ssad_hpo.cli.tables import Column, print_table
+
+    values, means, spreads = confirmation.values, confirmation.means, confirmation.spreads
+    columns = [Column(word, [str(number) for number in values])]
+    for place, seed in enumerate(confirmation.seeds):
+        columns.append(Column(f"seed {seed}", [_shown(of[place]) for of in values.values()], rank=place + 1))
+    columns.append(Column("mean", [_shown(means[number]) for number in values]))
+    columns.append(Column("spread", [_shown(spreads[number]) for number in values]))
+    title = f"{confirmation.criterion} with other seeds; the lowest mean is chosen"
+    print_table(title, columns, list(values).index(confirmation.chosen))
+    for sentence in confirmation.account(word):
+        say(plain(sentence))
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "failed"
 
 
 def _show_next(result: StudyResult) -> None:

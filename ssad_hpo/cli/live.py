@@ -97,6 +97,7 @@ class _Running:
     begun: float
     value: float = math.nan
     step: int = 0
+    competes: bool = True  # not a trial that is trained again with another seed
 
 
 class SearchDisplay(_Live):
@@ -115,16 +116,18 @@ class SearchDisplay(_Live):
         """The settings of a search that begins or goes on; from here on there is a bar."""
         from rich.progress import MofNCompleteColumn
 
-        from ssad_hpo.experiment import finished_trials
+        from ssad_hpo.experiment import finished_trials, trainings_to_come
 
         settings, training = run.settings, run.settings.training
-        self.n_trials = settings.n_trials + (training.weights != "none")  # the encoder as it comes
+        again = trainings_to_come(run)
+        self.n_trials = settings.n_trials + (training.weights != "none") + again  # the encoder as it comes
         self.steps, self.done = training.steps, finished_trials(run)
         kinds, batch = ", ".join(settings.method.space.kinds), training.batch_size
         say(
             f"[bold]{plain(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
-            f"the lowest {settings.criterion} is chosen, without labels\n"
-            f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
+            f"the lowest {settings.criterion} is chosen, without labels"
+            + (f", after {again} more trainings of the best with other seeds\n" if again else "\n")
+            + f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
             f"{training.precision}, {settings.device}, {_threads(settings.threads)}; "
             f"{settings.how}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}"
@@ -138,7 +141,9 @@ class SearchDisplay(_Live):
         return self.done + sum(min(0.99, running.step / self.steps) for running in self.running.values())
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        self.running[trial] = _Running(params, tags["criterion"], time.monotonic())
+        self.running[trial] = _Running(
+            params, tags["criterion"], time.monotonic(), competes="repeats" not in tags
+        )
 
     def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
         if (running := self.running.get(trial)) is None:
@@ -158,7 +163,7 @@ class SearchDisplay(_Live):
         self.done += status != "interrupted"
         value, seconds = f"{running.criterion} {running.value:7.3f}", time.monotonic() - running.begun
         told = f"{seconds:5.1f} s  {plain(_hyperparameters(running.params))}"
-        if status == "complete" and running.value < self.best:
+        if status == "complete" and running.competes and running.value < self.best:
             self.best, value = running.value, f"[bold green]{value}[/bold green]"
         if status == "pruned":  # a value on fewer steps is no rival of the others
             there = f"step {running.step} of {self.steps}, {running.criterion} {running.value:.3f} there"

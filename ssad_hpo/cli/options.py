@@ -170,6 +170,11 @@ _SEARCHED = (
     SEED,
     option("--keep", type=int, help="How many of the best detectors to keep."),
     *_COMBINED,
+    option(
+        "--confirm",
+        type=int,
+        help="Train so many of the best again with two other seeds each, and choose by the mean.",
+    ),
 )
 SEARCH = Group("Search", *_SEARCHED, defaults=_search, of_folders=_search_of_folders)
 SWEEP = Group("Search", *_SEARCHED, defaults=_sweep, of_folders=_sweep_of_folders)

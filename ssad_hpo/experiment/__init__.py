@@ -1,6 +1,7 @@
 """Whole studies: load, search or tune, record, evaluate, report. What command line and studies call."""
 
 from ssad_hpo.experiment.certainty import how_sure
+from ssad_hpo.experiment.confirming import Confirmation, trainings_to_come
 from ssad_hpo.experiment.deploying import register_run
 from ssad_hpo.experiment.heatmaps import Overlays
 from ssad_hpo.experiment.labelled import LabelledEvaluation, evaluate_labelled
@@ -26,6 +27,7 @@ from ssad_hpo.experiment.tuning import read_trajectory
 
 __all__ = [
     "TASK",
+    "Confirmation",
     "LabelledEvaluation",
     "NoGroundTruthError",
     "Overlays",
@@ -54,6 +56,7 @@ __all__ = [
     "search_for",
     "sync_run",
     "training_for",
+    "trainings_to_come",
     "tuned_training_for",
     "tuning_for",
 ]

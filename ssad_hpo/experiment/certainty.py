@@ -13,7 +13,7 @@ from torch import Tensor
 from ssad_hpo.augment import KINDS, NONE, hyperparameter_of, kind_of
 from ssad_hpo.criteria import CRITERIA, Criterion, DegenerateError
 from ssad_hpo.experiment.outcome import StudyResult
-from ssad_hpo.search import Candidate, candidates
+from ssad_hpo.search import Candidate, candidates, ranked
 from ssad_hpo.task import Range, SearchSpace
 
 _GROUPS = 20  # of images, each left out once
@@ -35,6 +35,9 @@ def how_sure(result: StudyResult) -> list[str]:
     told = []
     if rivals := rivals_of(selected, choices, settings.criterion):
         told.append(_tie(rivals, selected.number, settings.word, settings.criterion))
+    if result.confirmation is not None and (tied := result.confirmation.tied):
+        by = f"{settings.criterion} over {len(result.confirmation.seeds)} seeds"
+        told.append(_tie(tied, selected.number, settings.word, by))
     if settings.tuning is None:  # a tuning's signs of collapse say so, of every start
         told += at_the_edge(selected, settings.method.space)
         learned = [choice.learned for choice in choices if choice.augmentation.kind != NONE]
@@ -66,15 +69,14 @@ def rivals_of(selected: Candidate, choices: Sequence[Candidate], criterion: str)
     """
     if criterion not in CRITERIA:
         return []
-    ranked = sorted(choices, key=lambda choice: (choice.criteria[criterion], choice.number))
-    others = [choice for choice in ranked if choice.number != selected.number][:_RIVALS]
+    others = [choice for choice in ranked(choices, criterion) if choice.number != selected.number][:_RIVALS]
     own, found = _left_out(selected, criterion), []
     for other in others:
         theirs = _left_out(other, criterion)
         if own is None or theirs is None:
             return []
         gap = other.criteria[criterion] - selected.criteria[criterion]
-        if gap <= _ERRORS * _error_of_difference(theirs, own):
+        if abs(gap) <= _ERRORS * _error_of_difference(theirs, own):
             found.append(other.number)
     return found
 

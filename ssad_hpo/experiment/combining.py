@@ -14,7 +14,7 @@ from ssad_hpo.calibration import Calibration
 from ssad_hpo.combined import Combination, CombinedDetector, combine
 from ssad_hpo.criteria import CRITERIA, NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.experiment.run_folder import Run
-from ssad_hpo.search import Candidate, candidates
+from ssad_hpo.search import Candidate, candidates, ranked
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,7 +123,8 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
     fitted = isinstance(method, Tuning) and _is_fitted(method)
     if method.combine == 1:
         return Evidence(p, shifted, fitted=fitted)
-    members = _best([c for c in choices if c.number in held_out], run.settings.criterion, method.combine)
+    among = [c for c in choices if c.number in held_out]
+    members = ranked(among, run.settings.criterion)[: method.combine]
     # Heads would learn the noise that tells two sets of normal images apart.
     heads = method.contrast_heads and p < NO_EVIDENCE
     combined = combine([member.kept(arrays_alone=True) for member in members], heads=heads)
@@ -149,9 +150,3 @@ def combined_detector(
     by_number = {choice.number: choice for choice in choices}
     detectors = tuple(by_number[number].detector(device) for number in evidence.members)
     return CombinedDetector(detectors, evidence.combined.parts, Calibration(evidence.combined.held_out))
-
-
-def _best(choices: Sequence[Candidate], criterion: str, count: int) -> list[Candidate]:
-    """The candidates that are combined: the lowest by the criterion, earlier ones first among equals."""
-    ranked = sorted(choices, key=lambda choice: (choice.criteria[criterion], choice.number))
-    return ranked[:count]

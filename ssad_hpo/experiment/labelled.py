@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 
 from ssad_hpo import data
 from ssad_hpo.evaluate import Alarms, auc, count_alarms
-from ssad_hpo.experiment.outcome import StudyResult, chosen, load_task
+from ssad_hpo.experiment.outcome import StudyResult, chosen, compare_with_truth, load_task
+from ssad_hpo.experiment.run_folder import locked
 from ssad_hpo.experiment.scoring import bit_depth_of
+from ssad_hpo.experiment.telling import add_later, tell_summary
 
 _BLOCK = 256
 
@@ -36,6 +39,23 @@ class LabelledEvaluation:
     auc: float | None
     alarms: Alarms | None
 
+    def sentence(self) -> str:
+        """What is to be told beside other figures of the study."""
+        told = [f"{self.n_unlabeled} labelled images of the unlabelled ones, {self.n_new} new"]
+        told += [] if self.auc is None else [f"AUC {self.auc:.3f}"]
+        return "; ".join([*told, *([] if self.alarms is None else [self.alarms.sentence()])])
+
+    def metrics(self) -> dict[str, float]:
+        """The figures by name, for tracking; without those that are undefined."""
+        found = {"labelled_images": float(self.n_unlabeled + self.n_new)}
+        if self.auc is not None:
+            found["labelled_auc"] = self.auc
+        if self.alarms is not None and self.alarms.n_good:
+            found["labelled_false_alarm_rate"] = self.alarms.false_alarms / self.alarms.n_good
+        if self.alarms is not None and self.alarms.n_anomalous:
+            found["labelled_miss_rate"] = self.alarms.misses / self.alarms.n_anomalous
+        return found
+
 
 def evaluate_labelled(
     run: str | Path,
@@ -48,7 +68,8 @@ def evaluate_labelled(
     """Judge what a run ends with by labels of some of its unlabelled images, or of new ones.
 
     Unlabelled images that the search had count with the scores that it gave them, where contrast heads are
-    those that they have no part in; others are scored now. Nothing is written.
+    those that they have no part in; others are scored now. What comes out is added to what the run folder and
+    MLflow have of the study; nothing is chosen anew.
 
     Args:
         run: the run folder, or its name below runs/.
@@ -59,8 +80,8 @@ def evaluate_labelled(
         trust_addresses: as in `open_run`.
 
     Raises:
-        RunError: if there is no such run. ValueError: for a wrong file of labels, an image that cannot be
-            read, or a rate that cannot be kept.
+        RunError: if there is no such run, or another process works on it. ValueError: for a wrong file of
+            labels, an image that cannot be read, or a rate that cannot be kept.
     """
     result = chosen(run, trust_addresses=trust_addresses)
     detector = result.detector(device)
@@ -91,13 +112,30 @@ def evaluate_labelled(
         raised = calibration.alarms(torch.tensor(scores, dtype=torch.float64), alarm_rate)
         alarms = count_alarms(found, raised, alarm_rate)
     both = 0 < found.sum() < len(found)
-    return LabelledEvaluation(
+    evaluation = LabelledEvaluation(
         n_unlabeled,
         len(truth) - n_unlabeled,
         len(truths) - len(truth),
         auc(found, np.array(scores)) if both else None,
         alarms,
     )
+    _record(result, Path(labels).name, evaluation)
+    return evaluation
+
+
+def _record(result: StudyResult, name: str, evaluation: LabelledEvaluation) -> None:
+    """Add an evaluation to those that the run folder has, and tell MLflow."""
+    run = result.run
+    run.check_addresses("tracking_uri")
+    with locked(run.folder), run.open_recorder() as recorder:
+        add_later(run, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {name}: {evaluation.sentence()}")
+        recorder.study_metrics(evaluation.metrics())
+        try:
+            whole = compare_with_truth(result)
+        except (ValueError, OSError) as error:  # the note would lack figures that it has now
+            warnings.warn(f"MLflow's note of the study stays as it was: {error}", stacklevel=3)
+        else:
+            tell_summary(recorder, whole)
 
 
 def _blocks(

@@ -5,6 +5,7 @@ Selecting comes first and sees no label; only then is the ground truth read.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -15,13 +16,14 @@ import torch
 from optuna.storages import BaseStorage
 
 from ssad_hpo import data
-from ssad_hpo.calibration import Calibration
+from ssad_hpo.calibration import Calibration, Decided
 from ssad_hpo.combined import CombinedDetector
 from ssad_hpo.detector import Detector
 from ssad_hpo.evaluate import Alarms, StudyEvaluation, auc, count_alarms, evaluate_candidates
 from ssad_hpo.experiment.combining import Evidence, combined_detector, evidence_of
+from ssad_hpo.experiment.confirming import Confirmation, confirmation_of, trainings_to_come
 from ssad_hpo.experiment.run_folder import Run, RunError, locked, open_run
-from ssad_hpo.search import Candidate, candidates, records, select
+from ssad_hpo.search import Candidate, candidates, read_reseeded, records, select
 from ssad_hpo.task import StudyRecorder, Task
 
 _DIGITS = 6  # of figures in MLflow, whose tables show all that there are
@@ -36,11 +38,13 @@ class StudyResult:
     Attributes:
         run: its folder and settings.
         study: Optuna's study.
-        selected: the candidate with the lowest criterion; chosen without labels.
+        selected: the candidate with the lowest criterion, or the lowest mean over seeds where the best were
+            trained again; chosen without labels.
         evidence: what held-out images say, the combined detector among it; None without such images.
         aucs: AUC of every candidate by trial number; None where there is no ground truth.
         evaluation: selected, oracle, random and worst AUC; None where there is no ground truth.
         alarms: how its decisions fit the ground truth, where there are held-out images to decide by.
+        confirmation: the best candidates with other seeds; None where that was not asked for.
         undelivered: records that did not reach MLflow yet; `sync_run` delivers them.
         lost: records that could not even be kept for it, as on a full disk.
         trouble: why MLflow did not take all, in a sentence; None where it did.
@@ -53,6 +57,7 @@ class StudyResult:
     aucs: dict[int, float] | None = None
     evaluation: StudyEvaluation | None = None
     alarms: Alarms | None = None
+    confirmation: Confirmation | None = None
     undelivered: int = 0
     lost: int = 0
     trouble: str | None = None
@@ -114,6 +119,13 @@ class StudyResult:
         kept = self.selected.kept(arrays_alone=True)
         return kept.scores, kept.held_out
 
+    def decided(self) -> Decided | None:
+        """What is decided of the unlabelled images at the usual alarm rate; None without held-out images."""
+        scores, held_out = self.scores()
+        if held_out is None:
+            return None
+        return Calibration(torch.from_numpy(held_out)).decided(torch.from_numpy(scores))
+
 
 def load_task(run: Run, task: Task | None = None) -> Task:
     """The task of a run, loaded again and recognised by its content.
@@ -160,8 +172,11 @@ def open_result(run: str | Path, *, trust_addresses: bool = False) -> StudyResul
 
 def choose(run: Run, study: optuna.Study) -> StudyResult:
     """Choose among the candidates of a study, and combine them if that was asked for, without labels."""
-    selected = select(study, run.settings.criterion, run.artifacts)
-    return StudyResult(run, study, selected, evidence_of(run, study, selected))
+    selected, confirmation = select(study, run.settings.criterion, run.artifacts), confirmation_of(run, study)
+    if confirmation is not None:
+        selected = next(c for c in candidates(study, run.artifacts) if c.number == confirmation.chosen)
+    evidence = evidence_of(run, study, selected)
+    return StudyResult(run, study, selected, evidence, confirmation=confirmation)
 
 
 def compare_with_truth(result: StudyResult) -> StudyResult:
@@ -200,9 +215,26 @@ def record_result(recorder: StudyRecorder, result: StudyResult) -> None:
         "selected_trial": float(result.selected.number),
         f"{criterion}_selected": result.selected.criteria[criterion],
     }
+    if (confirmation := result.confirmation) is not None:
+        chosen_by["confirmed_trials"] = float(len(confirmation.values))
+        chosen_by["choice_stands"] = float(confirmation.stands)
+        for number, mean in confirmation.means.items():
+            if math.isfinite(mean):  # with a failure among its seeds it has none
+                told = {f"{criterion}_mean": mean, f"{criterion}_spread": confirmation.spreads[number]}
+                recorder.trial_metrics(str(number), told)
     if result.evidence is not None:
         chosen_by["p_anomalies"] = result.evidence.p_anomalies
         chosen_by["combined_candidates"] = float(len(result.evidence.members))
+    if (decided := result.decided()) is not None:
+        chosen_by |= {
+            "alarm_rate": decided.alarm_rate,
+            "alarm_rate_expected": decided.expected,
+            "alarm_rate_low": decided.low,
+            "alarm_rate_high": decided.high,
+            "alarm_threshold": decided.threshold,
+            "alarms_unlabeled": float(decided.n_alarms),
+            "drift": float(decided.drifted),
+        }
     recorder.study_metrics(chosen_by)
     if result.aucs is not None and result.evaluation is not None:
         for number, value in result.aucs.items():
@@ -212,9 +244,14 @@ def record_result(recorder: StudyRecorder, result: StudyResult) -> None:
 
 
 def finished_trials(run: Run) -> int:
-    """How many trials, or starts, of a run whose folder is locked need not be run any more."""
+    """How many trials, or starts, of a run whose folder is locked need not be run any more.
+
+    Trainings with other seeds count as well.
+    """
     try:
-        return sum(t.status in ("complete", "pruned", "failed") for t in records(_study_of(run)))
+        study = _study_of(run)
+        again = min(len(read_reseeded(study)), trainings_to_come(run))
+        return again + sum(t.status in ("complete", "pruned", "failed") for t in records(study))
     except RunError:  # it begins
         return 0
 

@@ -13,13 +13,26 @@ from numpy.typing import NDArray
 from ssad_hpo import data
 from ssad_hpo.augment import augment
 from ssad_hpo.bilevel import Tuning
+from ssad_hpo.calibration import Decided
 from ssad_hpo.experiment.certainty import how_sure
+from ssad_hpo.experiment.confirming import Confirmation
 from ssad_hpo.experiment.heatmaps import check_heatmaps, spots_of
 from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
 from ssad_hpo.experiment.settings import Settings, described
 from ssad_hpo.experiment.tuning import read_trajectory
-from ssad_hpo.report import Course, EmbeddingSets, Findings, ImageRow, Spots, Trajectory, Trial, write_report
+from ssad_hpo.report import (
+    Confirmed,
+    Course,
+    Decisions,
+    EmbeddingSets,
+    Findings,
+    ImageRow,
+    Spots,
+    Trajectory,
+    Trial,
+    write_report,
+)
 from ssad_hpo.search import Candidate, Kept, TrialRecord, candidates, records
 from ssad_hpo.task import Augmentation, DetectorError, Hyperparameters, Task
 
@@ -109,7 +122,32 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
         account=() if evidence is None else tuple(evidence.account(word)),
         spots=_spots(result, task, combined.scores.numpy() if combined else scores["unlabeled"]),
         course=_course(run, selected, list(competing.values()), task),
+        confirmed=_confirmed(result.confirmation, word),
+        decisions=_decisions(
+            result.decided(), "the combined detector" if combined else f"{word} {selected.number}"
+        ),
     )
+
+
+def _decisions(found: Decided | None, who: str) -> Decisions | None:
+    if found is None:
+        return None
+    figures = {
+        "alarms": f"{found.n_alarms} of {found.n_images}",
+        "threshold": f"{found.threshold:.4g}",
+        "alarm rate": f"{100 * found.alarm_rate:.2g} %",
+        "expected": f"{100 * found.expected:.2g} %",
+        "90 % range": f"{100 * found.low:.2g}–{100 * found.high:.2g} %",
+    }
+    account = (f"{who} decides", *found.sentences("unlabelled images"))
+    return Decisions(found.threshold, figures, account, found.drifted)
+
+
+def _confirmed(found: Confirmation | None, word: str) -> Confirmed | None:
+    if found is None:
+        return None
+    values = {n: (*each, found.means[n], found.spreads[n]) for n, each in found.values.items()}
+    return Confirmed(found.seeds, values, found.why(), tuple(found.account(word)))
 
 
 def _spots(result: StudyResult, task: Task | None, scores: NDArray[np.floating]) -> tuple[Spots, ...]:

@@ -78,6 +78,11 @@ class Run:
         return self.folder / "choice.png"
 
     @property
+    def later(self) -> Path:
+        """What labels that came after the study have said of it."""
+        return self.folder / "later.json"
+
+    @property
     def outbox(self) -> Path:
         return self.folder / "outbox.jsonl"
 

@@ -14,6 +14,7 @@ from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.encoder import NONE
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
 from ssad_hpo.experiment.combining import combined_detector
+from ssad_hpo.experiment.confirming import confirm_run
 from ssad_hpo.experiment.deploying import log_model
 from ssad_hpo.experiment.heatmaps import learn_heatmaps
 from ssad_hpo.experiment.outcome import (
@@ -300,18 +301,17 @@ def _search(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
     objective = Objective(
         task, search, settings.training, artifacts=run.artifacts, device=settings.device, recorder=recorder
     )
-    local = settings.cluster is None
     # On a cluster Ray's scheduler stops the trials.
-    drawing = search if local else replace(search, pruner="none")
-    study = run.open_study(
-        lambda found: open_study(found, settings.study_name, drawing, settings.training), create=True
-    )
+    drawing = search if settings.cluster is None else replace(search, pruner="none")
+    study_name = settings.study_name
+    study = run.open_study(lambda s: open_study(s, study_name, drawing, settings.training), create=True)
     if settings.cluster is None:
         run_search(study, objective)
     else:
         from ssad_hpo import raytune
 
         raytune.sweep(objective, study, settings.cluster)
+    confirm_run(run, study, objective)
     return study
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from ssad_hpo.augment import NONE, augment
 from ssad_hpo.experiment.certainty import how_sure
 from ssad_hpo.experiment.outcome import StudyResult
-from ssad_hpo.experiment.run_folder import Run
+from ssad_hpo.experiment.run_folder import Run, RunError
 from ssad_hpo.experiment.settings import Settings
+from ssad_hpo.files import read_json, reading
 from ssad_hpo.search import candidates, records
 from ssad_hpo.task import StudyRecorder, Task
 
@@ -80,9 +81,11 @@ def summary(result: StudyResult) -> str:
     """A study's choice, its figures and what is known of them, in Markdown."""
     settings, selected, criterion = result.run.settings, result.selected, result.run.settings.criterion
     count, word = len(candidates(result.study, result.run.artifacts)), settings.word
+    confirmation = result.confirmation
+    by = f"{criterion}: {selected.criteria[criterion]:.4g}, the lowest of {count} complete {word}s"
     lines = [
         f"**{word} {selected.number}: {_escaped(str(selected.augmentation))}** was chosen without labels, by "
-        f"{criterion}: {selected.criteria[criterion]:.4g}, the lowest of {count} complete {word}s.",
+        f"{by if confirmation is None else _escaped(confirmation.why())}.",
     ]
     if (figures := result.evaluation) is not None:
         named = {
@@ -99,11 +102,20 @@ def summary(result: StudyResult) -> str:
     if result.run.picture.is_file():
         shows = "Normal images, and below them what the chosen augmentation makes of them"
         lines.append(f"![{shows}](artifact:{result.run.picture.name})")
-    told = list(result.evidence.account(word)) if result.evidence is not None else []
+    told = [] if confirmation is None else confirmation.account(word)
+    told += result.evidence.account(word) if result.evidence is not None else []
     if result.evidence is not None:
         told += result.evidence.doubts(word, selected.number)
     told += how_sure(result)
+    if (decided := result.decided()) is not None:
+        told += decided.sentences("unlabelled images")
+        told.append(
+            f"the alarm threshold is a score of {decided.threshold:.4g}, for an alarm rate of "
+            f"{decided.alarm_rate:.2g}"
+        )
     lines += ["\n".join(f"- {_escaped(sentence)}" for sentence in told)] if told else []
+    if later := read_later(result.run):
+        lines += ["**Labels that came later**", "\n".join(f"- {_escaped(sentence)}" for sentence in later)]
     statuses = [trial.status for trial in records(result.study)]
     rows = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     lines.append(
@@ -112,6 +124,32 @@ def summary(result: StudyResult) -> str:
         f"{settings.seed}. All settings: `settings.json` among the artifacts."
     )
     return "\n\n".join(lines)
+
+
+def read_later(run: Run) -> list[str]:
+    """What labels that came after a study have said of it, in sentences, the earliest first.
+
+    Raises:
+        RunError: if they cannot be read.
+    """
+    if not run.later.is_file():
+        return []
+    with reading(run.later, "cannot be read as later evaluations", "remove it", RunError):
+        told = read_json(run.later)["evaluations"]
+        if not all(isinstance(sentence, str) for sentence in told):
+            raise ValueError("expected texts")
+        return list(told)
+
+
+def add_later(run: Run, sentence: str) -> None:
+    """Add a sentence to these, whole or not at all."""
+    text = json.dumps({"evaluations": [*read_later(run), sentence]}, indent=2) + "\n"
+    partial = run.later.with_name(run.later.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, run.later)
+    except OSError as error:
+        raise RunError(f"{run.later}: cannot be written ({error.strerror})") from error
 
 
 def _table(head: Sequence[str], row: Sequence[str]) -> str:

@@ -65,9 +65,7 @@ def train_detector(
     torch.set_num_threads(max(1, int(cpus)))
     reports: list[dict[str, Any]] = []
     try:
-        unseen = None if held_out is None else _tensor(held_out)
-        task = Task(task_name, _tensor(train), _tensor(unlabeled), unseen)
-        _train(config, task, search, training, device, reports)
+        _train(config, task_of(task_name, train, unlabeled, held_out), search, training, device, reports)
     except Exception as error:
         # The border where a sweep must go on: whatever a trial raises fails this trial, with its reason. A
         # disk that is full or gone is no fault of the trial's, which may be tried again.
@@ -157,6 +155,12 @@ def read_progress(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | 
         if not all(is_number(report[name]) for report in reports for name in ("step", "seconds")):
             raise ValueError("expected reports with a step and seconds")
         return reports, state
+
+
+def task_of(name: str, train: np.ndarray, unlabeled: np.ndarray, held_out: np.ndarray | None = None) -> Task:
+    """A task of images in Ray's shared memory, which are not copied."""
+    unseen = None if held_out is None else _tensor(held_out)
+    return Task(name, _tensor(train), _tensor(unlabeled), unseen)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -3,13 +3,25 @@
 It is imported where a figure is drawn, so that importing this room stays fast.
 """
 
-from ssad_hpo.report.findings import Course, EmbeddingSets, Findings, ImageRow, Spots, Trajectory, Trial
+from ssad_hpo.report.findings import (
+    Confirmed,
+    Course,
+    Decisions,
+    EmbeddingSets,
+    Findings,
+    ImageRow,
+    Spots,
+    Trajectory,
+    Trial,
+)
 from ssad_hpo.report.heat import LONGEST_SIDE, overlay
 from ssad_hpo.report.page import write_report
 
 __all__ = [
     "LONGEST_SIDE",
+    "Confirmed",
     "Course",
+    "Decisions",
     "EmbeddingSets",
     "Findings",
     "ImageRow",

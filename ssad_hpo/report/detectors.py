@@ -20,13 +20,16 @@ _SHOWN = 500  # points of a set in a map: more hide one another
 _COLUMNS = 4
 
 
-def scores_figure(scores: Mapping[str, NDArray[np.floating]], title: str, path: Path) -> None:
+def scores_figure(
+    scores: Mapping[str, NDArray[np.floating]], title: str, path: Path, threshold: float | None = None
+) -> None:
     """Histograms of anomaly scores, one outline per set.
 
     Args:
         scores: (N,) for each set, by its name in `style.SETS`.
         title: above the figure.
         path: of the PNG file.
+        threshold: the score above which images raise an alarm, for a dashed line; None for none.
 
     Raises:
         ValueError: if there is no set, or an empty one.
@@ -54,9 +57,11 @@ def scores_figure(scores: Mapping[str, NDArray[np.floating]], title: str, path: 
         if log:
             axes.set_xscale("log")
             plain_log_ticks(axes.xaxis, edges[0], edges[-1])
+        if threshold is not None:
+            axes.axvline(threshold, color="black", linestyle="--", linewidth=1.1, label="alarm threshold")
         axes.set_xlabel("anomaly score (higher is more anomalous)")
         axes.set_ylabel("share of the set (%)")
-        legend_below(axes, min(3, len(scores)))
+        legend_below(axes, min(3, len(scores) + (threshold is not None)))
 
 
 def embedding_figure(

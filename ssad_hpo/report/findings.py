@@ -135,6 +135,39 @@ class Course:
     examples: tuple[ImageRow, ...] = ()
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """What is decided of the unlabelled images.
+
+    Attributes:
+        threshold: the score of the detector that decides above which images raise an alarm.
+        figures: texts by heading. account: sentences.
+        drifted: whether the images look unlike held-out ones as a whole.
+    """
+
+    threshold: float
+    figures: Mapping[str, str]
+    account: tuple[str, ...]
+    drifted: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Confirmed:
+    """The best trials, trained again with other seeds.
+
+    Attributes:
+        seeds: of the trainings, the search's own first.
+        values: by trial, the search's best first: the criterion with each seed, its mean and its standard
+            deviation, lower is better; not finite where a training failed.
+        why: what the selected trial was chosen by. account: sentences on what came of it.
+    """
+
+    seeds: tuple[int, ...]
+    values: Mapping[int, tuple[float, ...]]
+    why: str
+    account: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """All that a report shows of a study.
@@ -159,6 +192,8 @@ class Findings:
         remarks: sentences about what is not shown, and why, and what to mind about the result.
         spots: the unlabelled images of the highest scores with their heat maps; empty where there are none.
         course: of a tuning, whose starts are the trials; None of a search.
+        confirmed: the best trials with other seeds; None where that was not asked for.
+        decisions: by the detector that the study ends with; None where no images are held out.
 
     Raises:
         ValueError: if the selected trial is not among the complete ones.
@@ -181,6 +216,8 @@ class Findings:
     account: tuple[str, ...] = ()
     spots: tuple[Spots, ...] = ()
     course: Course | None = None
+    confirmed: Confirmed | None = None
+    decisions: Decisions | None = None
 
     def __post_init__(self) -> None:
         if self.selected not in {t.number for t in self.trials if t.status == "complete"}:

@@ -17,7 +17,13 @@ from ssad_hpo.report.detectors import embedding_figure, images_figure, scores_fi
 from ssad_hpo.report.findings import Course, Findings
 from ssad_hpo.report.heat import LONGEST_SIDE, side_by_side
 from ssad_hpo.report.style import name_of
-from ssad_hpo.report.tables import candidates_table, figures_list, settings_list
+from ssad_hpo.report.tables import (
+    candidates_table,
+    confirmed_table,
+    decisions_list,
+    figures_list,
+    settings_list,
+)
 from ssad_hpo.report.trajectory import examples_figure, trajectory_figure
 from ssad_hpo.report.trials import auc_figure, hyperparameters_figure, learning_curves_figure, searched
 from ssad_hpo.task import Range
@@ -58,7 +64,7 @@ def write_report(findings: Findings, folder: Path) -> Path:
     page = template.substitute(
         title=escape(findings.task),
         choice=_choice(findings),
-        figures=figures_list(findings),
+        figures=confirmed_table(findings) + figures_list(findings) + decisions_list(findings),
         remarks="".join(f"<p class='remark'>{escape(remark)}</p>" for remark in findings.remarks),
         sections=sections,
         candidates=candidates_table(findings),
@@ -83,10 +89,13 @@ def _choice(findings: Findings) -> str:
     values = f" with {escape(', '.join(given))}" if given else ""
     candidates = sum(t.status == "complete" for t in findings.trials)
     among = "the only candidate" if candidates == 1 else f"the lowest of {candidates} candidates"
+    by, account = f"{criterion}: {choice.value:.4g}, {among}", findings.account
+    if (confirmed := findings.confirmed) is not None:
+        by, account = confirmed.why, (*confirmed.account, *account)
     return (
         f"<p class='choice'><strong>Trial {choice.number}: {kind}</strong>{values}."
-        f"</p><p>Chosen without labels, by {escape(criterion)}: {choice.value:.4g}, {among}.</p>"
-        + "".join(f"<p>{escape(told[0].upper() + told[1:])}.</p>" for told in findings.account)
+        f"</p><p>Chosen without labels, by {escape(by)}.</p>"
+        + "".join(f"<p>{escape(told[0].upper() + told[1:])}.</p>" for told in account)
     )
 
 
@@ -171,8 +180,10 @@ def _scores(findings: Findings, folder: Path) -> _Section:
         "that it was fitted to, so unlabeled ones may lie somewhat to the right of them without being "
         "anomalous."
     )
-    path = folder / "scores.png"
-    scores_figure(findings.scores, f"Scores of trial {findings.selected}", path)
+    path, decisions = folder / "scores.png", findings.decisions
+    threshold = None if decisions is None else decisions.threshold
+    alone = None if findings.combined else threshold  # what several decide together is no score of one
+    scores_figure(findings.scores, f"Scores of trial {findings.selected}", path, alone)
     pictures = [_Picture(path, "Histograms of the anomaly scores: " + ", ".join(findings.scores))]
     if findings.combined:
         text += (
@@ -180,8 +191,10 @@ def _scores(findings: Findings, folder: Path) -> _Section:
             "held-out images are normal ones that no detector has seen, so what lies beyond them is suspect."
         )
         path = folder / "scores-combined.png"
-        scores_figure(findings.combined, "Scores of the combined detector", path)
+        scores_figure(findings.combined, "Scores of the combined detector", path, threshold)
         pictures.append(_Picture(path, "Histograms of the combined detector's anomaly scores"))
+    if threshold is not None:
+        text += " Images to the right of the dashed line raise an alarm."
     if findings.anomalous is not None:
         unlabeled, title = findings.scores["unlabeled"], f"Unlabeled, by truth: AUC {findings.choice.auc:.3f}"
         by_truth = {

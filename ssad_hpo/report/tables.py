@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 
@@ -44,6 +45,41 @@ def figures_list(findings: Findings) -> str:
     )
 
 
+def decisions_list(findings: Findings) -> str:
+    """What is decided of the unlabelled images; nothing where no images are held out to decide by."""
+    decisions = findings.decisions
+    if decisions is None:
+        return ""
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in decisions.figures.items()
+    )
+    told = "".join(f"<p class='remark'>{escape(t[0].upper() + t[1:])}.</p>" for t in decisions.account)
+    drift = "<p class='warning'>Drift: p-values may not hold.</p>" if decisions.drifted else ""
+    return f"<h2>Decisions on the unlabeled images</h2><dl class='figures'>{items}</dl>{drift}{told}"
+
+
+def confirmed_table(findings: Findings) -> str:
+    """The best trials with other seeds; nothing where that was not asked for."""
+    confirmed = findings.confirmed
+    if confirmed is None:
+        return ""
+    headings = ["trial", *(f"seed {seed}" for seed in confirmed.seeds), "mean", "spread"]
+    head = "".join(f"<th scope='col'>{heading}</th>" for heading in headings)
+    rows = "".join(
+        f"<tr{_marked(findings, number)}><td>{number}</td>"
+        + "".join(f"<td>{f'{value:.4f}' if math.isfinite(value) else 'failed'}</td>" for value in values)
+        + "</tr>"
+        for number, values in confirmed.values.items()
+    )
+    return (
+        f"<div class='scroll few' tabindex='0'><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{rows}</tbody></table></div><p class='remark'>{escape(name_of(findings.criterion))} of the "
+        "trials that were trained again, lower is better; the lowest mean is chosen. The spread is a "
+        "standard deviation over seeds.</p>"
+    )
+
+
 def candidates_table(findings: Findings) -> str:
     """Every trial, the best candidate first, then those that do not compete, with the reason."""
     names = list(dict.fromkeys(n for values in findings.space.kinds.values() for n in values))
@@ -77,12 +113,15 @@ def _row(findings: Findings, trial: Trial, names: list[str], judged: bool) -> st
     cells.append("" if trial.value is None else f"{trial.value:.4f}")
     if judged:
         cells.append("" if trial.auc is None else f"{trial.auc:.3f}")
-    chosen = " class='selected'" if trial.number == findings.selected else ""
     return (
-        f"<tr{chosen}><td>{trial.number}</td><td class='word'>{kind}</td>"
+        f"<tr{_marked(findings, trial.number)}><td>{trial.number}</td><td class='word'>{kind}</td>"
         f"<td class='word'>{_status(findings, trial)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}"
         f"<td class='reason'>{escape(trial.reason or '')}</td></tr>"
     )
+
+
+def _marked(findings: Findings, number: int) -> str:
+    return " class='selected'" if number == findings.selected else ""
 
 
 def _status(findings: Findings, trial: Trial) -> str:

@@ -3,9 +3,10 @@
 from ssad_hpo.search.objective import Evaluation, Objective, check_minimises, evaluations, metric_names
 from ssad_hpo.search.offline import Ranking, select_detectors
 from ssad_hpo.search.record import TrialRecord, is_final, records
+from ssad_hpo.search.reseeding import Reseeded, confirm, further_seeds, read_reseeded, to_confirm
 from ssad_hpo.search.resume import open_study, reconcile, remaining_trials, run_search, was_interrupted
 from ssad_hpo.search.sampling import first_rung, is_exhausted, make_pruner, make_sampler, position
-from ssad_hpo.search.selection import Candidate, candidates, select
+from ssad_hpo.search.selection import Candidate, candidates, ranked, select
 from ssad_hpo.search.store import FolderStore, Kept, detector_folder, keep_patches, open_kept
 
 __all__ = [
@@ -15,12 +16,15 @@ __all__ = [
     "Kept",
     "Objective",
     "Ranking",
+    "Reseeded",
     "TrialRecord",
     "candidates",
     "check_minimises",
+    "confirm",
     "detector_folder",
     "evaluations",
     "first_rung",
+    "further_seeds",
     "is_exhausted",
     "is_final",
     "keep_patches",
@@ -30,11 +34,14 @@ __all__ = [
     "open_kept",
     "open_study",
     "position",
+    "ranked",
+    "read_reseeded",
     "reconcile",
     "records",
     "remaining_trials",
     "run_search",
     "select",
     "select_detectors",
+    "to_confirm",
     "was_interrupted",
 ]

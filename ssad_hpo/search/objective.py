@@ -249,7 +249,8 @@ class Objective:
     ) -> None:
         """Have the store forget the detectors that are not worth keeping, now that a trial is finished.
 
-        Kept are the `search.keep` best by the criterion, those to combine, and the best by each other one.
+        Kept are the `search.keep` best by the criterion, those to combine, those of which one may be chosen
+        by other seeds, and the best by each other one.
 
         Args:
             study: with the trials that finished before.
@@ -269,6 +270,7 @@ class Objective:
             # A trial of an older run may lack a criterion that came later.
             judged = [kept for kept in order if name in finished[kept][1]]
             ranked = sorted(judged, key=lambda kept: finished[kept][1][name])
-            count = max(self.search.keep, self.search.combine) if name == self.criterion else 1
+            ended_with = max(self.search.keep, self.search.combine, self.search.confirm)
+            count = ended_with if name == self.criterion else 1
             best.update(finished[kept][0] for kept in ranked[:count])
         self.store.drop_detectors({kept for kept, _ in finished.values()} - best)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -125,7 +125,12 @@ def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None =
     without = [candidate.number for candidate in choices if criterion not in candidate.criteria]
     if without:
         raise ValueError(f"criterion: trial {without[0]} was not judged by {criterion}; choose another")
-    return min(choices, key=lambda candidate: (candidate.criteria[criterion], candidate.number))
+    return ranked(choices, criterion)[0]
+
+
+def ranked(choices: Sequence[Candidate], criterion: str) -> list[Candidate]:
+    """Candidates from the best to the worst by a criterion that all have; of equal ones the earlier first."""
+    return sorted(choices, key=lambda candidate: (candidate.criteria[criterion], candidate.number))
 
 
 def _candidate(trial: TrialRecord, artifacts: Path | None) -> Candidate:

@@ -157,6 +157,8 @@ class Search:
         combine: how many of the best candidates score together in the end, where there are held-out images; 1
             for none but the selected one.
         contrast_heads: whether these also look for what tells the unlabelled images from held-out ones.
+        confirm: how many of the best candidates are trained again with two other seeds each, after which the
+            lowest mean over seeds is chosen; 0 for none.
 
     Raises:
         ValueError: naming the setting that is out of its range.
@@ -174,16 +176,16 @@ class Search:
     keep: int = 3
     combine: int = 1
     contrast_heads: bool = True
+    confirm: int = 0
 
     def __post_init__(self) -> None:
         space: Any = self.space
         if not isinstance(space, SearchSpace):
             object.__setattr__(self, "space", SearchSpace(space))
         check_text(self, "criterion")
-        whole_numbers = {"n_trials": (1, 1_000_000), "grid_points": (2, 1000), "reduction_factor": (2, 1000)}
-        check_whole(
-            self, {**whole_numbers, "seed": (0, MOST_SEED), "keep": (1, 1_000_000), "combine": (1, 1_000_000)}
-        )
+        many = (1, 1_000_000)
+        check_whole(self, {"n_trials": many, "grid_points": (2, 1000), "reduction_factor": (2, 1000)})
+        check_whole(self, {"seed": (0, MOST_SEED), "keep": many, "combine": many, "confirm": (0, many[1])})
         if not isinstance(self.contrast_heads, bool):
             raise ValueError(f"contrast_heads: expected true or false, got {self.contrast_heads!r:.80}")
         check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})

@@ -13,6 +13,7 @@ from ssad_hpo.tracking.uri import (
     absolute_uri,
     default_experiment,
     default_tracking_uri,
+    serve_command,
     ui_address,
     ui_command,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "default_experiment",
     "default_tracking_uri",
     "pending",
+    "serve_command",
     "study_page",
     "sync",
     "ui_address",

@@ -88,3 +88,18 @@ def ui_command(tracking_uri: str, place: str = "") -> str:
         # By the environment: an option would be seen in the process list.
         return f'MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI" {mlflow} ui'
     return f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {shlex.quote(tracking_uri)}"
+
+
+def serve_command(tracking_uri: str, name: str) -> str:
+    """The shell command that serves the latest version of a registered model over HTTP.
+
+    MLflow starts uvicorn by its name alone, so a shell that does not find it gets this Python's folder first.
+    No password is in it: such an address is taken from MLFLOW_TRACKING_URI.
+    """
+    shown = without_password(absolute_uri(tracking_uri))
+    settings = [] if hides_password(shown) else [f"MLFLOW_TRACKING_URI={shlex.quote(shown)}"]
+    if not shutil.which("uvicorn"):
+        settings.insert(0, f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
+    settings.append("MLFLOW_DISABLE_TELEMETRY=true")
+    words = ["mlflow", "models", "serve", "-m", shlex.quote(f"models:/{name}/latest")]
+    return " ".join([*settings, *words, "--env-manager local -p 5055"])
