@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,12 @@ def test_a_training_is_done_again_as_it_was_but_for_its_seed(result: StudyResult
     assert result.selected.number == confirmation.chosen
 
 
-def test_there_are_no_more_than_the_candidates_that_a_search_has(workplace: Path) -> None:
-    found = confirmed_run("few", n_trials=2, confirm=9).confirmation
-    assert found is not None and sorted(found.values) == [0, 1]
+def test_there_are_no_more_than_a_search_has_and_every_ones_detector_is_kept(workplace: Path) -> None:
+    tiny = replace(TRAINING, steps=2, batch_size=4, width=2)
+    result = confirmed_run("few", n_trials=6, confirm=9, training=tiny)
+    assert result.confirmation is not None and sorted(result.confirmation.values) == list(range(6))
+    for candidate in to_confirm(result.study, result.run.settings.method):
+        assert candidate.kept().detector is not None, "whichever the other seeds choose, it must be there"
 
 
 def test_without_being_asked_for_nothing_is_trained_again(workplace: Path) -> None:
@@ -196,11 +200,11 @@ def test_damaged_values_end_in_a_sentence(result: StudyResult, damage: dict[str,
 
 
 class Stopping(Listener):
-    """Ctrl-C as the second of these trainings begins."""
+    """Ctrl-C as the third of these trainings begins: one candidate is through, the other is not."""
 
     def trial_started(self, trial: str, params: Any, tags: Any) -> None:
         super().trial_started(trial, params, tags)
-        if sum("seed" in event[0] for event in self.of("started")) == 2:
+        if sum("seed" in event[0] for event in self.of("started")) == 3:
             raise KeyboardInterrupt
 
 
@@ -211,11 +215,11 @@ def test_what_is_done_stays_after_ctrl_c_and_half_of_it_chooses_nothing(
         confirmed_run("stopped", listeners=[Stopping()])
     run = open_run("stopped")
     study = optuna.load_study(study_name=None, storage=run.open_storage())
-    assert len(read_reseeded(study)) == 1
+    assert len(read_reseeded(study)) == 2
     assert choose(run, study).confirmation is None
     again = resume_study("stopped", listeners=[listener])
     assert [event[0] for event in listener.of("started")] == [
-        f"{number}, seed {seed}" for number, seed in list(read_reseeded(again.study))[1:]
+        f"{number}, seed {seed}" for number, seed in list(read_reseeded(again.study))[2:]
     ]
     assert again.confirmation is not None and result.confirmation is not None
     assert again.confirmation.values == result.confirmation.values
