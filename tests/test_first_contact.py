@@ -17,6 +17,7 @@ from starting import start_study
 import ssad_hpo
 from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.experiment import RunError, open_result, open_run, resume_study
+from ssad_hpo.experiment.run_folder import locked
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Range, Search, SearchSpace, Task, Training
 
@@ -274,3 +275,19 @@ def test_mlflows_own_choice_of_an_experiment_is_kept_to(
         names = {r.info.run_name for r in client.search_runs([found.experiment_id])}
         assert open_run(run).settings.title in names
     assert client.get_experiment_by_name("ssad_hpo") is None
+
+
+def test_processes_that_read_a_run_do_not_wait_for_each_other_and_say_that_they_read(tmp_path: Path) -> None:
+    with locked(tmp_path, shared=True):
+        with locked(tmp_path, shared=True):
+            pass
+        with pytest.raises(RunError, match="in use by a process that reads it; wait"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        with (
+            pytest.raises(RunError, match=rf"in use by process {os.getpid()} on"),
+            locked(tmp_path, shared=True),
+        ):
+            pass
+    with locked(tmp_path):
+        pass

@@ -153,7 +153,7 @@ def chosen(run: str | Path, *, trust_addresses: bool = False) -> StudyResult:
             address needs `trust_addresses` (see `open_run`).
     """
     opened = open_run(run, trust_addresses=trust_addresses)
-    with locked(opened.folder):
+    with locked(opened.folder, shared=True):
         return choose(opened, _study_of(opened))
 
 
@@ -165,7 +165,7 @@ def open_result(run: str | Path, *, trust_addresses: bool = False) -> StudyResul
             candidate yet, or for a storage whose address needs `trust_addresses` (see `open_run`).
     """
     opened = open_run(run, trust_addresses=trust_addresses)
-    with locked(opened.folder):
+    with locked(opened.folder, shared=True):
         study = _study_of(opened)
         return compare_with_truth(choose(opened, study))
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 import optuna
 from optuna.storages import BaseStorage
@@ -257,8 +258,11 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Own a run folder; the lock goes with the process, however it ends.
+
+    Args:
+        shared: with other processes that read.
 
     Raises:
         RunError: if another process has it; the message names it.
@@ -268,15 +272,27 @@ def locked(folder: Path) -> Iterator[None]:
         raise RunError(f"{path}: is no file; remove it")
     with path.open("a+", encoding="utf-8", errors="replace") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            raise RunError(f"{folder}: in use by {owner}; wait for it or stop it first") from error
+            raise RunError(f"{folder}: in use by {_owner(lock)}; wait for it or stop it first") from error
+        if shared:
+            yield
+            return
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def _owner(lock: TextIO) -> str:
+    """Who has a lock that could not be had; only those that write have put their name down."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        return lock.read().strip() or "another process"
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    return "a process that reads it"
 
 
 def _storage_from_environment(folder: Path, starred: str) -> str:
