@@ -16,7 +16,7 @@ from ssad_hpo.calibration import Calibrated, Calibration
 from ssad_hpo.detector.density import fit_gaussian
 from ssad_hpo.detector.patches import PatchDensity, fit_patches, image_scores, maps_of
 from ssad_hpo.encoder import Network, build_network, features_and_maps, map_strides
-from ssad_hpo.numerics import autocast, seeded, to_float
+from ssad_hpo.numerics import autocast, prepare_allocator, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 # Images embedded at once, of 64 x 64 pixels; fewer of larger ones, so that they take the same memory.
@@ -332,6 +332,7 @@ class Detector(Calibrated):
 
     def _blocks(self, images: Tensor) -> Iterator[Tensor]:
         _, height, width = self.image_shape
+        prepare_allocator(self.device, height * width)
         for block in images.split(min(max(_EMBED_PIXELS // (height * width), 8), _EMBED_BATCH)):
             yield block.to(self.device, non_blocking=True)
 
