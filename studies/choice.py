@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 
 from ssad_hpo.data import read_labels
 from studies.lab.choosing import Draw, Seen, draw, figures
@@ -53,23 +56,38 @@ def groups(cells: Sequence[Cell], kept: Sequence[Row], how: str) -> Iterator[tup
 def rows_of(options: argparse.Namespace, cells: Sequence[Cell], kept: Sequence[Row]) -> list[Row]:
     """A row for every way of training, set, seed, share, draw, group of candidates and method."""
     frozen = {cell.name: cell for cell in cells if cell.how == "frozen"}
+    work = [
+        (options, title, prefix, frozen[name] if how == "fine-tuned" else None, seed, members)
+        for title, how, prefix in WAYS
+        for name, seed, members in groups(cells, kept, how)
+    ]
+    if options.jobs == 1:
+        return [row for some in map(_rows_of_set, work) for row in some]
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        return [row for some in pool.map(_rows_of_set, work) for row in some]
+
+
+def _rows_of_set(
+    work: tuple[argparse.Namespace, str, str, Cell | None, int, list[Cell]],
+) -> list[Row]:
+    options, title, prefix, start, seed, members = work
+    torch.set_num_threads(1)
+    name = members[0].name
+    labels = read_labels(members[0].source)
+    assert labels is not None, f"{name}: a set of this study has ground truth"
+    arrays = [arrays_of(cell, options.cells) for cell in members]
+    of_start = None if start is None else arrays_of(start, options.cells)
+    by_patches = not prefix and "whole_scores" in arrays[0]
     rows: list[Row] = []
-    for title, how, prefix in WAYS:
-        for name, seed, members in groups(cells, kept, how):
-            labels = read_labels(members[0].source)
-            assert labels is not None, f"{name}: a set of this study has ground truth"
-            arrays = [arrays_of(cell, options.cells) for cell in members]
-            start = arrays_of(frozen[name], options.cells) if how == "fine-tuned" else None
-            print(f"{title} {name}, seed {seed}: {len(members)} detectors", flush=True)
-            by_patches = not prefix and "whole_scores" in arrays[0]
-            for share in SHARES[:1] if options.smoke else SHARES:
-                for number in range(1 if options.smoke else DRAWS):
-                    places = draw(labels, share, number)
-                    seen = [Seen.of(one, places, prefix) for one in arrays]
-                    of_frozen = None if start is None else Seen.of(start, places, prefix)
-                    whole = [Seen.of(one, places, "whole_") for one in arrays] if by_patches else []
-                    place = {"how": title, "set": name, "seed": seed, "share": share, "draw": number}
-                    rows += _methods(place, members, seen, of_frozen, labels, places, whole)
+    for share in SHARES[:1] if options.smoke else SHARES:
+        for number in range(1 if options.smoke else DRAWS):
+            places = draw(labels, share, number)
+            seen = [Seen.of(one, places, prefix) for one in arrays]
+            frozen = None if of_start is None else Seen.of(of_start, places, prefix)
+            whole = [Seen.of(one, places, "whole_") for one in arrays] if by_patches else []
+            place = {"how": title, "set": name, "seed": seed, "share": share, "draw": number}
+            rows += _methods(place, members, seen, frozen, labels, places, whole)
+    print(f"{title} {name}, seed {seed}: {len(members)} detectors", flush=True)
     return rows
 
 
