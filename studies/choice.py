@@ -26,7 +26,15 @@ import torch
 from ssad_hpo.data import read_labels
 from studies.lab.choosing import Draw, Seen, draw, figures
 from studies.lab.comparing import average_ranks, comparison_table
-from studies.lab.detectors import DYNAMIC, Cell, arrays_of, cells_of, detectors_parser, run_detectors
+from studies.lab.detectors import (
+    DYNAMIC,
+    Cell,
+    arrays_of,
+    cells_of,
+    detectors_parser,
+    extent,
+    run_detectors,
+)
 from studies.lab.options import parse
 from studies.lab.results import Row, made_by, markdown_table, write_results
 
@@ -173,7 +181,8 @@ def against_table(rows: Sequence[Row], hero: str) -> str:
 def main() -> None:
     options = parse(detectors_parser("choice", __doc__))
     cells = cells_of(options)
-    rows = rows_of(options, cells, run_detectors(cells, options))
+    there, kept = run_detectors(cells, options)
+    rows = rows_of(options, there, kept)
     embedded = {cell.name for cell in cells if cell.source.loader != "folder"}
     parts = []
     for how, real in itertools.product([title for title, *_ in WAYS], (True, False)):
@@ -189,6 +198,7 @@ def main() -> None:
 
 {made_by("choice", options)}
 
+{extent(cells, there)}
 Mean AUC on images that no method has seen, over sets, seeds and draws; higher is better. Regret is the
 distance across kinds to the oracle, the candidate that is best on those images. *Transductive* is across
 kinds on the unlabelled images themselves. Candidates are static; *dynamic* detectors need no choice.

@@ -23,6 +23,7 @@ from studies.lab.detectors import (
     arrays_of,
     cells_of,
     detectors_parser,
+    extent,
     run_detectors,
 )
 from studies.lab.options import parse
@@ -130,12 +131,13 @@ def _shown(value: float, place: int) -> str:
 def main() -> None:
     options = parse(detectors_parser("pretrained", __doc__))
     cells = cells_of(options)
-    kept = run_detectors(cells, options)
-    rows = rows_of(cells, kept, options.cells)
+    there, kept = run_detectors(cells, options)
+    rows = rows_of(there, kept, options.cells)
     page = f"""# Pretrained encoders
 
 {made_by("pretrained", options)}
 
+{extent(cells, there)}
 AUC, higher is better. *Frozen* is EfficientNet-Lite0 as it comes; *whole* scores an image by the distance of
 its embedding, *patches* by its most anomalous patches. *Average* and *best* are over candidates, the best by
 ground truth, which no selector reaches; means over seeds: {options.seeds}. Seconds are the median

@@ -123,7 +123,8 @@ def main() -> None:
     options = parse(parser)
     options.seeds = 2 if options.smoke else options.seeds
     cells = cells_of(options)
-    rows = rows_of(options, cells, run_detectors(cells, options))
+    there, kept = run_detectors(cells, options)
+    rows = rows_of(options, there, kept)
     page = f"""# The best candidates with other seeds
 
 {made_by("reseeding", options)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -166,14 +167,31 @@ def detectors_parser(name: str, description: str | None) -> argparse.ArgumentPar
     parser = study_parser(name, description, cells=True, seeds=2)
     parser.set_defaults(cells=Path("runs/detectors"))
     parser.add_argument("--real", type=Path, help="folder of data sets in the layout of MVTec AD")
+    parser.add_argument("--kept", action="store_true", help="compute nothing, show the cells that are there")
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of these, the shorter side")
     return parser
 
 
-def run_detectors(cells: Sequence[Cell], options: argparse.Namespace) -> list[Row]:
-    """Train those that are not kept yet; what is kept of each, its arrays apart."""
+def run_detectors(cells: Sequence[Cell], options: argparse.Namespace) -> tuple[list[Cell], list[Row]]:
+    """Train those that are not kept yet; cells, and what is kept of each, its arrays apart.
+
+    With --kept nothing is trained, and of a set a way of training counts once all of its static candidates
+    are there.
+    """
+    if options.kept:
+        there = [cell for cell in cells if cell.path(options.cells).exists()]
+        lacking = {(cell.name, cell.how) for cell in cells if cell.candidate != DYNAMIC and cell not in there}
+        there = [cell for cell in there if (cell.name, cell.how) not in lacking]
+        return there, [json.loads(cell.path(options.cells).read_text()) for cell in there]
     work = partial(run_cell, folder=options.cells)
-    return run_missing(cells, lambda cell: cell.path(options.cells), work, options.jobs)
+    return list(cells), run_missing(cells, lambda cell: cell.path(options.cells), work, options.jobs)
+
+
+def extent(cells: Sequence[Cell], there: Sequence[Cell]) -> str:
+    """A sentence on what a page lacks; nothing where it lacks nothing."""
+    if len(there) == len(cells):
+        return ""
+    return f"Stopped before its end: {len(there)} of {len(cells)} detectors are in it.\n"
 
 
 def arrays_of(cell: Cell, folder: Path) -> dict[str, np.ndarray]:
