@@ -69,11 +69,13 @@ def table(rows: Sequence[Row]) -> str:
         ]
         seconds = [_seconds(scratch), _seconds(tuned)]
         lines.append([frozen["auc_whole"], frozen["auc_patches"], *of_ways, *seconds])
-    of_real = [line for line in lines if not np.isnan(line[2])]
-    for title, some in (("mean of those from scratch as well", of_real), ("mean of all", lines)):
-        if some:
-            sets.append(title)
+    count = len(lines)
+    for title, place in (("from scratch", 2), ("fine-tuned", 4)):
+        if some := [line for line in lines[:count] if not np.isnan(line[place])]:
+            sets.append(f"mean of those {title} as well")
             lines.append(np.mean(some, axis=0).tolist())
+    sets.append("mean of all")
+    lines.append(np.mean(lines[:count], axis=0).tolist())
     titles = [
         "set", "frozen, whole", "frozen, patches", "scratch, average", "best",
         "fine-tuned, whole, average", "best", "fine-tuned, patches, average", "best",
@@ -95,7 +97,8 @@ def size_table(rows: Sequence[Row], size: int) -> str:
             values[row["set"]][size] = row
     if not values:
         return ""
-    sizes = sorted(next(iter(values.values())))
+    sizes = sorted({pixels for of in values.values() for pixels in of})
+    values = {name: of for name, of in values.items() if len(of) == len(sizes)}  # means of the same sets
     ways = [(figure, pixels) for figure in ("auc_whole", "auc_patches") for pixels in sizes]
     lines = [[name, *(of[pixels][figure] for figure, pixels in ways)] for name, of in values.items()]
     lines.append(["mean", *np.mean([line[1:] for line in lines], axis=0).tolist()])
