@@ -9,8 +9,6 @@ NEEDS_SERVICES := services or slow
 ON_ITS_OWN := tests/test_docker_image.py
 # Tests run beside each other in processes of one thread: two threads that wait for each other lose more.
 WORKERS ?= 2
-# Slow tests wait for servers, nodes and timeouts as much as they compute.
-SLOW_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 STUDIES := $(filter-out lab,$(notdir $(basename $(wildcard studies/[a-z]*.py)) $(patsubst %/__main__.py,%,$(wildcard studies/*/__main__.py))))
@@ -31,7 +29,7 @@ test: lint  ## style, types and all tests that need no service
 test-all: test  ## make test, then the slow tests and those that need services
 	@found=0; $(BIN)/pytest --collect-only -q --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)" >/dev/null 2>&1 || found=$$?; \
 	if [ $$found -eq 5 ]; then echo "make test-all: no test is slow or needs a service"; \
-	else OMP_NUM_THREADS=1 $(BIN)/pytest -n $(SLOW_WORKERS) --dist loadgroup --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)"; fi
+	else OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)"; fi
 
 # Not part of test-all: it needs root, Debian's packages and some 10 minutes, and starts a Docker engine.
 test-docker: install  ## build docker/'s image and run its services; skipped, with the reason, where that cannot be

@@ -25,12 +25,9 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `--dist loadgroup` keeps in one process: the tests of the Ray that is started once, those that
-    start others, of which one at a time is enough, and those of each file."""
+    """What `--dist loadgroup` keeps in one process: the tests that start a Ray, and those of each file."""
     for item in items:
-        group = item.path.stem
-        if item.get_closest_marker("ray"):
-            group = "ray" if "local_ray" in getattr(item, "fixturenames", ()) else "another ray"
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 
 
