@@ -39,7 +39,7 @@ ALLOWED = {
     "raytune": {"task", "search", "address", "bounds", "files"},
 }
 ALLOWED["serving"] = {"combined", "detector", "data", "bounds", "files"}
-ALLOWED["export"] = {"combined", "detector", "files"}
+ALLOWED["export"] = {"combined", "detector", "encoder", "files"}
 ALLOWED["search"] |= {"calibration"}
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)
