@@ -86,17 +86,10 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
         check_sets(sets.train, sets.augmented, sets.unlabeled)
         detector.fit_density(sets.train)
         if scores is None:
-            scores = _finite(detector, detector.density_score(unlabeled))
-            held_out = None if normal is None else _finite(detector, detector.density_score(normal))
+            scores = detector.finite(detector.density_score(unlabeled))
+            held_out = None if normal is None else detector.finite(detector.density_score(normal))
         detector.calibration = None if held_out is None else Calibration(held_out)
         criteria = evaluate_all(sets.train, sets.augmented, sets.unlabeled, scores, held_out)
     except DegenerateError as error:
         raise DetectorError(f"collapsed{when} under {detector.augmentation}: {error}") from error
     return Judged(criteria, sets, scores, held_out)
-
-
-def _finite(detector: Detector, scores: Tensor) -> Tensor:
-    """The scores, which a diverged network may have spoilt."""
-    if not scores.isfinite().all():
-        raise DetectorError(f"diverged: scores are not finite under {detector.augmentation}")
-    return scores

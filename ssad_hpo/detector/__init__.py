@@ -14,7 +14,7 @@ from ssad_hpo.detector.model import (
     pseudo_anomalies,
     untrained_network,
 )
-from ssad_hpo.detector.patches import PatchDensity, fit_patches, image_scores, maps_of
+from ssad_hpo.detector.patches import PatchDensity, fit_patches, image_scores, images_of_fit, maps_of
 from ssad_hpo.detector.training import Checkpoint, train, untrained_detector
 from ssad_hpo.numerics import check_device, resolve_precision
 
@@ -28,6 +28,7 @@ __all__ = [
     "fit_gaussian",
     "fit_patches",
     "image_scores",
+    "images_of_fit",
     "is_detector",
     "maps_of",
     "pseudo_anomalies",

@@ -215,32 +215,38 @@ class Detector(Calibrated):
     def embed_and_score(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What `embed` and `score` give, in one pass of the encoder."""
         embeddings, scores = self.look(images)
-        return embeddings, self.density_score(embeddings) if scores is None else scores
+        return embeddings, self.finite(self.density_score(embeddings)) if scores is None else scores
 
     @torch.inference_mode()
     def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embeddings, and scores unless these follow from the embeddings: `score` is "density"."""
         self._check_images(images)
-        how = self.training.score
-        if how == "patches" and self.patches is None:
+        how, patches = self.training.score, self.patches
+        if how == "patches" and patches is None:
             raise ValueError(NO_PATCHES)
         if how == "density":
             return self.embed(images), None
         features, scores = [], []
         with autocast(self.device, self.training):
             for block in self._blocks(images):
-                if how == "patches":
-                    assert self.patches is not None
-                    found, maps = features_and_maps(self.network, to_float(block), self.patches.strides)
-                    scores.append(image_scores(self.patches.scores(maps)))
+                if patches is not None and how == "patches":
+                    found, maps = features_and_maps(self.network, to_float(block), patches.strides)
+                    scores.append(image_scores(patches.scores(maps)))
                 else:
                     found = self.network.features_of(to_float(block))
                     scores.append(self.network.head(found).float().softmax(1)[:, 1].double().cpu())
                 features.append(found.float())
-        total = torch.cat(scores)
-        if not total.isfinite().all():
+        return self._unit(torch.cat(features)), self.finite(torch.cat(scores))
+
+    def finite(self, scores: Tensor) -> Tensor:
+        """The scores, unless a diverged network has spoilt them.
+
+        Raises:
+            DetectorError: if they are not finite; it names the hyperparameters.
+        """
+        if not scores.isfinite().all():
             raise DetectorError(f"diverged: scores are not finite under {self.augmentation}")
-        return self._unit(torch.cat(features)), total
+        return scores
 
     @torch.inference_mode()
     def heatmaps(self, images: Tensor) -> Tensor:

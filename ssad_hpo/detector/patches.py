@@ -239,6 +239,12 @@ def fit_patches(
     )
 
 
+def images_of_fit(n_train: int) -> int:
+    """How many images `fit_patches` passes through the encoder, of so many train images and no others."""
+    density, scales = (len(part) for part in _apart(torch.zeros(n_train)))
+    return min(density, _MOST_IMAGES) + min(scales, _NORMAL_IMAGES)
+
+
 def _apart(train: Tensor) -> tuple[Tensor, Tensor]:
     """Train images for the Gaussians and, others where they are enough, to scale by."""
     if len(train) < 2 * _NORMAL_EVERY:
