@@ -26,6 +26,7 @@ from ssad_hpo.experiment import load_detector, register_run, run_study
 from ssad_hpo.serving import Served, requirements
 from ssad_hpo.task import Search
 from ssad_hpo.tracking import serve_command
+from ssad_hpo.tracking.models import log_models
 from tests.combined_runs import CLEAR, TRAINING
 from tests.detectors import textures, trained
 from tests.image_folders import colours
@@ -280,3 +281,13 @@ def test_mlflow_serves_images_in_base64_over_http(study, paths, tmp_path, monkey
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, 15)
         server.wait()
+
+
+def test_what_a_killed_process_left_of_a_model_goes_when_the_next_one_sends(tmp_path):
+    from mlflow import MlflowClient
+
+    (tmp_path / ".model-7jz0fwp4" / "model").mkdir(parents=True)
+    (tmp_path / "artifacts").mkdir()
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert list(log_models(client, "no run", [], tmp_path)) == []
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["artifacts"]

@@ -22,17 +22,23 @@ _LOADER, _SETTINGS_FILE, _COLUMN = (
     "serving.json",
     "image",
 )  # as `ssad_hpo.serving` has them
+_DRAFT = ".model-"
 
 
 def log_models(client: MlflowClient, run_id: str, records: Sequence[Record], folder: Path) -> Refusals:
-    """Send the detectors of a run folder that records name, and register those that are to be."""
+    """Send the detectors of a run folder that records name, and register those that are to be.
+
+    One process at a time does so for a run folder.
+    """
+    for left in folder.glob(f"{_DRAFT}*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     for record in records:
         try:
             check_store(client, run_id)
             source = own_path(folder, record["model"])
             if not source.is_dir():
                 raise ValueError("there is no such folder")
-            with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as place:
+            with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=folder) as place:
                 built = _build(source, record, Path(place))
                 client.log_artifacts(run_id, str(built), record["folder"])
             if record.get("register"):
