@@ -7,6 +7,9 @@ Files in the cache folder, each safe to delete at any time:
 - `writing-*`: files that are being written; what a killed writer left goes with the next one.
 - `images-KEY.npy` and `images-KEY.json`: the pixels of a set of files and what became of each file.
   KEY is a digest of the files' contents and the settings: paths, names and their order are not in it.
+
+Each JSON file holds its content beside the content's digest: an entry that was damaged to another valid
+one (a grey file called coloured) would otherwise give other images.
 """
 
 from __future__ import annotations
@@ -236,14 +239,22 @@ def _read_json(path: Path | None) -> dict[str, Any] | None:
     try:
         with open_regular(path) as file:
             content = json.loads(file.read())
+        match content:
+            case {"content": dict(known), "digest": digest} if digest == _digest_of(known):
+                return known
+        raise ValueError("content and digest differ")
     except (OSError, ValueError, RecursionError) as error:
         _log.debug("cache: nothing read from %s (%s)", path, error)
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
-    _write(path, lambda file: file.write(json.dumps(content).encode()))
+    kept = {"content": content, "digest": _digest_of(content)}
+    _write(path, lambda file: file.write(json.dumps(kept).encode()))
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return _digest(json.dumps(content, sort_keys=True))
 
 
 def _write(path: Path | None, write: Callable[[BinaryIO], Any]) -> None:
