@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
+
+# The same inputs in each run, so that a change is judged by the change alone. For fresh ones:
+# pytest --hypothesis-profile=fresh.
+hypothesis.settings.register_profile("same", derandomize=True, database=None)
+hypothesis.settings.register_profile("fresh", derandomize=False)
+hypothesis.settings.load_profile("same")
 
 # Fresh processes in milliseconds: this server has imported all that a study needs, also what torch and
 # others import late (an optimizer imports torch._dynamo, which takes two seconds).
