@@ -233,6 +233,23 @@ def test_a_search_begins_with_the_encoder_as_it_comes(task: Task, listener: Any)
     assert select(result.study).number == min(found.values(), key=lambda c: c.criteria["dsv"]).number
 
 
+def test_without_an_anomaly_to_be_seen_the_encoder_as_it_comes_scores_alone() -> None:
+    from ssad_hpo.experiment import load_detector
+
+    clean = controlled_data(image_size=32, n_train=12, n_unlabeled=10, n_held_out=10, contamination=0.0).task
+    # By DSV, so that others are the best two.
+    result = start_study(
+        clean, training=TUNED, n_trials=3, combine=2, keep=1, sampler="random", run="r", tracking_uri=None
+    )
+    evidence, frozen = result.evidence, candidates(result.study)[0]
+    assert evidence is not None and not evidence.anomalies_seen and frozen.augmentation.kind == NONE
+    assert evidence.as_it_comes and evidence.members == (frozen.number,) and not evidence.heads
+    (told,) = evidence.account("trial")
+    assert "trial 0, the encoder as it comes" in told and "1 passes" not in told
+    by_both = [load_detector("r").score(clean.unlabeled).numpy(), frozen.scores()]
+    assert np.array_equal(*(scores.argsort() for scores in by_both))
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "gp"])
 def test_what_is_drawn_does_not_depend_on_the_encoder_as_it_comes(sampler: str, task: Task) -> None:
     search = Search(SearchSpace("cutavg"), sampler=sampler, n_trials=12, grid_points=4)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from html import escape
 import optuna
 import torch
 
+from ssad_hpo.augment import NONE
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.calibration import Calibration
 from ssad_hpo.combined import Combination, CombinedDetector, combine
@@ -26,8 +27,10 @@ class Evidence:
             see `criteria.p_anomalies`.
         shifted: whether the unlabelled scores of the selected candidate are shifted as a whole.
         combined: the candidates that work together, best first, and what they make of the images; None where
-            that was not asked for.
+            that was not asked for. Where no anomaly is seen nothing speaks for one candidate or another: the
+            encoder as it comes, if it is among them, then stands alone.
         members: their trials.
+        as_it_comes: whether it does.
         fitted: whether the candidates were tuned, or went on, by how these very images score: then
             p_anomalies, which knows of the finished ones alone, is lower than it should be.
     """
@@ -36,6 +39,7 @@ class Evidence:
     shifted: bool
     combined: Combination | None = None
     members: tuple[int, ...] = ()
+    as_it_comes: bool = False
     fitted: bool = False
 
     def __repr__(self) -> str:
@@ -93,7 +97,12 @@ class Evidence:
                     else ""
                 )
             )
-        if self.combined is not None:
+        if self.as_it_comes:
+            told.append(
+                f"images are scored by {word} {self.members[0]}, the encoder as it comes: without anomalies to be "
+                f"seen nothing speaks for another {word}, or for several"
+            )
+        elif self.combined is not None:
             members = ", ".join(map(str, self.members))
             heads = (
                 ", and a linear look at what sets the suspicious unlabelled images apart from held-out ones"
@@ -125,10 +134,13 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
         return Evidence(p, shifted, fitted=fitted)
     among = [c for c in choices if c.number in held_out]
     members = ranked(among, run.settings.criterion)[: method.combine]
+    seen = p < NO_EVIDENCE
+    untrained = [] if seen else [c for c in among if c.augmentation.kind == NONE]
     # Heads would learn the noise that tells two sets of normal images apart.
-    heads = method.contrast_heads and p < NO_EVIDENCE
-    combined = combine([member.kept(arrays_alone=True) for member in members], heads=heads)
-    return Evidence(p, shifted, combined, tuple(member.number for member in members), fitted)
+    kept = [member.kept(arrays_alone=True) for member in untrained or members]
+    combined = combine(kept, heads=method.contrast_heads and seen)
+    numbers = tuple(member.number for member in untrained or members)
+    return Evidence(p, shifted, combined, numbers, bool(untrained), fitted)
 
 
 def _is_fitted(tuning: Tuning) -> bool:

@@ -250,7 +250,7 @@ class Objective:
         """Have the store forget the detectors that are not worth keeping, now that a trial is finished.
 
         Kept are the `search.keep` best by the criterion, those to combine, those of which one may be chosen
-        by other seeds, and the best by each other one.
+        by other seeds, the encoder as it comes, and the best by each other one.
 
         Args:
             study: with the trials that finished before.
@@ -258,14 +258,11 @@ class Objective:
             address: of it.
             criteria: its criteria.
         """
-        finished = {
-            trial.number: (trial.address, trial.criteria)
-            for trial in record.records(study)
-            if trial.status == "complete" and trial.address is not None
-        }
+        told = [t for t in record.records(study) if t.status == "complete" and t.address is not None]
+        finished = {trial.number: (str(trial.address), trial.criteria) for trial in told}
         finished[number] = address, criteria
         order = sorted(finished)  # of equal ones the earlier trial is the better, as in `select`
-        best: set[str] = set()
+        best = {str(trial.address) for trial in told if trial.frozen}
         for name in CRITERIA:
             # A trial of an older run may lack a criterion that came later.
             judged = [kept for kept in order if name in finished[kept][1]]

@@ -14,7 +14,7 @@ import torch
 
 from ssad_hpo.combined import combine
 from ssad_hpo.consensus import SELECTORS
-from ssad_hpo.criteria import CRITERIA, evaluate_all
+from ssad_hpo.criteria import CRITERIA, NO_EVIDENCE, evaluate_all, p_anomalies
 from ssad_hpo.detector import Embeddings
 from ssad_hpo.evaluate import auc
 
@@ -142,6 +142,15 @@ def figures(
         table["z-average, all, by both scores"] = together([*candidates, *whole], heads=False)
         table["combined, all, by both scores"] = together([*candidates, *whole], heads=True)
     table["ridge heads, all"] = with_ridge(candidates)
+    if frozen is not None:
+        table["combined, all and frozen"] = together([*candidates, frozen], heads=True)
+    # What a search does: without evidence of anomalies there is nothing to choose by, and no head.
+    members = [*candidates, *([] if frozen is None else [frozen])]
+    scores = [[torch.from_numpy(of) for of in (m.scores, m.held_out)] for m in members]
+    if p_anomalies(*map(list, zip(*scores, strict=True))) < NO_EVIDENCE:
+        table["as a search ends"] = together(members, heads=True)
+    else:
+        table["as a search ends"] = together(members if frozen is None else [frozen], heads=False)
     table["oracle"] = single[int(np.argmax(of_unseen))]
     table["worst"] = single[int(np.argmin(of_unseen))]
     return table
