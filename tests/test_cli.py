@@ -183,7 +183,7 @@ def test_options_have_the_defaults_of_the_product_and_show_them(
     for name, value in own.items():
         of_folders = value
         usual = (PATCHES, PATCHES_TRAINING) if command == "tune" else (PRETRAINED, COMBINED)
-        for settings in usual if name != "pruner" else ():
+        for settings in usual:
             of_folders = getattr(settings, name, of_folders)
         both = f"({value}; for folders {of_folders})"
         if isinstance(value, int | str) and not isinstance(value, bool):

@@ -295,7 +295,7 @@ def test_a_built_in_name_is_searched_and_judged(workplace: Path) -> None:
 def test_a_folder_is_searched_and_judged(make_category: Callable[..., Path], workplace: Path) -> None:
     make_category(workplace / "cloth")
     result = quick(Path("cloth"), n_trials=1)
-    assert result.run.settings.source == data.find_source("cloth", image_size=128)
+    assert result.run.settings.source == data.find_source("cloth", image_size=256)
     assert result.evaluation is not None and result.evaluation.auc_random == result.evaluation.auc_selected
     assert result.run.settings.tracking_uri is None
     assert not list(result.run.folder.glob("outbox*"))

@@ -28,7 +28,7 @@ source = ssad_hpo.Source(
 )
 search = ssad_hpo.Search(["cutdiff", "cutpaste"], criterion="shift", n_trials=4, combine=4)
 # What `ssad-hpo search` begins with, judged at its end alone.
-training = replace(PRETRAINED, evaluate_at=(1.0,))
+training = PRETRAINED
 result = ssad_hpo.run_study(source, search, training, tracking_uri=None)
 print(result)
 print("chance that the stream holds no anomaly:", result.evidence.p_anomalies)

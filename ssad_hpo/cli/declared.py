@@ -110,12 +110,15 @@ def search_of(context: click.Context, source: Source, options: dict[str, Any], g
         group: the options of the search.
     """
     from ssad_hpo.experiment import search_for
+    from ssad_hpo.task import Search
 
-    usual, pruner = search_for(source), options["pruner"]
+    usual = search_for(source)
+    if usual == Search():
+        usual = group.defaults()  # of a command that stops trials early
     space = space_of(**SPACE.taken(options), usual=usual.space)
     given = {n: value for n, value in group.taken(options).items() if is_given(context, n)}
     tell_uncombined(source, given)
-    return replace(usual, **{"pruner": pruner, "space": space, **given})
+    return replace(usual, **{"space": space, **given})
 
 
 def images_of(context: click.Context, given: dict[str, Any]) -> Source:

@@ -33,14 +33,15 @@ def _sweep() -> Search:
     return replace(_search(), pruner="asha")
 
 
+def search_of_demo() -> Search:
+    """As many trials as two cores train in four minutes."""
+    return replace(_search(), n_trials=12)
+
+
 def _search_of_folders() -> Search:
     from ssad_hpo.task import COMBINED
 
     return COMBINED
-
-
-def _sweep_of_folders() -> Search:
-    return replace(_search_of_folders(), pruner="asha")
 
 
 def _cluster() -> Cluster:
@@ -120,7 +121,7 @@ IMAGES = Group(
         type=float,
         help="Or the share of train to set aside for that; by default a quarter of 200 images or more.",
     ),
-    option("--image-size", type=int, default=128, help="Shorter side of images of folders, pixels."),
+    option("--image-size", type=int, default=256, help="Shorter side of images of folders, pixels."),
     option(
         "--keep-ratio/--squeeze",
         "keep_ratio",
@@ -177,7 +178,7 @@ _SEARCHED = (
     ),
 )
 SEARCH = Group("Search", *_SEARCHED, defaults=_search, of_folders=_search_of_folders)
-SWEEP = Group("Search", *_SEARCHED, defaults=_sweep, of_folders=_sweep_of_folders)
+SWEEP = Group("Search", *_SEARCHED, defaults=_sweep, of_folders=_search_of_folders)
 
 _TRAINED = (
     option(

@@ -39,6 +39,7 @@ from ssad_hpo.cli.options import (
     TUNED_TRAINING,
     TUNING,
     TUNING_RUN,
+    search_of_demo,
     tracked,
 )
 
@@ -186,7 +187,7 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
 
 @click.command(epilog="Example: `ssad-hpo demo --seed 3`")
 @click.option("--hard", is_flag=True, help="Take a harder task: pasted patches.")
-@Group("Search", TRIALS, defaults=SEARCH.defaults)
+@Group("Search", TRIALS, defaults=search_of_demo)
 @click.option("--seed", type=int, default=0, help="Fixes the images, the sampler and every training.")
 @DEMO_RUN
 @click.pass_context

@@ -30,7 +30,7 @@ from ssad_hpo.data.decode import (
 from ssad_hpo.data.pixels import WHOLE_DEPTH, Decoding
 from ssad_hpo.task import Task
 
-IMAGE_SIZE = 128  # pixels of the shorter side, unless asked for otherwise
+IMAGE_SIZE = 256  # pixels of the shorter side, unless asked for otherwise
 # Of fewer train images a quarter would be less than 50: too few for criteria, too many for the training.
 _USUAL_SHARE, _LEAST_TO_SHARE = 0.25, 200
 # What the brightest pixel of a 12-bit image in a 16-bit file comes to; of 10 bits it is 4.

@@ -126,12 +126,12 @@ class Training:
 PRETRAINED = Training(
     encoder="tf_efficientnet_lite0",
     weights="pretrained",
-    steps=40,
-    batch_size=16,
+    steps=20,
+    batch_size=8,
     frozen_stages=3,
     encoder_batch_norm="eval",
     score="patches",
-    evaluate_at=(0.25, 1.0),  # judging costs as much as a dozen steps
+    evaluate_at=(1.0,),  # judging costs as much as all steps together: nothing to stop early
 )
 
 

@@ -21,6 +21,7 @@ import torch
 
 from ssad_hpo.augment import NONE
 from ssad_hpo.data import Source, builtin, load
+from ssad_hpo.data.folder import IMAGE_SIZE
 from ssad_hpo.detector import Detector, train, untrained_detector
 from ssad_hpo.judgement import Judged, judge
 from ssad_hpo.task import PRETRAINED, Augmentation, DetectorError, Task, Training
@@ -32,11 +33,10 @@ KINDS, AREAS, DYNAMIC = ("cutout", "cutavg", "cutdiff", "cutpaste"), (0.005, 0.0
 EMBEDDED = (
     "gravel/cutavg", "gravel/brick", "brick/cutpaste", "brick/grass", "grass/cutdiff", "grass/gravel",
 )  # fmt: skip
-IMAGE_SIZE = 128
-LARGER_SIZES = (192, 256)  # of real sets, by the encoder as it comes alone
+OTHER_SIZES = (64, 128, 192, 384)  # of real sets, by the encoder as it comes alone
 HELD_OUT_SHARE, HELD_OUT = 0.25, 64
 SCRATCH = Training(evaluate_at=(1.0,))
-TUNED = replace(PRETRAINED, evaluate_at=(1.0,))
+TUNED = PRETRAINED
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
     """All detectors; that of the encoder as it comes first, once a set."""
     seeds = range(1 if options.smoke else options.seeds)
     cells = _trained_cells(options, "fine-tuned", TUNED, options.image_size, seeds)
-    for size in () if options.smoke else LARGER_SIZES:
+    for size in () if options.smoke else OTHER_SIZES:
         for source in sources(options, size):
             if source.loader == "folder":
                 cells.append(Cell(source, f"frozen at {size}", TUNED, NONE, Augmentation(NONE)))
