@@ -26,13 +26,13 @@ from torchvision.transforms.functional import gaussian_blur
 from ssad_hpo.augment import NONE
 from ssad_hpo.calibration import DRIFT_LEVEL, Calibration
 from ssad_hpo.data import Source, builtin, load, read_labels
+from ssad_hpo.data.folder import IMAGE_SIZE
 from ssad_hpo.judgement import judge
 from ssad_hpo.task import Augmentation, DetectorError
 from studies.lab.cells import run_missing
 from studies.lab.deciding import ANOMALOUS, FRESH, SEEN, SHIFTED, Decider, Member, deciders, split
 from studies.lab.detectors import (
     HELD_OUT_SHARE,
-    IMAGE_SIZE,
     TUNED,
     Cell,
     arrays_of,

@@ -53,6 +53,13 @@ def test_scores_are_those_of_the_heat_maps_patches(judged, task):
     assert torch.equal(embeddings, detector.embed(task.unlabeled)) and torch.equal(scores, of_task.scores)
 
 
+def test_distances_of_patches_are_float32_whatever_the_network_computes_in(judged, task):
+    rounded = with_training(judged[0], precision="bfloat16")
+    rounded.fit_patches(task.train)
+    expected = image_scores(rounded.patch_scores(task.unlabeled))
+    torch.testing.assert_close(rounded.score(task.unlabeled), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_held_out_images_have_no_part_in_what_they_are_compared_by(judged, task):
     detector, of_task = judged
     again = with_training(detector)

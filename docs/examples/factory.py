@@ -6,7 +6,6 @@ Without folders of its own it makes the example's.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch

@@ -235,7 +235,7 @@ PATCHES = Tuning(
     starts=(0.35, 0.75),
     survivors=3,
 )
-PATCHES_TRAINING = replace(PRETRAINED, steps=64, evaluate_at=(1.0,))
+PATCHES_TRAINING = replace(PRETRAINED, steps=64, batch_size=16)
 
 
 def fits_kind(start: float | Mapping[str, float], names: Set[str]) -> bool:

@@ -22,16 +22,10 @@ if TYPE_CHECKING:
 
 def tell_unused(context: click.Context, given: dict[str, Any]) -> None:
     """Say which of the options that were given have no effect beside the others, and why."""
-    evaluations = given.get("evaluate_at", ())
     unused = [
         (given.get("encoder") != "small", ("width",), "it is of the small encoder"),
         (given.get("sampler") != "grid", ("grid_points",), "it is of the sampler grid"),
         (given.get("pruner") != "asha", ("reduction_factor",), "it is of the pruner asha"),
-        (
-            len(evaluations) == 1 and given.get("pruner") != "none",
-            ("pruner",),
-            "with one evaluation, at the end, nothing can be stopped early",
-        ),
         (True, ("trust_addresses",), "the addresses of a new study are your own"),
         (given.get("no_tracking"), ("experiment", "tracking_uri"), "nothing is written to MLflow"),
     ]
@@ -113,8 +107,9 @@ def search_of(context: click.Context, source: Source, options: dict[str, Any], g
     from ssad_hpo.task import Search
 
     usual = search_for(source)
-    if usual == Search():
-        usual = group.defaults()  # of a command that stops trials early
+    own = None if group.defaults is None else group.defaults()
+    if usual == Search() and isinstance(own, Search):
+        usual = own  # of a command that stops trials early
     space = space_of(**SPACE.taken(options), usual=usual.space)
     given = {n: value for n, value in group.taken(options).items() if is_given(context, n)}
     tell_uncombined(source, given)

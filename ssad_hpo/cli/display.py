@@ -162,7 +162,9 @@ def _show_evidence(result: StudyResult) -> None:
         say(sentence)
     for sentence in evidence.doubts(word, result.selected.number):
         say(f"[yellow]{sentence}[/]")
-    if evidence.combined is not None:
+    if evidence.as_it_comes:
+        say(f"`score` uses {word} {evidence.members[0]}, with --single {word} {result.selected.number}")
+    elif evidence.combined is not None:
         say("`score` uses the combined detector, with --single the selected one")
 
 

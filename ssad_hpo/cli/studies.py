@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import rich_click as click
@@ -123,6 +124,13 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
         if method.total < method.n_trials and is_given(context, "n_trials"):
             warn(f"--trials {method.n_trials}: there are only {method.total} candidates to train")
         training = training_of(context, images, TRAINING.taken(given), method.seed)
+        if len(training.evaluate_at) == 1:
+            if is_given(context, "pruner") and method.pruner != "none":
+                warn(
+                    "--pruner has no effect: with one evaluation, at the end, nothing can be stopped early; "
+                    "give others with --evaluate-at"
+                )
+            method = replace(method, pruner="none")
         with _kept_on_interrupt(context), SearchDisplay() as display:
             result = run_study(
                 images,

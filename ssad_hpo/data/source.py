@@ -35,6 +35,8 @@ _LEFT_OUT = {
     "held_out_share": 0.0,
 }
 
+_OLD_IMAGE_SIZE = 128  # the default while sources did not keep it
+
 
 @dataclass(frozen=True)
 class Source:
@@ -65,8 +67,9 @@ class Source:
                 elif name in _FOLDER_ARGUMENTS and (name, value) != ("held_out", None):
                     plain[name] = os.path.abspath(value)
             plain = json.loads(json.dumps(plain))
-            if self.loader in ("folder", "folders"):
+            if self.loader in ("folder", "folders"):  # whose size is kept: a default may change
                 plain = {n: v for n, v in plain.items() if n not in _LEFT_OUT or v != _LEFT_OUT[n]}
+                plain.setdefault("image_size", folder.IMAGE_SIZE)
         except TypeError as error:
             raise ValueError(f"arguments: {error} (loader {self.loader!r})") from error
         object.__setattr__(self, "arguments", plain)
@@ -78,7 +81,10 @@ class Source:
     @classmethod
     def from_json(cls, source: Mapping[str, Any]) -> Source:
         """The source that `to_json` wrote."""
-        return cls(source["loader"], dict(source["arguments"]))
+        arguments = dict(source["arguments"])
+        if source["loader"] in ("folder", "folders"):
+            arguments.setdefault("image_size", _OLD_IMAGE_SIZE)
+        return cls(source["loader"], arguments)
 
 
 def load(source: Source) -> Task:

@@ -227,23 +227,20 @@ class Detector(Calibrated):
         if how == "density":
             return self.embed(images), None
         features, scores = [], []
-        with autocast(self.device, self.training):
-            for block in self._blocks(images):
-                if patches is not None and how == "patches":
+        for block in self._blocks(images):
+            if patches is not None and how == "patches":
+                with autocast(self.device, self.training):
                     found, maps = features_and_maps(self.network, to_float(block), patches.strides)
-                    scores.append(image_scores(patches.scores(maps)))
-                else:
+                scores.append(image_scores(patches.scores(maps)))  # float32, as they were fitted
+            else:
+                with autocast(self.device, self.training):
                     found = self.network.features_of(to_float(block))
                     scores.append(self.network.head(found).float().softmax(1)[:, 1].double().cpu())
-                features.append(found.float())
+            features.append(found.float())
         return self._unit(torch.cat(features)), self.finite(torch.cat(scores))
 
     def finite(self, scores: Tensor) -> Tensor:
-        """The scores, unless a diverged network has spoilt them.
-
-        Raises:
-            DetectorError: if they are not finite; it names the hyperparameters.
-        """
+        """The scores; a DetectorError that names the hyperparameters if a diverged network spoilt them."""
         if not scores.isfinite().all():
             raise DetectorError(f"diverged: scores are not finite under {self.augmentation}")
         return scores

@@ -15,7 +15,7 @@ from ssad_hpo.calibration import Calibration
 from ssad_hpo.combined import Combination, CombinedDetector, combine
 from ssad_hpo.criteria import CRITERIA, NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.experiment.run_folder import Run
-from ssad_hpo.search import Candidate, candidates, ranked
+from ssad_hpo.search import Candidate, candidates, keeps_detector, ranked
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,8 +99,8 @@ class Evidence:
             )
         if self.as_it_comes:
             told.append(
-                f"images are scored by {word} {self.members[0]}, the encoder as it comes: without anomalies to be "
-                f"seen nothing speaks for another {word}, or for several"
+                f"images are scored by {word} {self.members[0]}, the encoder as it comes: without anomalies "
+                f"to be seen nothing speaks for another {word}, or for several"
             )
         elif self.combined is not None:
             members = ", ".join(map(str, self.members))
@@ -135,11 +135,13 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
     among = [c for c in choices if c.number in held_out]
     members = ranked(among, run.settings.criterion)[: method.combine]
     seen = p < NO_EVIDENCE
-    untrained = [] if seen else [c for c in among if c.augmentation.kind == NONE]
+    # Runs of earlier versions may not have kept its detector.
+    untrained = [c for c in among if not seen and c.augmentation.kind == NONE and keeps_detector(c.address)]
     # Heads would learn the noise that tells two sets of normal images apart.
-    kept = [member.kept(arrays_alone=True) for member in untrained or members]
-    combined = combine(kept, heads=method.contrast_heads and seen)
-    numbers = tuple(member.number for member in untrained or members)
+    heads = method.contrast_heads and seen
+    together = untrained or members
+    combined = combine([member.kept(arrays_alone=True) for member in together], heads=heads)
+    numbers = tuple(member.number for member in together)
     return Evidence(p, shifted, combined, numbers, bool(untrained), fitted)
 
 

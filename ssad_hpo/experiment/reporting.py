@@ -252,7 +252,9 @@ def _scores(selected: Candidate, kept: Kept, task: Task | None) -> dict[str, NDA
         augmented = detector.density_score(kept.embeddings.augmented)
     elif task is not None:
         train = detector.score(task.train)
-        augmented = detector.score(_augmented(task.train, selected.augmentation))
+        used = detector.augmentation  # by its criteria, also where the encoder is as it came
+        shown = used if isinstance(used, Augmentation) else selected.augmentation
+        augmented = detector.score(_augmented(task.train, shown))
     else:
         return unlabeled
     return {"train": train.numpy(), "augmented": augmented.numpy(), **unlabeled}

@@ -12,7 +12,7 @@ import torch
 from ray.exceptions import RayError
 
 from ssad_hpo.raytune.reaching import check_room
-from ssad_hpo.raytune.sweeping import MAX_FAILURES, connected
+from ssad_hpo.raytune.sweeping import MAX_FAILURES, connected, surroundings
 from ssad_hpo.raytune.worker import task_of
 from ssad_hpo.search import Objective
 from ssad_hpo.search.reseeding import (
@@ -39,7 +39,7 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
     waiting = left_to_confirm(study, objective.search, objective.training)
     if not waiting:
         return
-    with connected(cluster.address):
+    with surroundings(), connected(cluster.address):
         check_room(cluster)
         task, running = objective.task, dict[Any, Again]()
         # Arrays, since Ray lays these alone into shared memory that all workers of a node read.

@@ -65,7 +65,7 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
     searcher.callback.checkpoint_path = checkpoint_path
     if rungs is not None:
         replay(rungs, study, objective.criterion)
-    with _surroundings(), connected(cluster.address):
+    with surroundings(), connected(cluster.address):
         check_room(cluster)
         if cluster.address is not None and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
             warnings.warn(
@@ -145,7 +145,7 @@ _ENVIRONMENT = {  # where the user has not set them
 
 
 @contextlib.contextmanager
-def _surroundings() -> Iterator[None]:
+def surroundings() -> Iterator[None]:
     """Ray Tune's settings while it works; its handlers of signals do not outlive it."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGUSR1)} if in_main_thread else {}

@@ -7,7 +7,14 @@ from ssad_hpo.search.reseeding import Reseeded, confirm, further_seeds, read_res
 from ssad_hpo.search.resume import open_study, reconcile, remaining_trials, run_search, was_interrupted
 from ssad_hpo.search.sampling import first_rung, is_exhausted, make_pruner, make_sampler, position
 from ssad_hpo.search.selection import Candidate, candidates, ranked, select
-from ssad_hpo.search.store import FolderStore, Kept, detector_folder, keep_patches, open_kept
+from ssad_hpo.search.store import (
+    FolderStore,
+    Kept,
+    detector_folder,
+    keep_patches,
+    keeps_detector,
+    open_kept,
+)
 
 __all__ = [
     "Candidate",
@@ -28,6 +35,7 @@ __all__ = [
     "is_exhausted",
     "is_final",
     "keep_patches",
+    "keeps_detector",
     "make_pruner",
     "make_sampler",
     "metric_names",

@@ -203,6 +203,13 @@ def keep_patches(address: str, detector: Detector) -> None:
         detector.patches.save(detector_folder(address))
 
 
+def keeps_detector(address: str) -> bool:
+    """Whether a trial's detector was kept."""
+    if address.startswith(_MEMORY_SCHEME):
+        return open_kept(address).detector is not None
+    return detector_folder(address).is_dir()
+
+
 def detector_folder(address: str) -> Path:
     """Where a store of folders has a trial's detector."""
     return Path(address) / _DETECTOR_FOLDER
