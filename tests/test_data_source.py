@@ -96,3 +96,10 @@ def test_a_plain_pair_of_folders_has_no_labels(tmp_path):
 def test_an_address_that_cannot_be_is_an_error(loader, arguments, message):
     with pytest.raises(ValueError, match=message):
         data.Source(loader, arguments)
+
+
+def test_a_folder_keeps_the_size_of_its_images_whatever_the_default_becomes(tmp_path):
+    source = data.Source("folder", {"root": str(tmp_path)})
+    assert source.arguments["image_size"] == 256 and data.Source.from_json(source.to_json()) == source
+    older = {"loader": "folder", "arguments": {"root": str(tmp_path)}}  # of when 128 pixels were the default
+    assert data.Source.from_json(older).arguments["image_size"] == 128
