@@ -173,16 +173,6 @@ def find_categories(root: _StrPath) -> list[str]:
     return categories
 
 
-def find_anomalies(root: _StrPath, category: str | None = None) -> list[str]:
-    """The kinds of anomalies that a category's test/ has folders of, sorted. For benchmarks only.
-
-    Raises:
-        CategoryError, DataError: as `load_folder`.
-    """
-    test = _choose_category(root, category) / "test"
-    return [name for name in _folders_in(test) if name != "good"] if test.is_dir() else []
-
-
 def _folders_in(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 

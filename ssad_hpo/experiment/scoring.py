@@ -109,7 +109,7 @@ def score_images(
     def read_block(start: int) -> tuple[Tensor, list[Path], list[str]]:
         some = paths[start : start + _BLOCK]
         limits = {"bit_depth": bit_depth, "max_pixels": max_pixels}
-        return data.read_readable(some, (height, width), channels, skip_unreadable, **limits)
+        return data.read_images(some, (height, width), channels, skip_unreadable, **limits)
 
     lost: list[str] = []
     for images, read, unread in _ahead(read_block, range(0, len(paths), _BLOCK)):
