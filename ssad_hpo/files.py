@@ -45,9 +45,7 @@ def reading(
     """Whatever is wrong with a file's content becomes a `FileError`; what the system has against it stays.
 
     Args:
-        path: of the file or folder.
         fault: such as "cannot be read as a run's settings".
-        remedy: what the user can do.
         kind: of the error; `FileError` if None.
     """
     try:

@@ -44,7 +44,6 @@ class CheckpointFile:
 
     Args:
         path: of the file; None keeps nothing.
-        starts: of the tuning.
 
     Raises:
         ValueError: if the file is no checkpoint, or one of another tuning; it names what differs.

@@ -183,9 +183,7 @@ def decode_into(
 
     Args:
         rows: (N, C, H, W) uint8, C 1 or 3.
-        paths: N files.
         skip_unreadable: leave rows[i] undefined where paths[i] cannot be read instead of raising.
-        decoding: how.
 
     Returns:
         For each path why it could not be read, or None.

@@ -51,7 +51,6 @@ def check_heatmaps(result: StudyResult, task: Task | None = None) -> None:
     """See to it that a study's detectors have what heat maps need; those of older studies learn it now.
 
     Args:
-        result: of the study.
         task: its task, if that is at hand; else it is loaded again if need be.
 
     Raises:

@@ -179,7 +179,6 @@ def choose_run_folder(name: str | Path | None, task_name: str) -> Path:
 
     Args:
         name: a path, or a name below runs/; None makes one from the task's name and the time.
-        task_name: of the task.
 
     Raises:
         RunError: if there is something already, or for a name with control characters.
@@ -206,7 +205,6 @@ def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
     """Open a run folder, given as a path or as a name below runs/; none of its addresses is contacted.
 
     Args:
-        name: of the run.
         trust_addresses: vouch for the addresses in its settings, to which passwords and images may go. It is
             needed for a run from elsewhere, if they are remote and the user never gave them himself.
 

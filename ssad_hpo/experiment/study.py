@@ -179,7 +179,6 @@ def tuning_for(source: data.Source | None, training: Training) -> Tuning:
     """What a tuning is unless told otherwise.
 
     Args:
-        source: of its images.
         training: of its detectors. Folders with a pretrained encoder get all kinds of patches, and, where
             some normal images are held out, the choice by `shift` and all ends combined; else `Tuning()`.
     """

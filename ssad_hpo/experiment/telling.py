@@ -59,8 +59,6 @@ def tell_summary(recorder: StudyRecorder, result: StudyResult, task: Task | None
     """Give MLflow the summary of a study that has ended, its settings and a picture of what was chosen.
 
     Args:
-        recorder: of the study.
-        result: of it.
         task: its images, to draw the picture; without them one that is there already is shown.
     """
     run = result.run

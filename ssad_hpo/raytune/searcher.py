@@ -35,7 +35,6 @@ class StudySearcher(Searcher):
     databases are in the pickle.
 
     Args:
-        objective: whose trials they are.
         study: minimised, with a sampler such as `search.make_sampler` gives. It belongs to this searcher
             while the Tuner runs.
 

@@ -255,8 +255,6 @@ class Objective:
         Args:
             study: with the trials that finished before.
             number: of the one that is in the store, but not yet finished in the study.
-            address: of it.
-            criteria: its criteria.
         """
         told = [t for t in record.records(study) if t.status == "complete" and t.address is not None]
         finished = {trial.number: (str(trial.address), trial.criteria) for trial in told}

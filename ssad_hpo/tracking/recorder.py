@@ -67,9 +67,7 @@ class MlflowRecorder:
         trouble: why it did not deliver all; None if it did.
 
     Args:
-        outbox, tracking_uri: see above.
         experiment: its name, or "#ID".
-        study_name: unique.
         title: the name of the parent run, where no other run of the experiment has it; `study_name` if None.
         word: what a trial is called in the names of the child runs.
     """
