@@ -126,12 +126,24 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    with replaced(path) as partial:
+        try:
+            save_file(tensors, partial)
+        except SafetensorError as error:  # what becomes of an OSError in it
+            raise OSError(f"{partial}: cannot be written ({error})") from error
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file beside a path, to be written: it takes the path's place at the end, or goes if that fails."""
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial)
-    except SafetensorError as error:  # what becomes of an OSError in it
-        raise OSError(f"{partial}: cannot be written ({error})") from error
-    os.replace(partial, path)
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def write_private(path: Path, text: str) -> None:

@@ -64,8 +64,7 @@ def bit_depth_of(place: str | Path) -> int:
     """That of the images which a run's detectors were trained on; of a detector's folder the whole."""
     if is_detector(Path(place)) or is_combined(Path(place)):
         return data.WHOLE_DEPTH
-    source = open_run(place).settings.source
-    return data.WHOLE_DEPTH if source is None else source.arguments.get("bit_depth", data.WHOLE_DEPTH)
+    return open_run(place).settings.bit_depth
 
 
 def files_of(places: Sequence[str | Path]) -> list[Path]:

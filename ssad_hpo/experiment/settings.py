@@ -14,7 +14,7 @@ from typing import Any
 from ssad_hpo.address import without_password
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.bounds import MOST_THREADS, check_text, check_whole
-from ssad_hpo.data import Source
+from ssad_hpo.data import WHOLE_DEPTH, Source
 from ssad_hpo.task import Cluster, Range, Search, SearchSpace, Training
 
 # Settings that are told of a study even where they are what they are by default.
@@ -83,6 +83,11 @@ class Settings:
     def n_trials(self) -> int:
         """How many trials there will be; those of a tuning are its starting points."""
         return self.method.total
+
+    @property
+    def bit_depth(self) -> int:
+        """Bits of grey values in files of 16 bits, as the images of the study were read."""
+        return WHOLE_DEPTH if self.source is None else self.source.arguments.get("bit_depth", WHOLE_DEPTH)
 
     @property
     def addresses(self) -> dict[str, str]:
