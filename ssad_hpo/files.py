@@ -175,11 +175,6 @@ def unwritable(path: Path) -> str | None:
         return "expected a file in a folder that is there"
     if path.exists() and not path.is_file():
         return "is a FIFO, a socket or a device, expected a file"
-    if not writable_folder(path.parent):
+    if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"{path.parent} cannot be written to"
     return None
-
-
-def writable_folder(folder: Path) -> bool:
-    """Whether there is such a folder and files can be made in it."""
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import shutil
 
 import numpy as np
@@ -144,9 +143,8 @@ def test_one_category_needs_no_name_and_several_are_listed(tmp_path):
     assert data.find_categories(tmp_path) == ["bottle", "cable"]
     assert data.find_categories(tmp_path / "cable") == []
     for wrong in (None, "screw", "../bottle"):
-        with pytest.raises(data.CategoryError, match="bottle, cable") as caught:
+        with pytest.raises(data.CategoryError, match="bottle, cable"):
             data.load_folder(tmp_path, wrong, image_size=SIZE)
-        assert pickle.loads(pickle.dumps(caught.value)).categories == ("bottle", "cable")
     with pytest.raises(data.DataError, match="expected train/good and test/"):
         data.load_folder(tmp_path / "license")
 

@@ -39,9 +39,7 @@ _StrPath = str | os.PathLike[str]
 
 
 class CategoryError(DataError):
-    """A choice among categories is needed; `categories` lists them."""
-
-    categories: tuple[str, ...] = ()
+    """A choice among categories is needed; the message lists them."""
 
 
 @dataclass(frozen=True)
@@ -183,11 +181,9 @@ def _choose_category(root: _StrPath, category: str | None) -> Path:
     if category is None and len(categories) == 1:
         category = categories[0]
     if category not in categories:
-        error = CategoryError(
+        raise CategoryError(
             f"category: expected one of the categories in {root} ({', '.join(categories)}), got {category!r}"
         )
-        error.categories = tuple(categories)
-        raise error
     return top if (top / "train").is_dir() else top / category
 
 
