@@ -162,7 +162,7 @@ class Settings:
         """
         named = {"task": self.task_name, "criterion": self.criterion, "n_trials": self.n_trials}
         named |= {"seed": self.seed, "machine.device": self.device, "machine.threads": self.threads}
-        named |= _prefixed("space", described(self.method.space))
+        named |= {f"space.{kind}": text for kind, text in described(self.method.space).items()}
         named |= _told("search" if self.tuning is None else "tuning", self.method, "n_trials", "seed")
         named |= _told("training", self.training, *(["seed"] if self.training.seed == self.seed else []))
         return named | (_told("cluster", self.cluster, *_PLACES) if self.cluster else {})
@@ -219,7 +219,3 @@ def _told(prefix: str, settings: Any, *without: str) -> dict[str, Any]:
 
 def _fields_of(settings: Any) -> dict[str, Any]:
     return {f.name: getattr(settings, f.name) for f in fields(settings)}
-
-
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}.{name}": value for name, value in values.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,7 +85,8 @@ def summary(result: StudyResult) -> str:
         names = {f"auc_{name}": name for name in ("selected", "combined", "random", "oracle", "worst")}
         names |= {"regret": "regret"}
         shown = {word: f"{found[name]:.3f}" for name, word in names.items() if name in found}
-        lines += [_table(["AUC", *shown], ["", *shown.values()])]
+        table = (["AUC", *shown], ["---"] * (len(shown) + 1), ["", *shown.values()])
+        lines.append("\n".join(f"| {' | '.join(cells)} |" for cells in table))
         lines += [f"Oracle and random are of {count} {word}s. Ground truth was read after the choice."]
     if result.run.picture.is_file():
         shows = "Normal images, and below them what the chosen augmentation makes of them"
@@ -138,10 +138,6 @@ def add_later(run: Run, sentence: str) -> None:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{run.later}: cannot be written ({error.strerror})") from error
-
-
-def _table(head: Sequence[str], row: Sequence[str]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), row))
 
 
 def _escaped(text: str) -> str:
