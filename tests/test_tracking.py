@@ -373,7 +373,7 @@ def test_processes_that_die_or_meet_at_a_database_that_does_not_exist_yet_leave_
         assert recorder.close() > 0
     assert not database.exists()
     with ThreadPoolExecutor() as threads:
-        results = list(threads.map(sync, outboxes))
+        results = list(threads.map(sync, outboxes, [f"sqlite:///{database}"] * 2))
     assert [(result.remaining, result.error) for result in results] == [(0, None), (0, None)]
     runs = list(client_of(f"sqlite:///{database}").search_runs(["1"]))
     assert sorted(run.info.run_name for run in runs) == ["first", "second", "trial 0", "trial 0"]
