@@ -77,6 +77,10 @@ def hits(scores: NDArray[Any] | torch.Tensor) -> Merits:
 def sel(scores: NDArray[Any] | torch.Tensor) -> Merits:
     """SELECT: the Kendall tau-b of a model to the consensus of the models that SELECT trusts.
 
+    The first that it trusts agrees most with the mean inverse rank over all models. Then the model that
+    agrees most with the mean inverse rank over the trusted ones joins, while its tau is at least the mean of
+    the taus at which models joined so far, the first one's included. Equal taus: the lower number.
+
     Args:
         scores: (n_samples, n_models), higher is more anomalous, both at least 2.
 
@@ -88,22 +92,6 @@ def sel(scores: NDArray[Any] | torch.Tensor) -> Merits:
             contradict each other perfectly).
     """
     return _select(_checked(scores))[1]
-
-
-def select_trusted(scores: NDArray[Any] | torch.Tensor) -> list[int]:
-    """The models (column numbers) that SELECT trusts, in the order in which it came to trust them.
-
-    The first agrees most with the mean inverse rank over all models. Then the model that agrees most
-    with the mean inverse rank over the trusted ones joins, while its tau is at least the mean of the
-    taus at which models joined so far, the first one's included. Equal taus: the lower number.
-
-    Args:
-        scores: (n_samples, n_models), higher is more anomalous, both at least 2.
-
-    Raises:
-        ValueError: as `sel`.
-    """
-    return _select(_checked(scores))[0]
 
 
 SELECTORS: dict[str, Callable[[NDArray[Any] | torch.Tensor], Merits]] = {
@@ -159,6 +147,7 @@ def _taus(target: NDArray[Any], ranks: NDArray[Any]) -> Merits:
 
 
 def _select(matrix: NDArray[np.float64]) -> tuple[list[int], Merits]:
+    """The models (column numbers) that SELECT trusts, in the order in which it came to, and all merits."""
     ranks, inverse_ranks = _dense_ranks(matrix), _inverse_ranks(matrix)
     taus = _taus_to_consensus(inverse_ranks, ranks)
     trusted = [int(np.argmax(taus))]

@@ -45,9 +45,7 @@ def reading(
     """Whatever is wrong with a file's content becomes a `FileError`; what the system has against it stays.
 
     Args:
-        path: of the file or folder.
         fault: such as "cannot be read as a run's settings".
-        remedy: what the user can do.
         kind: of the error; `FileError` if None.
     """
     try:
@@ -128,12 +126,24 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    with replaced(path) as partial:
+        try:
+            save_file(tensors, partial)
+        except SafetensorError as error:  # what becomes of an OSError in it
+            raise OSError(f"{partial}: cannot be written ({error})") from error
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file beside a path, to be written: it takes the path's place at the end, or goes if that fails."""
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial)
-    except SafetensorError as error:  # what becomes of an OSError in it
-        raise OSError(f"{partial}: cannot be written ({error})") from error
-    os.replace(partial, path)
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def write_private(path: Path, text: str) -> None:
@@ -165,11 +175,6 @@ def unwritable(path: Path) -> str | None:
         return "expected a file in a folder that is there"
     if path.exists() and not path.is_file():
         return "is a FIFO, a socket or a device, expected a file"
-    if not writable_folder(path.parent):
+    if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"{path.parent} cannot be written to"
     return None
-
-
-def writable_folder(folder: Path) -> bool:
-    """Whether there is such a folder and files can be made in it."""
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

@@ -31,13 +31,7 @@ class Judged:
 
 
 def check_criterion(name: str, criterion: str, task: Task) -> None:
-    """Raise ValueError for a criterion that there is not, or that a task lacks the images for.
-
-    Args:
-        name: of the setting, for the message.
-        criterion: a key of `CRITERIA`.
-        task: to be searched or tuned on.
-    """
+    """Raise ValueError for a criterion that there is not, or that a task lacks the images for."""
     if criterion not in CRITERIA:
         raise ValueError(f"{name}: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
     if "held_out" in CRITERIA[criterion].needs:
@@ -45,13 +39,7 @@ def check_criterion(name: str, criterion: str, task: Task) -> None:
 
 
 def check_held_out(name: str, measure: str, task: Task) -> None:
-    """Raise ValueError for a measure of held-out images on a task that has none.
-
-    Args:
-        name: of the setting, for the message.
-        measure: its value.
-        task: to be searched or tuned on.
-    """
+    """Raise ValueError for a measure of held-out images on a task that has none."""
     if task.held_out is None:
         raise ValueError(
             f"{name}: {measure} is of held-out normal images, and {task.name} has none; give a folder of "

@@ -100,6 +100,13 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
+def draw_batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
+    """(steps, batch_size) indices of images: one random order after the other, cut into batches."""
+    needed = training.steps * training.batch_size
+    orders = [torch.randperm(n, generator=generator, device=generator.device) for _ in range(-(-needed // n))]
+    return torch.cat(orders)[:needed].view(training.steps, training.batch_size)
+
+
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device | None = None, *, draws: bool = True) -> Iterator[None]:
     """Draws without a generator, such as initial weights and dropout, come from a seed's own inside.

@@ -25,23 +25,24 @@ from torchvision.transforms.functional import gaussian_blur
 
 from ssad_hpo.augment import NONE
 from ssad_hpo.calibration import DRIFT_LEVEL, Calibration
-from ssad_hpo.data import Source, builtin, load, read_labels
+from ssad_hpo.data import Source, builtin, load
 from ssad_hpo.data.folder import IMAGE_SIZE
 from ssad_hpo.judgement import judge
 from ssad_hpo.task import Augmentation, DetectorError
 from studies.lab.cells import run_missing
 from studies.lab.deciding import ANOMALOUS, FRESH, SEEN, SHIFTED, Decider, Member, deciders, split
 from studies.lab.detectors import (
-    HELD_OUT_SHARE,
     TUNED,
     Cell,
     arrays_of,
     kept_arrays,
+    real_sources,
     trained,
     write_arrays,
 )
 from studies.lab.options import parse, study_parser
 from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.searching import truth_of
 
 RATES = (0.01, 0.05, 0.1)
 CALIBRATE = 99  # the fewest that keep a rate of 0.01
@@ -53,10 +54,7 @@ DRAWN, OWN = "drawn", "as they come"
 
 def sources(options: argparse.Namespace) -> Iterator[Source]:
     """The real sets, and textures with as many images."""
-    if options.real is not None:
-        for folder in sorted(path for path in options.real.iterdir() if (path / "train").is_dir()):
-            arguments = {"image_size": IMAGE_SIZE, "held_out_share": HELD_OUT_SHARE}
-            yield Source("folder", {"root": str(folder), **arguments})
+    yield from real_sources(options, IMAGE_SIZE)
     for name in EMBEDDED[:1] if options.smoke else EMBEDDED:
         source = builtin(name)
         yield Source(source.loader, {**source.arguments, "n_unlabeled": 200, "n_held_out": 128})
@@ -115,8 +113,7 @@ def study_of(options: argparse.Namespace, cells: Sequence[Cell], kept: Sequence[
             groups[cell.name].append(cell)
     found = Study([], [])
     for name, members in groups.items():
-        labels = read_labels(members[0].source)
-        assert labels is not None, f"{name}: a set of this study has ground truth"
+        labels = truth_of(members[0].source)
         arrays = [arrays_of(cell, options.cells) for cell in members]
         own = len(arrays[0]["held_out"])
         wanted = min(CALIBRATE, 5 * (own + int((labels == 0).sum())) // 8)

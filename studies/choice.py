@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssad_hpo.data import read_labels
 from studies.lab.choosing import Draw, Seen, draw, figures
 from studies.lab.comparing import average_ranks, comparison_table
 from studies.lab.detectors import (
@@ -37,6 +36,7 @@ from studies.lab.detectors import (
 )
 from studies.lab.options import parse
 from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.searching import truth_of
 
 SHARES: tuple[float | None, ...] = (None, 0.1, 0.02, 0.0)
 DRAWS = 3
@@ -81,8 +81,7 @@ def _rows_of_set(
     options, title, prefix, start, seed, members = work
     torch.set_num_threads(1)
     name = members[0].name
-    labels = read_labels(members[0].source)
-    assert labels is not None, f"{name}: a set of this study has ground truth"
+    labels = truth_of(members[0].source)
     arrays = [arrays_of(cell, options.cells) for cell in members]
     of_start = None if start is None else arrays_of(start, options.cells)
     by_patches = not prefix and "whole_scores" in arrays[0]

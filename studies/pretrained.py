@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ssad_hpo.data import read_labels
 from ssad_hpo.evaluate import auc
 from studies.lab.detectors import (
     SCRATCH,
@@ -28,22 +27,21 @@ from studies.lab.detectors import (
 )
 from studies.lab.options import parse
 from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.searching import truth_of
 
 
 def rows_of(cells: Sequence[Cell], kept: Sequence[Row], folder: Path) -> list[Row]:
     """A row with AUC, by patches and as a whole, and criteria for every detector that was trained."""
     rows: list[Row] = []
-    truths: dict[str, np.ndarray | None] = {}
+    truths: dict[str, np.ndarray] = {}
     for cell, content in zip(cells, kept, strict=True):
         if "failure" in content:
             print(f"{cell.name}, {cell.augmentation} failed: {content['failure']}")
             continue
         key = repr(cell.source)
         if key not in truths:
-            truths[key] = read_labels(cell.source)
-        truth = truths[key]
-        assert truth is not None, f"{cell.name}: a set of this study has ground truth"
-        arrays = arrays_of(cell, folder)
+            truths[key] = truth_of(cell.source)
+        truth, arrays = truths[key], arrays_of(cell, folder)
         whole = arrays.get("whole_scores", arrays["scores"])
         named: Row = {"set": cell.name, "how": cell.how, "f_aug": cell.augmentation.kind}
         named |= {"candidate": cell.candidate, "seed": cell.training.seed, "steps": cell.training.steps}

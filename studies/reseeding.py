@@ -19,7 +19,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ssad_hpo.data import read_labels
 from ssad_hpo.evaluate import auc
 from studies.lab.detectors import (
     DYNAMIC,
@@ -33,6 +32,7 @@ from studies.lab.detectors import (
 )
 from studies.lab.options import parse
 from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.searching import truth_of
 
 CRITERION, TOP = "shift", 4
 WAYS = ("the search's value alone", "mean over all seeds", "mean over the other seeds", "oracle", "average")
@@ -58,9 +58,7 @@ def rows_of(options: argparse.Namespace, cells: Sequence[Cell], kept: Sequence[R
         if "failure" in content:
             print(f"{cell.name}, {cell.augmentation} failed: {content['failure']}")
             continue
-        labels = read_labels(cell.source)
-        assert labels is not None, f"{cell.name}: a set of this study has ground truth"
-        value = auc(labels, arrays_of(cell, options.cells)["scores"])
+        value = auc(truth_of(cell.source), arrays_of(cell, options.cells)["scores"])
         sets[cell.name][str(cell.augmentation)][cell.training.seed] = (content[CRITERION], value)
     rows: list[Row] = []
     for name, found in sets.items():

@@ -48,7 +48,7 @@ from ssad_hpo.judgement import Judged, judge
 from ssad_hpo.task import Augmentation, DetectorError, Range, SearchSpace, Task, Training
 from studies.lab.cells import cell_path, run_missing
 from studies.lab.choosing import Seen, combined_scores, draw
-from studies.lab.detectors import HELD_OUT, HELD_OUT_SHARE, TUNED, candidates
+from studies.lab.detectors import HELD_OUT, TUNED, candidates, real_sources
 from studies.lab.options import parse, study_parser
 from studies.lab.results import Row, made_by, markdown_table, write_results
 from studies.lab.searching import truth_of
@@ -216,10 +216,8 @@ def sources(options: argparse.Namespace) -> Iterator[tuple[str, Source]]:
     for name in list(EMBEDDED)[:1] if options.smoke else EMBEDDED:
         source = builtin(name)
         yield name.replace("/", "-"), Source(source.loader, {**source.arguments, "n_held_out": HELD_OUT})
-    if options.real is not None:
-        for folder in sorted(path for path in options.real.iterdir() if (path / "train").is_dir()):
-            arguments = {"image_size": options.image_size, "held_out_share": HELD_OUT_SHARE}
-            yield folder.name, Source("folder", {"root": str(folder), **arguments})
+    for source in real_sources(options, options.image_size):
+        yield Path(source.arguments["root"]).name, source
 
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:

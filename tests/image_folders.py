@@ -58,7 +58,7 @@ def palette_image(grey):
 
 
 def read_one(path, channels=1, size=SIZE):
-    images, paths = data.read_images([path], size, channels)
+    images, paths, _ = data.read_images([path], size, channels)
     assert paths == [path] and images.shape == (1, channels, size, size) and images.dtype == torch.uint8
     return images[0].numpy()
 

@@ -16,6 +16,7 @@ from ssad_hpo.bilevel.descent import Descent, Problem
 from ssad_hpo.criteria import evaluate_all
 from ssad_hpo.detector import Detector, train
 from ssad_hpo.encoder import SmallEncoder
+from ssad_hpo.judgement import judge
 from ssad_hpo.task import Augmentation
 
 # Tiny trainings end anywhere; what is a sign of collapse has its own tests.
@@ -42,7 +43,7 @@ def test_a_tuning_learns_hyperparameters_within_their_bounds_and_gives_a_finishe
             math.isfinite(loss) for o in tuned.trajectory for loss in (o.training_loss, o.validation_loss)
         )
         # The finished detector is judged as any detector is, with hard edges.
-        sets = tuned.detector.embed_task(TASK)
+        sets = judge(tuned.detector, TASK).embeddings
         assert tuned.detector.augmentation == tuned.augmentation
         assert tuned.criteria == evaluate_all(sets.train, sets.augmented, sets.unlabeled)
         default = LOSSES[Tuning().loss](sets.train, sets.augmented, sets.unlabeled)

@@ -386,7 +386,7 @@ def test_a_detector_that_another_process_saved_gives_the_scores_that_its_trial_h
     result = open_result("first")
     assert sorted(scores) == pytest.approx(sorted(result.selected.scores()), rel=1e-6)
     # Not only the same numbers: each at its own image.
-    images, _ = data.read_images([row[0] for row in rows[1:]], 16, 3)
+    images, *_ = data.read_images([row[0] for row in rows[1:]], 16, 3)
     assert scores == pytest.approx(result.selected.detector().score(images).tolist(), rel=1e-6)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import shutil
 
 import numpy as np
@@ -99,7 +98,6 @@ def test_an_anomaly_selects_its_folder_and_the_good_one(tmp_path):
     assert [digest(image.numpy()) for image in task.unlabeled] == [row[0] for row in expected]
     labels = data.load_folder(tmp_path, "bottle", "scratch", image_size=SIZE).labels
     assert labels.tolist() == [row[1] for row in expected]
-    assert data.find_anomalies(tmp_path, "bottle") == ["crack", "scratch"]
 
 
 @pytest.mark.parametrize("anomaly", ["dent", "good", "../train", ""])
@@ -145,9 +143,8 @@ def test_one_category_needs_no_name_and_several_are_listed(tmp_path):
     assert data.find_categories(tmp_path) == ["bottle", "cable"]
     assert data.find_categories(tmp_path / "cable") == []
     for wrong in (None, "screw", "../bottle"):
-        with pytest.raises(data.CategoryError, match="bottle, cable") as caught:
+        with pytest.raises(data.CategoryError, match="bottle, cable"):
             data.load_folder(tmp_path, wrong, image_size=SIZE)
-        assert pickle.loads(pickle.dumps(caught.value)).categories == ("bottle", "cable")
     with pytest.raises(data.DataError, match="expected train/good and test/"):
         data.load_folder(tmp_path / "license")
 

@@ -25,7 +25,7 @@ from ssad_hpo.augment import augment, jitter
 from ssad_hpo.criteria import DegenerateError, evaluate_all
 from ssad_hpo.detector import Transform, resolve_precision, train
 from ssad_hpo.encoder import build_network
-from ssad_hpo.task import Augmentation, DetectorError, Task, Training
+from ssad_hpo.task import Augmentation, DetectorError, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,7 +118,8 @@ def test_what_is_done_at_a_checkpoint_does_not_change_the_training(learnt):
     run = train(images, CUTOUT, LONG)
     first = next(run)
     assert not any(module.training for module in first.detector.network.modules())
-    first.detector.fit_density(first.detector.embed_task(Task("images", images, images)).train)
+    first.detector.fit_density(first.detector.embed(images))
+    first.detector.embed_augmented(images)
     first.detector.score(images)
     torch.rand(3)
     assert_same_bits(weights(next(run).detector), seen[1][2])
@@ -226,10 +227,11 @@ def test_embeddings_that_are_not_finite_are_an_error_that_names_the_hyperparamet
 def test_an_augmentation_that_blackens_every_image_collapses_and_is_found_out():
     images = textures(12)
     blackening = Augmentation("cutdiff", {"patch_area": 1e6, "patch_aspect": 1.0})
-    embeddings = trained(images, SHORT, blackening).embed_task(Task("images", images, textures(12, seed=1)))
-    assert len(embeddings.train.unique(dim=0)) == 12
+    detector = trained(images, SHORT, blackening)
+    train, augmented = detector.embed(images), detector.embed_augmented(images)
+    assert len(train.unique(dim=0)) == 12
     with pytest.raises(DegenerateError, match=r"^augmented: expected rows that differ, got 12 identical"):
-        evaluate_all(embeddings.train, embeddings.augmented, embeddings.unlabeled)
+        evaluate_all(train, augmented, detector.embed(textures(12, seed=1)))
 
 
 def test_train_embeddings_without_spread_have_no_density():

@@ -14,6 +14,7 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 
 from ssad_hpo.detector import Detector, Embeddings, train
+from ssad_hpo.judgement import judge
 from ssad_hpo.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,17 +44,18 @@ def test_embeddings_are_unit_rows_that_do_not_depend_on_their_batch(learnt):
 def test_judging_changes_nothing_in_the_detector(learnt):
     images, _, detector = learnt
     before = weights(detector)
-    detector.embed_task(Task("images", images, textures(20, seed=4)))
+    judge(with_training(detector), Task("images", images, textures(20, seed=4)))
     detector.score(images)
     assert_same_bits(weights(detector), before)
 
 
-def test_the_embeddings_of_a_task_are_those_of_its_sets(learnt):
+def test_what_a_detector_is_judged_by_are_the_embeddings_of_the_tasks_sets(learnt):
     images, _, detector = learnt
     unlabeled = textures(20, seed=4)
     held_out = textures(15, seed=5)
-    assert detector.embed_task(Task("images", images, unlabeled)).held_out is None
-    embeddings = detector.embed_task(Task("images", images, unlabeled, held_out))
+    own = with_training(detector)  # judging gives it a density
+    assert judge(own, Task("images", images, unlabeled)).embeddings.held_out is None
+    embeddings = judge(own, Task("images", images, unlabeled, held_out)).embeddings
     assert isinstance(embeddings, Embeddings)
     assert embeddings.held_out is not None and torch.equal(embeddings.held_out, detector.embed(held_out))
     assert torch.equal(embeddings.train, detector.embed(images))

@@ -168,7 +168,7 @@ def test_images_are_prepared_as_ssad_hpo_reads_them(tmp_path, name, channels):
         exif[0x0112] = 6
         options["exif"] = exif
     path = save(tmp_path / name, image, **options)
-    expected, _ = read_images([path], (32, 48), channels)
+    expected, *_ = read_images([path], (32, 48), channels)
     assert np.array_equal(prepare(path, 32, 48, channels), expected.numpy())
     assert np.array_equal(prepare(io.BytesIO(path.read_bytes()), 32, 48, channels), expected.numpy())
 

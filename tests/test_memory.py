@@ -26,7 +26,7 @@ READ = """
 import sys
 from pathlib import Path
 from ssad_hpo.data import read_images
-images, _ = read_images([Path(sys.argv[1])], 16, 1)
+images, *_ = read_images([Path(sys.argv[1])], 16, 1)
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(int(images.min()), int(images.max()), peak.split()[1])  # kB; what the parent once had is no part of it
 """
@@ -89,7 +89,7 @@ def test_a_large_image_that_is_allowed_is_read_without_a_word(tmp_path: Path) ->
     write_png(tmp_path / "wide.png", 100_000, 900, 0, (7 * 257).to_bytes(2, "big") * 100_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images, _ = read_images([tmp_path / "wide.png"], 16, 1, max_pixels=10**8)
+        images, *_ = read_images([tmp_path / "wide.png"], 16, 1, max_pixels=10**8)
     assert (images == 7).all()
 
 

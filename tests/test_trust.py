@@ -17,7 +17,7 @@ from conftest import Ended
 from ssad_hpo import trust
 from ssad_hpo.experiment import evaluate_run, load_detector, open_run, resume_study, run_study, sync_run
 from ssad_hpo.task import Search, Training
-from ssad_hpo.tracking import MlflowRecorder, sync
+from ssad_hpo.tracking import MlflowRecorder
 from ssad_hpo.tracking.delivery import deliver
 
 PASSWORD = "s3cret"
@@ -214,15 +214,6 @@ def test_without_a_place_for_known_addresses_a_study_goes_on(
     with pytest.raises(ValueError, match="trust_addresses=True"):
         evaluate_run("own")
     evaluate_run("own", trust_addresses=True)
-
-
-def test_an_outbox_alone_names_no_server(place: Path, server: Server) -> None:
-    outbox = place / "outbox.jsonl"
-    MlflowRecorder(outbox, f"http://{server.place}", "e", "s").study_tags({"a": "b"})
-    shutil.rmtree(place.parents[1] / "state")
-    with pytest.raises(ValueError, match="which you have never given yourself"):
-        sync(outbox)
-    assert server.heard == []
 
 
 def test_only_a_runs_own_files_are_sent(

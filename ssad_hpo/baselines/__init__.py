@@ -10,13 +10,11 @@ Random static (RS-) and random dynamic (RD-) are detectors trained with `random_
 with `Augmentation(kind)`, whose default ranges are drawn anew for every image.
 """
 
-from ssad_hpo.baselines.autoencoder import AUTOENCODER_LEARNING_RATE, Autoencoder, train_autoencoder
-from ssad_hpo.baselines.deep_svdd import DEEP_SVDD_LEARNING_RATE, DeepSvdd, train_deep_svdd
+from ssad_hpo.baselines.autoencoder import Autoencoder, train_autoencoder
+from ssad_hpo.baselines.deep_svdd import DeepSvdd, train_deep_svdd
 from ssad_hpo.baselines.static import random_static
 
 __all__ = [
-    "AUTOENCODER_LEARNING_RATE",
-    "DEEP_SVDD_LEARNING_RATE",
     "Autoencoder",
     "DeepSvdd",
     "random_static",

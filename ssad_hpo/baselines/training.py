@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ssad_hpo.encoder import draws
-from ssad_hpo.numerics import seeded, to_float
+from ssad_hpo.numerics import draw_batches, seeded, to_float
 from ssad_hpo.task import DetectorError, Training
 
 # A loss that ends so many times higher than it began has diverged: it was below 1 in sound trainings.
@@ -33,7 +33,7 @@ def minimise(
     losses = torch.zeros(training.steps, device=images.device)
     network.train()
     with seeded(training.seed, images.device, draws=draws(network)):
-        for step, batch in enumerate(_batches(len(images), training, generator)):
+        for step, batch in enumerate(draw_batches(len(images), training, generator)):
             loss = loss_of(to_float(images[batch]))
             optimizer.zero_grad()
             loss.backward()
@@ -66,13 +66,6 @@ def _measure_batch_statistics(network: nn.Module, images: Tensor, training: Trai
     for batch in images.split(training.batch_size):
         if len(batch) > 1:
             network(to_float(batch))
-
-
-def _batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
-    """(steps, batch_size) indices of images: one random order after the other, as detectors have them."""
-    needed = training.steps * training.batch_size
-    orders = [torch.randperm(n, generator=generator, device=generator.device) for _ in range(-(-needed // n))]
-    return torch.cat(orders)[:needed].view(training.steps, training.batch_size)
 
 
 @torch.inference_mode()

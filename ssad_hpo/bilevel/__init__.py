@@ -5,7 +5,7 @@ for each starting point and moves its augmentation on the way (ST-SSAD: Yoo et a
 """
 
 from ssad_hpo.bilevel.coordinates import Coordinates
-from ssad_hpo.bilevel.gradient import BilevelGradient, TrainingBatch, ValidationBatch, bilevel_gradient
+from ssad_hpo.bilevel.gradient import TrainingBatch, ValidationBatch, bilevel_gradient
 from ssad_hpo.bilevel.result import (
     CollapseWarning,
     Cost,
@@ -25,7 +25,6 @@ __all__ = [
     "LOSSES",
     "PATCHES",
     "PATCHES_TRAINING",
-    "BilevelGradient",
     "CollapseWarning",
     "Coordinates",
     "Cost",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ssad_hpo.bilevel.descent import Start
 from ssad_hpo.bilevel.settings import Tuning
-from ssad_hpo.files import check_archive, reading
+from ssad_hpo.files import check_archive, reading, replaced
 from ssad_hpo.task import Training
 
 _FORMAT = 1
@@ -44,7 +43,6 @@ class CheckpointFile:
 
     Args:
         path: of the file; None keeps nothing.
-        starts: of the tuning.
 
     Raises:
         ValueError: if the file is no checkpoint, or one of another tuning; it names what differs.
@@ -83,11 +81,10 @@ class CheckpointFile:
             return
         content = {"format": _FORMAT, "settings": self._settings, **vars(self.progress)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
         buffer = io.BytesIO()  # torch's own writer does not say that a disk is full
         torch.save(content, buffer)
-        partial.write_bytes(buffer.getbuffer())
-        os.replace(partial, self.path)
+        with replaced(self.path) as partial:
+            partial.write_bytes(buffer.getbuffer())
 
 
 _BEFORE = {

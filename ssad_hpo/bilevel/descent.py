@@ -20,9 +20,9 @@ from ssad_hpo.bilevel.result import Cost, OuterStep
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import untrained_network
-from ssad_hpo.detector.training import draw_batches, encoder_rate, optimizer_of
+from ssad_hpo.detector.training import encoder_rate, optimizer_of
 from ssad_hpo.encoder import draws
-from ssad_hpo.numerics import autocast, seeded, to_float
+from ssad_hpo.numerics import autocast, draw_batches, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 

@@ -87,10 +87,8 @@ def bilevel_gradient(
 
     Args:
         network: from `detector.untrained_network`, theta.
-        coordinates: what the point means.
         point: (K,) the hyperparameters a.
         training: the batch of L_trn; batch norm in the virtual step uses its statistics.
-        validation: the batch of L_val.
         tuning: loss, order, virtual rate, batch norm of L_val, temperature.
         encoder_share: of the virtual rate, for the encoder: alpha is their product. A pretrained encoder that
             trains at a tenth of the head's rate looks ahead by a tenth as well.
@@ -195,7 +193,6 @@ def check_second_derivatives(network: nn.Module, image_shape: tuple[int, ...]) -
 
     Args:
         network: from `detector.untrained_network`; its running statistics change.
-        image_shape: (C, H, W).
     """
     images = torch.zeros(2, *image_shape, requires_grad=True)
     with torch.enable_grad(), MixedDerivatives():

@@ -7,7 +7,7 @@ that may go on; "point", "step" and "cost"; "value", which is lower for better o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -94,7 +94,7 @@ def take_up_look(descent: Descent, look: Look) -> None:
     descent.cost = Cost(**look["cost"])
 
 
-def tell_steps(index: int, steps: Iterable[OuterStep] | Iterator[OuterStep], tell: Teller) -> None:
+def tell_steps(index: int, steps: Iterable[OuterStep], tell: Teller) -> None:
     """Tell every step of the hyperparameters, as it is done."""
     for outer in steps:
         losses = {"training_loss": outer.training_loss, "validation_loss": outer.validation_loss}

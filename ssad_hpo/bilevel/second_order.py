@@ -204,7 +204,7 @@ class _BatchNormBackward(Function):
         if u is not None:
             to_g, sum_un, sum_u = _bn_backward(u, x, w, mean, r, ctx.eps)
             mean_u, mean_un = sum_u / count, sum_un / count
-            mean_ug = _channel_mean(u * g)
+            mean_ug = (u * g).mean([dim for dim in range(x.dim()) if dim != 1])
         p, q = -w * r * mean_gn, a - w * r * mean_un
         mean_c, mean_cn = p * mean_u + q * mean_g, p * mean_un + q * mean_gn
         covariance = mean_ug - mean_u * mean_g - mean_un * mean_gn
@@ -223,10 +223,6 @@ def _bn_backward(
     return _aten.native_batch_norm_backward(
         grad, x, weight, None, None, mean, r, True, eps, [True, True, True]
     )
-
-
-def _channel_mean(x: Tensor) -> Tensor:
-    return x.mean([dim for dim in range(x.dim()) if dim != 1])
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -63,10 +63,7 @@ def tuning_of(context: click.Context, source: Source, options: dict[str, Any], t
     """What was given, and for the rest what suits the images and the encoder; see `experiment.tuning_for`.
 
     Args:
-        context: of the command.
-        source: of the images.
         options: all that was given; those of the space and of the tuning are taken out.
-        training: of the detectors.
 
     Raises:
         click.UsageError: for no kind to tune, where none is usual.
@@ -98,10 +95,7 @@ def search_of(context: click.Context, source: Source, options: dict[str, Any], g
     """What was given, and for the rest what suits the images; see `experiment.search_for`.
 
     Args:
-        context: of the command.
-        source: of the images.
         options: all that was given; those of the space and of the group are taken out.
-        group: the options of the search.
     """
     from ssad_hpo.experiment import search_for
     from ssad_hpo.task import Search

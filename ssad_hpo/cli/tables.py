@@ -37,8 +37,6 @@ def print_table(title: str, columns: Sequence[Column], chosen: int | None) -> No
     """Print a table as wide as the terminal allows.
 
     Args:
-        title: above it.
-        columns: with as many cells each.
         chosen: the row that is marked, in the last column and by its style; None for no row.
     """
     from rich import box

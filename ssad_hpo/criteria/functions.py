@@ -52,7 +52,6 @@ def mmd_normalised(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tenso
     Raises:
         DegenerateError: as `base`.
     """
-    check_sets(train, augmented, unlabeled)
     train, augmented, unlabeled = _normalise(train, augmented, unlabeled)
     return (torch.cat([train, augmented]).mean(0) - unlabeled.mean(0)).square().sum()
 
@@ -137,7 +136,6 @@ def smooth_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Ten
     Raises:
         DegenerateError: as `base`.
     """
-    check_sets(train, augmented, unlabeled)
     train, augmented, unlabeled = _normalise(train, augmented, unlabeled)
     to_train = norm(unlabeled - train.mean(0))
     to_augmented = norm(unlabeled - augmented.mean(0))
@@ -153,7 +151,6 @@ def soft_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> Tenso
     Raises:
         DegenerateError: as `base`.
     """
-    check_sets(train, augmented, unlabeled)
     train, augmented, unlabeled = _normalise(train, augmented, unlabeled)
     distances = [norm(unlabeled - train.mean(0)), norm(unlabeled - augmented.mean(0))]
     return _soft_minimum(torch.stack(distances)).mean()
@@ -169,7 +166,6 @@ def two_sided_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor) -> 
     Raises:
         DegenerateError: as `base`.
     """
-    check_sets(train, augmented, unlabeled)
     train, augmented, unlabeled = _normalise(train, augmented, unlabeled)
     to_train, to_augmented = norm(unlabeled - train.mean(0)), norm(unlabeled - augmented.mean(0))
     from_augmented = _soft_minimum(to_augmented) + _SOFT_TEMPERATURE * math.log(len(unlabeled))
@@ -183,6 +179,7 @@ def _soft_minimum(distances: Tensor) -> Tensor:
 
 def _normalise(*sets: Tensor) -> list[Tensor]:
     """Total distance normalisation of ST-SSAD: centre all rows together, divide by their root mean square."""
+    check_sets(*sets)
     rows = torch.cat(sets)
     centre = rows.mean(0)
     scale = (rows - centre).square().sum(1).mean().sqrt()

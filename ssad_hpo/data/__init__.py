@@ -10,13 +10,11 @@ from ssad_hpo.data.decode import (
     find_images,
     read_contents,
     read_images,
-    read_readable,
     read_whole,
     skipped,
 )
 from ssad_hpo.data.folder import (
     CategoryError,
-    find_anomalies,
     find_categories,
     load_folder,
     load_folders,
@@ -24,10 +22,8 @@ from ssad_hpo.data.folder import (
 from ssad_hpo.data.labelled import read_label_file
 from ssad_hpo.data.pixels import WHOLE_DEPTH
 from ssad_hpo.data.source import (
-    LOADERS,
     Source,
     builtin,
-    builtin_names,
     find_source,
     holds_out,
     load,
@@ -38,16 +34,13 @@ from ssad_hpo.data.source import (
 from ssad_hpo.data.testbed import controlled_data, semantic_data
 
 __all__ = [
-    "LOADERS",
     "WHOLE_DEPTH",
     "CategoryError",
     "DataError",
     "DataSet",
     "Source",
     "builtin",
-    "builtin_names",
     "controlled_data",
-    "find_anomalies",
     "find_categories",
     "find_images",
     "find_source",
@@ -60,7 +53,6 @@ __all__ = [
     "read_images",
     "read_label_file",
     "read_labels",
-    "read_readable",
     "read_whole",
     "semantic_data",
     "skipped",

@@ -93,50 +93,51 @@ def read_images(
     *,
     bit_depth: int = WHOLE_DEPTH,
     max_pixels: int = MOST_IMAGE_PIXELS,
-) -> tuple[torch.Tensor, list[Path]]:
+) -> tuple[torch.Tensor, list[Path], list[str]]:
     """Read images in the order given, as `load_folder` reads them; for scoring new images.
 
     Args:
-        paths: at least one file. The first frame counts, EXIF orientation is honoured.
+        paths: files. The first frame counts, EXIF orientation is honoured.
         image_size: height and width of the result, pixels, one number for both of a square; images are
             squeezed to that.
         channels: 1 (colour becomes luminance) or 3 (grey becomes three equal channels).
-        skip_unreadable: leave out files that cannot be read, with a warning, instead of raising.
+        skip_unreadable: leave out files that cannot be read, instead of raising.
         bit_depth: of grey values in files of 16 bits; a camera's may be 10 or 12.
         max_pixels: of a file, which takes up to 8 bytes of memory for each while it is read.
 
     Returns:
-        (N, channels, height, width) uint8, and the N paths that were read.
+        (N, channels, height, width) uint8, the N paths that were read, and what could not be with its reason.
 
     Raises:
-        DataError: naming the first file that cannot be read, or if none can be.
-        ValueError: for no paths, or a size or number of channels that cannot be.
+        DataError: naming the first file that cannot be read, unless `skip_unreadable`.
+        ValueError: for a size or number of channels that cannot be.
     """
-    if not paths:
-        raise ValueError("paths: expected at least one image file, got none")
-    images, read, lost = read_readable(
-        paths, image_size, channels, skip_unreadable, bit_depth=bit_depth, max_pixels=max_pixels
-    )
-    if not read:
-        raise DataError(f"paths: none of the {len(paths)} files can be read; {lost[0]}")
-    if lost:
-        warnings.warn(skipped(lost), stacklevel=2)
-    return images, read
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    for side in (height, width):
+        check_image_size(side)
+    decoding = Decoding(bit_depth, max_pixels)
+    if channels not in (1, 3):
+        raise ValueError(f"channels: expected 1 or 3, got {channels}")
+    files = [Path(path) for path in paths]
+    rows = np.empty((len(files), channels, height, width), np.uint8)
+    reasons = decode_into(rows, files, skip_unreadable, decoding)
+    read = [i for i, reason in enumerate(reasons) if reason is None]
+    lost = [f"{files[i]} {reason}" for i, reason in enumerate(reasons) if reason is not None]
+    for kept, i in enumerate(read):  # close the gaps in place: never a second copy of the result
+        if kept != i:
+            rows[kept] = rows[i]
+    return torch.from_numpy(rows[: len(read)]), [files[i] for i in read], lost
 
 
 def read_contents(
-    contents: Sequence[bytes],
-    shape: tuple[int, int, int],
-    *,
-    bit_depth: int = WHOLE_DEPTH,
-    max_pixels: int = MOST_IMAGE_PIXELS,
+    contents: Sequence[bytes], shape: tuple[int, int, int], *, bit_depth: int = WHOLE_DEPTH
 ) -> np.ndarray:
     """What is in image files, (N, C, H, W) uint8, as `read_images` reads them from paths.
 
     Raises:
         DataError: naming the place of the first that cannot be read.
     """
-    decoding = Decoding(bit_depth, max_pixels)
+    decoding = Decoding(bit_depth)
     rows = np.empty((len(contents), *shape), np.uint8)
 
     def work(i: int) -> None:
@@ -168,33 +169,6 @@ def skipped(lost: Sequence[str]) -> str:
     return f"skipped {len(lost)} unreadable images: {'; '.join(lost[:3])}{'; ...' if len(lost) > 3 else ''}"
 
 
-def read_readable(
-    paths: Sequence[str | os.PathLike[str]],
-    image_size: int | tuple[int, int],
-    channels: int,
-    skip_unreadable: bool = True,
-    *,
-    bit_depth: int = WHOLE_DEPTH,
-    max_pixels: int = MOST_IMAGE_PIXELS,
-) -> tuple[torch.Tensor, list[Path], list[str]]:
-    """As `read_images`, also where nothing can be read; what could not be is told with its reason."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    for side in (height, width):
-        check_image_size(side)
-    decoding = Decoding(bit_depth, max_pixels)
-    if channels not in (1, 3):
-        raise ValueError(f"channels: expected 1 or 3, got {channels}")
-    files = [Path(path) for path in paths]
-    rows = np.empty((len(files), channels, height, width), np.uint8)
-    reasons = decode_into(rows, files, skip_unreadable, decoding)
-    read = [i for i, reason in enumerate(reasons) if reason is None]
-    lost = [f"{files[i]} {reason}" for i, reason in enumerate(reasons) if reason is not None]
-    for kept, i in enumerate(read):  # close the gaps in place: never a second copy of the result
-        if kept != i:
-            rows[kept] = rows[i]
-    return torch.from_numpy(rows[: len(read)]), [files[i] for i in read], lost
-
-
 def check_image_size(image_size: int) -> None:
     """Raises ValueError for anything but a whole number of pixels that a network can take."""
     if not isinstance(image_size, int) or image_size < 1:
@@ -209,9 +183,7 @@ def decode_into(
 
     Args:
         rows: (N, C, H, W) uint8, C 1 or 3.
-        paths: N files.
         skip_unreadable: leave rows[i] undefined where paths[i] cannot be read instead of raising.
-        decoding: how.
 
     Returns:
         For each path why it could not be read, or None.

@@ -39,9 +39,7 @@ _StrPath = str | os.PathLike[str]
 
 
 class CategoryError(DataError):
-    """A choice among categories is needed; `categories` lists them."""
-
-    categories: tuple[str, ...] = ()
+    """A choice among categories is needed; the message lists them."""
 
 
 @dataclass(frozen=True)
@@ -173,16 +171,6 @@ def find_categories(root: _StrPath) -> list[str]:
     return categories
 
 
-def find_anomalies(root: _StrPath, category: str | None = None) -> list[str]:
-    """The kinds of anomalies that a category's test/ has folders of, sorted. For benchmarks only.
-
-    Raises:
-        CategoryError, DataError: as `load_folder`.
-    """
-    test = _choose_category(root, category) / "test"
-    return [name for name in _folders_in(test) if name != "good"] if test.is_dir() else []
-
-
 def _folders_in(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
@@ -193,11 +181,9 @@ def _choose_category(root: _StrPath, category: str | None) -> Path:
     if category is None and len(categories) == 1:
         category = categories[0]
     if category not in categories:
-        error = CategoryError(
+        raise CategoryError(
             f"category: expected one of the categories in {root} ({', '.join(categories)}), got {category!r}"
         )
-        error.categories = tuple(categories)
-        raise error
     return top if (top / "train").is_dir() else top / category
 
 

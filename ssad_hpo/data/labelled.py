@@ -11,18 +11,8 @@ from ssad_hpo.files import open_regular, reading
 
 GOOD_WORDS = ("0", "good", "normal", "ok", "negative", "false", "no")
 ANOMALOUS_WORDS = (
-    "1",
-    "anomalous",
-    "anomaly",
-    "bad",
-    "defect",
-    "defective",
-    "ng",
-    "nok",
-    "positive",
-    "true",
-    "yes",
-)
+    "1", "anomalous", "anomaly", "bad", "defect", "defective", "ng", "nok", "positive", "true", "yes",
+)  # fmt: skip
 _WORDS = dict.fromkeys(GOOD_WORDS, 0) | dict.fromkeys(ANOMALOUS_WORDS, 1)
 _MOST_BYTES = 2**28
 

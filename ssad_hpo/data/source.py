@@ -122,18 +122,6 @@ def _arguments(source: Source) -> dict[str, Any]:
     return arguments
 
 
-def builtin_names() -> list[str]:
-    """The built-in data sets. Beside these, TEXTURE/KIND/AREA gives anomalies of another size."""
-    textures = [
-        f"{texture}/{other}"
-        for texture in testbed.TEXTURES
-        for other in (*_of_size(), *testbed.TEXTURES)
-        if other != texture
-    ]
-    digits = [f"digits/{digit}" for digit in range(10)]
-    return textures + digits + [f"{name}/rotated" for name in digits]
-
-
 def _of_size() -> list[str]:
     """Kinds of augmentation that an area makes an anomaly of."""
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ssad_hpo.bounds import MOST_PIXELS, whole
 from ssad_hpo.calibration import MOST_BYTES, take_calibration, tensors_of
 from ssad_hpo.detector.model import Detector, Transform, untrained_network
 from ssad_hpo.detector.patches import PATCHES_FILE, PatchDensity
-from ssad_hpo.files import FileError, read_json, read_tensors, reading, write_tensors
+from ssad_hpo.files import FileError, read_json, read_tensors, reading, replaced, write_tensors
 from ssad_hpo.numerics import check_device
 from ssad_hpo.task import Augmentation, Range, Training
 
@@ -56,9 +55,8 @@ def write(detector: Detector, folder: Path) -> None:
         (folder / PATCHES_FILE).unlink(missing_ok=True)  # those of another detector
     else:
         detector.patches.save(folder)
-    partial = folder / (_SETTINGS_FILE + ".partial")
-    partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    os.replace(partial, folder / _SETTINGS_FILE)  # last: a folder with settings is whole
+    with replaced(folder / _SETTINGS_FILE) as partial:  # last: a folder with settings is whole
+        partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def read(folder: Path, device: str | torch.device) -> Detector:

@@ -17,7 +17,7 @@ from ssad_hpo.detector.density import fit_gaussian
 from ssad_hpo.detector.patches import PatchDensity, fit_patches, image_scores, maps_of
 from ssad_hpo.encoder import Network, build_network, features_and_maps, map_strides
 from ssad_hpo.numerics import autocast, prepare_allocator, seeded, to_float
-from ssad_hpo.task import Augmentation, DetectorError, Task, Training
+from ssad_hpo.task import Augmentation, DetectorError, Training
 
 # Images embedded at once, of 64 x 64 pixels; fewer of larger ones, so that they take the same memory.
 _EMBED_BATCH = 256
@@ -174,15 +174,6 @@ class Detector(Calibrated):
         generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
         return self._embed(
             pseudo_anomalies(to_float(block), self.augmentation, generator) for block in self._blocks(images)
-        )
-
-    def embed_task(self, task: Task) -> Embeddings:
-        """The sets of embeddings that criteria take; see `embed` and `embed_augmented`."""
-        return Embeddings(
-            self.embed(task.train),
-            self.embed_augmented(task.train),
-            self.embed(task.unlabeled),
-            None if task.held_out is None else self.embed(task.held_out),
         )
 
     def fit_density(self, train_embeddings: Tensor) -> None:

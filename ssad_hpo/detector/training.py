@@ -18,7 +18,14 @@ from torch import Tensor
 from ssad_hpo.augment import check_fits, jitter
 from ssad_hpo.detector.model import Detector, Transform, pseudo_anomalies, untrained_network
 from ssad_hpo.encoder import NONE, Network, draws
-from ssad_hpo.numerics import autocast, prepare_allocator, resolve_precision, seeded, to_float
+from ssad_hpo.numerics import (
+    autocast,
+    draw_batches,
+    prepare_allocator,
+    resolve_precision,
+    seeded,
+    to_float,
+)
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
 _PRETRAINED_SHARE = 0.1  # of the head's learning rate, for a pretrained encoder
@@ -162,10 +169,3 @@ def encoder_rate(training: Training) -> float:
     if training.encoder_learning_rate is not None:
         return training.encoder_learning_rate
     return training.learning_rate * (1.0 if training.weights == NONE else _PRETRAINED_SHARE)
-
-
-def draw_batches(n: int, training: Training, generator: torch.Generator) -> Tensor:
-    """(steps, batch_size) indices of images: one random order after the other, cut into batches."""
-    needed = training.steps * training.batch_size
-    orders = [torch.randperm(n, generator=generator, device=generator.device) for _ in range(-(-needed // n))]
-    return torch.cat(orders)[:needed].view(training.steps, training.batch_size)

@@ -8,11 +8,10 @@ from ssad_hpo.encoder.maps import features_and_maps, map_sizes, map_strides
 from ssad_hpo.encoder.named import NamedEncoder
 from ssad_hpo.encoder.network import Network, build_network, draws, memory_format_of
 from ssad_hpo.encoder.small import SmallEncoder
-from ssad_hpo.encoder.weights import NONE, PRETRAINED, digest_of
+from ssad_hpo.encoder.weights import NONE, digest_of
 
 __all__ = [
     "NONE",
-    "PRETRAINED",
     "NamedEncoder",
     "Network",
     "SmallEncoder",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ssad_hpo.encoder.network import Network
 
 _MIDDLE = 3.5  # log2 of a stride between 8 and 16: where maps still know places, and already see structure
+_MOST = 2  # maps whose places are looked at
 
 
 def features_and_maps(
@@ -32,13 +33,12 @@ def features_and_maps(
     return features, [found[stride] for stride in strides]
 
 
-def map_strides(network: Network, images: Tensor, count: int = 2) -> tuple[int, ...]:
+def map_strides(network: Network, images: Tensor) -> tuple[int, ...]:
     """The strides of the encoder's maps that are best for places, finest first: 8 and 16, or what is nearest.
 
     Args:
         network: in evaluation mode.
         images: (N, C, H, W) in [0, 1]; one is enough.
-        count: how many, at most.
 
     Raises:
         ValueError: for an encoder that has no feature maps, such as one of tokens.
@@ -49,7 +49,7 @@ def map_strides(network: Network, images: Tensor, count: int = 2) -> tuple[int, 
             "encoder: it has no feature maps, which scores of patches and heat maps are made of; take "
             "another encoder, or score images as a whole (score density)"
         )
-    return tuple(sorted(sorted(found, key=lambda s: abs(math.log2(s) - _MIDDLE))[:count]))
+    return tuple(sorted(sorted(found, key=lambda s: abs(math.log2(s) - _MIDDLE))[:_MOST]))
 
 
 def map_sizes(network: Network, images: Tensor) -> dict[int, tuple[int, int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STAGES = 3  # the last so many feature maps of a timm model make its features
 
 
@@ -26,8 +26,8 @@ class NamedEncoder(nn.Module):
 
     model: nn.Module
     features: int
-    mean: tuple[float, ...] = _IMAGENET_MEAN
-    std: tuple[float, ...] = _IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     stages: Sequence[str] = ()
 
     def upto(self, stage: int) -> list[tuple[str, nn.Module]]:

@@ -10,15 +10,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ssad_hpo.encoder.named import NamedEncoder, named_encoder
+from ssad_hpo.encoder.named import IMAGENET_MEAN, IMAGENET_STD, NamedEncoder, named_encoder
 from ssad_hpo.encoder.small import SmallEncoder
 from ssad_hpo.encoder.weights import NONE, load_weights, stamp_of
 from ssad_hpo.numerics import seeded
 
 _HEAD_FEATURES = 128
 _LEAST_CHANNELS = 16  # of a strided 1x1 convolution with channels last; see `memory_format_of`
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Network(nn.Module):
@@ -54,8 +52,8 @@ class Network(nn.Module):
             nn.Linear(_HEAD_FEATURES, 2),
         )
         self.held: Sequence[nn.Module] = ()
-        mean = torch.tensor(getattr(encoder, "mean", _IMAGENET_MEAN))
-        std = torch.tensor(getattr(encoder, "std", _IMAGENET_STD))
+        mean = torch.tensor(getattr(encoder, "mean", IMAGENET_MEAN))
+        std = torch.tensor(getattr(encoder, "std", IMAGENET_STD))
         if channels == 1:
             mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
         self.register_buffer("mean", mean[:, None, None])

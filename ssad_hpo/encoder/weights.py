@@ -24,8 +24,6 @@ def load_weights(encoder: NamedEncoder, name: str, weights: str) -> None:
     """Give an encoder pretrained weights.
 
     Args:
-        encoder: untrained.
-        name: of the encoder.
         weights: "pretrained" (what timm or torchvision would download, or a package has), or a file:
             safetensors, or a pickle of tensors.
 

@@ -25,11 +25,7 @@ _FIT = ("patch_area", "patch_aspect")  # what a patch that must lie within the i
 
 
 def how_sure(result: StudyResult) -> list[str]:
-    """What makes a choice uncertain and what could be tried next, in sentences; often none.
-
-    Args:
-        result: of a study that has ended.
-    """
+    """What makes a choice uncertain and what could be tried next, in sentences; often none."""
     settings, selected = result.run.settings, result.selected
     choices = candidates(result.study, result.run.artifacts)
     told = []
@@ -58,11 +54,6 @@ def rivals_of(selected: Candidate, choices: Sequence[Candidate], criterion: str)
     Of the next best eight, those that lie within two standard errors of the difference. The error is that of
     leaving out groups of the unlabelled images, and of held-out ones where the criterion is of them, the same
     for both (a jackknife).
-
-    Args:
-        selected: with the lowest value.
-        choices: all candidates.
-        criterion: that chose.
 
     Returns:
         Their numbers, best first; none where the images are too many, or the criterion is of no images.

@@ -64,12 +64,7 @@ class Evidence:
         return self.combined is not None and self.combined.head_weight > 0
 
     def doubts(self, word: str, selected: int) -> list[str]:
-        """What makes the choice doubtful, in sentences.
-
-        Args:
-            word: what a trial is called.
-            selected: number of the selected one.
-        """
+        """What makes the choice doubtful, in sentences."""
         told = []
         if not self.anomalies_seen:
             told.append(

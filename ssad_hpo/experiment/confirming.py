@@ -95,11 +95,7 @@ class Confirmation:
         )
 
     def account(self, word: str) -> list[str]:
-        """Whether the choice stands and what it cost, in sentences.
-
-        Args:
-            word: what a trial is called.
-        """
+        """Whether the choice stands and what it cost, in sentences."""
         count, further, chosen = len(self.values), len(self.seeds) - 1, self.chosen
         who = f"the best {count} {word}s were" if count > 1 else f"{word} {chosen} was"
         value = f"{self.criterion} {self._value(chosen)} over {len(self.seeds)} seeds"

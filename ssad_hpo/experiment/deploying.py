@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
-
-from ssad_hpo import data, tracking
-from ssad_hpo.calibration import Calibration
+from ssad_hpo import tracking
 from ssad_hpo.experiment.outcome import StudyResult, chosen
 from ssad_hpo.experiment.run_folder import locked
 from ssad_hpo.search import detector_folder
@@ -61,7 +58,7 @@ def register_run(
 
 def _folder_of(result: StudyResult, *, single: bool = False) -> Path:
     """Where the detector lies that a study ends with; a combined one that is lost is made anew."""
-    if single or result.evidence is None or result.evidence.combined is None:
+    if single or result.combined is None:
         return detector_folder(result.selected.address)
     if not result.run.combined.is_dir():
         result.detector().save(result.run.combined)
@@ -69,12 +66,9 @@ def _folder_of(result: StudyResult, *, single: bool = False) -> Path:
 
 
 def _log(recorder: StudyRecorder, result: StudyResult, path: Path, folder: str, register: str | None) -> None:
-    source = result.run.settings.source
-    depth = data.WHOLE_DEPTH if source is None else source.arguments.get("bit_depth", data.WHOLE_DEPTH)
-    needed = requirements(result.run.settings.training.encoder)
-    _, held_out = result.scores()
-    rate = None if held_out is None else Calibration(torch.from_numpy(held_out)).usual_rate
-    recorder.model(path, folder, needed, {"bit_depth": depth, "alarm_rate": rate}, register)
+    settings, decided = result.run.settings, result.decided()
+    told = {"bit_depth": settings.bit_depth, "alarm_rate": None if decided is None else decided.alarm_rate}
+    recorder.model(path, folder, requirements(settings.training.encoder), told, register)
 
 
 def _digest(folder: Path) -> str:

@@ -18,7 +18,7 @@ from ssad_hpo.bounds import MOST_IMAGE_PIXELS, MOST_SEED
 from ssad_hpo.combined import CombinedDetector
 from ssad_hpo.detector import Detector
 from ssad_hpo.experiment.outcome import StudyResult, load_task
-from ssad_hpo.files import FileError
+from ssad_hpo.files import FileError, replaced
 from ssad_hpo.report import LONGEST_SIDE, Spots, overlay
 from ssad_hpo.search import Candidate, candidates, keep_patches
 from ssad_hpo.task import DetectorError, Task
@@ -51,7 +51,6 @@ def check_heatmaps(result: StudyResult, task: Task | None = None) -> None:
     """See to it that a study's detectors have what heat maps need; those of older studies learn it now.
 
     Args:
-        result: of the study.
         task: its task, if that is at hand; else it is loaded again if need be.
 
     Raises:
@@ -152,13 +151,8 @@ class Overlays:
             shown = data.read_whole(file, bit_depth=self.bit_depth, max_pixels=self.max_pixels)
             path = self.outputs[file]
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            try:
+            with replaced(path) as partial:
                 overlay(shown, map_.numpy(), self.low, self.high).save(partial, "PNG", compress_level=1)
-                os.replace(partial, path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
             self.count += 1
 
     def told(self) -> str:
@@ -176,7 +170,7 @@ def spots_of(
     scores: NDArray[np.floating],
     places: Sequence[int],
     files: Sequence[Path] | None,
-    bit_depth: int = data.WHOLE_DEPTH,
+    bit_depth: int,
 ) -> tuple[Spots, ...]:
     """Unlabelled images for a report, with their heat maps over them, at their own resolution.
 

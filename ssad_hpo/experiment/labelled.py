@@ -144,9 +144,8 @@ def _blocks(
     channels, height, width = image_shape
     paths, depth = list(truths), bit_depth_of(result.run.folder)
     for start in range(0, len(paths), _BLOCK):
-        images, read = data.read_images(
-            paths[start : start + _BLOCK], (height, width), channels, bit_depth=depth
-        )
+        some = paths[start : start + _BLOCK]
+        images, read, _ = data.read_images(some, (height, width), channels, bit_depth=depth)
         yield images, [truths[path] for path in read]
 
 

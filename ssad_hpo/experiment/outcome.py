@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 
 from ssad_hpo import data
 from ssad_hpo.calibration import Calibration, Decided
-from ssad_hpo.combined import CombinedDetector
+from ssad_hpo.combined import Combination, CombinedDetector
 from ssad_hpo.detector import Detector
 from ssad_hpo.evaluate import Alarms, StudyEvaluation, auc, count_alarms, evaluate_candidates
 from ssad_hpo.experiment.combining import Evidence, combined_detector, evidence_of
@@ -93,6 +93,11 @@ class StudyResult:
         cells = "".join(f"<tr><th>{escape(n)}</th><td>{escape(text)}</td></tr>" for n, text in rows.items())
         return f"<table>{cells}</table>"
 
+    @property
+    def combined(self) -> Combination | None:
+        """What several candidates make of the images together; None where none are combined."""
+        return None if self.evidence is None else self.evidence.combined
+
     def detector(self, device: str = "cpu", *, single: bool = False) -> Detector | CombinedDetector:
         """What the study ends with: the combined detector, or where none is combined the selected one.
 
@@ -113,9 +118,8 @@ class StudyResult:
         A combined detector scores them by heads that these images have no part in. The latter are None where
         no images are held out.
         """
-        if self.evidence is not None and self.evidence.combined is not None:
-            combined = self.evidence.combined
-            return combined.scores.numpy(), combined.held_out.numpy()
+        if self.combined is not None:
+            return self.combined.scores.numpy(), self.combined.held_out.numpy()
         kept = self.selected.kept(arrays_alone=True)
         return kept.scores, kept.held_out
 
@@ -191,7 +195,7 @@ def compare_with_truth(result: StudyResult) -> StudyResult:
     choices = candidates(result.study, run.artifacts)
     aucs = {c.number: auc(labels, c.scores()) for c in choices}
     values = {c.number: c.criteria[criterion] for c in choices}
-    combined = None if result.evidence is None else result.evidence.combined
+    combined = result.combined
     scores, held_out = result.scores()
     alarms = None
     if held_out is not None:

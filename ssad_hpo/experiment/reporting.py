@@ -87,10 +87,10 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
     trials = records(result.study)
     missing = run.settings.n_trials - len(trials)
     evidence, word = result.evidence, run.settings.word
-    combined = None if evidence is None else evidence.combined
-    if evidence is not None:
-        remarks += [f"{told[0].upper()}{told[1:]}." for told in evidence.doubts(word, selected.number)]
-    remarks += [f"{told[0].upper()}{told[1:]}." for told in how_sure(result)]
+    combined = result.combined
+    final = scores["unlabeled"] if combined is None else combined.scores.numpy()
+    doubts = [] if evidence is None else evidence.doubts(word, selected.number)
+    remarks += [f"{told[0].upper()}{told[1:]}." for told in (*doubts, *how_sure(result))]
     if run.settings.tuning is not None:
         if missing > 0:
             remarks.append(
@@ -110,17 +110,13 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
         scores=scores,
         best=_sets(selected.number, kept),
         worst=_sets(worst.number, worst.kept()) if len(competing) > 1 else None,
-        images=()
-        if task is None
-        else _images(task, selected, combined.scores.numpy() if combined else scores["unlabeled"], anomalous),
+        images=() if task is None else _images(task, selected, final, anomalous),
         anomalous=anomalous,
         figures={} if result.evaluation is None else result.evaluation.metrics(),
         remarks=tuple(remarks),
-        combined={}
-        if combined is None
-        else {"held-out": combined.held_out.numpy(), "unlabeled": combined.scores.numpy()},
+        combined={} if combined is None else {"held-out": combined.held_out.numpy(), "unlabeled": final},
         account=() if evidence is None else tuple(evidence.account(word)),
-        spots=_spots(result, task, combined.scores.numpy() if combined else scores["unlabeled"]),
+        spots=_spots(result, task, final),
         course=_course(run, selected, list(competing.values()), task),
         confirmed=_confirmed(result.confirmation, word),
         decisions=_decisions(
@@ -159,12 +155,10 @@ def _spots(result: StudyResult, task: Task | None, scores: NDArray[np.floating])
         detector = result.detector()
     except (ValueError, OSError, DetectorError):  # an encoder without maps, a detector that was not kept
         return ()
-    source = result.run.settings.source
-    files, depth = None, data.WHOLE_DEPTH
-    if source is not None:
-        files, depth = data.unlabeled_files(source), source.arguments.get("bit_depth", depth)
+    settings = result.run.settings
+    files = None if settings.source is None else data.unlabeled_files(settings.source)
     ranking = np.argsort(-scores, kind="stable")[: min(_IMAGES, len(scores) // 2)]
-    return spots_of(detector, task, scores, ranking.tolist(), files, depth)
+    return spots_of(detector, task, scores, ranking.tolist(), files, settings.bit_depth)
 
 
 def _course(run: Run, selected: Candidate, starts: Sequence[Candidate], task: Task | None) -> Course | None:

@@ -22,14 +22,13 @@ from ssad_hpo import storage, tracking, trust
 from ssad_hpo.address import hides_password
 from ssad_hpo.experiment.format_1 import in_format_2
 from ssad_hpo.experiment.settings import Settings
-from ssad_hpo.files import FileError, read_json, reading
+from ssad_hpo.files import FileError, read_json, reading, replaced
 from ssad_hpo.task import StudyRecorder
 
 RUNS = Path("runs")  # where runs are looked for by name, below the current directory
 # Where a storage URL with a password is taken from when a run is opened again.
 STORAGE_VARIABLE = "SSAD_HPO_STORAGE"
 _SETTINGS_FILE, _LOCK_FILE, _JOURNAL_FILE = "settings.json", "lock", "journal.log"
-_PARTIAL_FILE = _SETTINGS_FILE + ".partial"
 _FORMAT = 2
 
 
@@ -165,11 +164,10 @@ class Run:
             RunError: if it cannot be written.
         """
         text = json.dumps({"format": _FORMAT, **self.settings.to_json()}, indent=2) + "\n"
-        partial = self.folder / _PARTIAL_FILE
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, self.folder / _SETTINGS_FILE)
+            with replaced(self.settings_file) as partial:
+                partial.write_text(text, encoding="utf-8")
         except OSError as error:
             raise RunError(f"{self.folder}: the run folder cannot be written ({error.strerror})") from error
 
@@ -179,7 +177,6 @@ def choose_run_folder(name: str | Path | None, task_name: str) -> Path:
 
     Args:
         name: a path, or a name below runs/; None makes one from the task's name and the time.
-        task_name: of the task.
 
     Raises:
         RunError: if there is something already, or for a name with control characters.
@@ -197,7 +194,7 @@ def choose_run_folder(name: str | Path | None, task_name: str) -> Path:
 
 def _check_free(folder: Path) -> None:
     """Raise RunError if there is something at the place of a new run, but for what a kill left of none."""
-    left = {_LOCK_FILE, _PARTIAL_FILE}
+    left = {_LOCK_FILE, f"{_SETTINGS_FILE}.partial"}
     if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - left):
         raise RunError(f"{folder}: exists already; go on with it by --resume, or choose another name")
 
@@ -206,7 +203,6 @@ def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
     """Open a run folder, given as a path or as a name below runs/; none of its addresses is contacted.
 
     Args:
-        name: of the run.
         trust_addresses: vouch for the addresses in its settings, to which passwords and images may go. It is
             needed for a run from elsewhere, if they are remote and the user never gave them himself.
 

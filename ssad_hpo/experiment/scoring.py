@@ -64,8 +64,7 @@ def bit_depth_of(place: str | Path) -> int:
     """That of the images which a run's detectors were trained on; of a detector's folder the whole."""
     if is_detector(Path(place)) or is_combined(Path(place)):
         return data.WHOLE_DEPTH
-    source = open_run(place).settings.source
-    return data.WHOLE_DEPTH if source is None else source.arguments.get("bit_depth", data.WHOLE_DEPTH)
+    return open_run(place).settings.bit_depth
 
 
 def files_of(places: Sequence[str | Path]) -> list[Path]:
@@ -109,7 +108,7 @@ def score_images(
     def read_block(start: int) -> tuple[Tensor, list[Path], list[str]]:
         some = paths[start : start + _BLOCK]
         limits = {"bit_depth": bit_depth, "max_pixels": max_pixels}
-        return data.read_readable(some, (height, width), channels, skip_unreadable, **limits)
+        return data.read_images(some, (height, width), channels, skip_unreadable, **limits)
 
     lost: list[str] = []
     for images, read, unread in _ahead(read_block, range(0, len(paths), _BLOCK)):

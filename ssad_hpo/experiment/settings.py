@@ -14,7 +14,7 @@ from typing import Any
 from ssad_hpo.address import without_password
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.bounds import MOST_THREADS, check_text, check_whole
-from ssad_hpo.data import Source
+from ssad_hpo.data import WHOLE_DEPTH, Source
 from ssad_hpo.task import Cluster, Range, Search, SearchSpace, Training
 
 # Settings that are told of a study even where they are what they are by default.
@@ -83,6 +83,11 @@ class Settings:
     def n_trials(self) -> int:
         """How many trials there will be; those of a tuning are its starting points."""
         return self.method.total
+
+    @property
+    def bit_depth(self) -> int:
+        """Bits of grey values in files of 16 bits, as the images of the study were read."""
+        return WHOLE_DEPTH if self.source is None else self.source.arguments.get("bit_depth", WHOLE_DEPTH)
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -157,7 +162,7 @@ class Settings:
         """
         named = {"task": self.task_name, "criterion": self.criterion, "n_trials": self.n_trials}
         named |= {"seed": self.seed, "machine.device": self.device, "machine.threads": self.threads}
-        named |= _prefixed("space", described(self.method.space))
+        named |= {f"space.{kind}": text for kind, text in described(self.method.space).items()}
         named |= _told("search" if self.tuning is None else "tuning", self.method, "n_trials", "seed")
         named |= _told("training", self.training, *(["seed"] if self.training.seed == self.seed else []))
         return named | (_told("cluster", self.cluster, *_PLACES) if self.cluster else {})
@@ -214,7 +219,3 @@ def _told(prefix: str, settings: Any, *without: str) -> dict[str, Any]:
 
 def _fields_of(settings: Any) -> dict[str, Any]:
     return {f.name: getattr(settings, f.name) for f in fields(settings)}
-
-
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}.{name}": value for name, value in values.items()}

@@ -13,7 +13,6 @@ from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_TRAINING, Tuning
 from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.encoder import NONE
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
-from ssad_hpo.experiment.combining import combined_detector
 from ssad_hpo.experiment.confirming import confirm_run
 from ssad_hpo.experiment.deploying import log_model
 from ssad_hpo.experiment.heatmaps import learn_heatmaps
@@ -29,7 +28,7 @@ from ssad_hpo.experiment.run_folder import Run, RunError, choose_run_folder, cla
 from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
 from ssad_hpo.experiment.telling import dataset_of, tags_of, tell_summary
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
-from ssad_hpo.search import Objective, candidates, open_study, run_search, was_interrupted
+from ssad_hpo.search import Objective, open_study, run_search, was_interrupted
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import COMBINED, PRETRAINED, Cluster, Recorder, Search, Task, Training
 
@@ -179,7 +178,6 @@ def tuning_for(source: data.Source | None, training: Training) -> Tuning:
     """What a tuning is unless told otherwise.
 
     Args:
-        source: of its images.
         training: of its detectors. Folders with a pretrained encoder get all kinds of patches, and, where
             some normal images are held out, the choice by `shift` and all ends combined; else `Tuning()`.
     """
@@ -276,8 +274,8 @@ def _conduct(
                 study = tune_run(run, task, everyone, recorder)
             result = choose(run, study)
             learn_heatmaps(result, task)
-            if result.evidence is not None and result.evidence.combined is not None:
-                combined_detector(result.evidence, candidates(study, run.artifacts)).save(run.combined)
+            if result.combined is not None:
+                result.detector().save(run.combined)
             # The work is over and the choice is made; only now may ground truth be read.
             result = compare_with_truth(result)
         except BaseException as error:

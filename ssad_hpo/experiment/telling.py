@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from ssad_hpo.experiment.certainty import how_sure
 from ssad_hpo.experiment.outcome import StudyResult
 from ssad_hpo.experiment.run_folder import Run, RunError
 from ssad_hpo.experiment.settings import Settings
-from ssad_hpo.files import read_json, reading
+from ssad_hpo.files import read_json, reading, replaced
 from ssad_hpo.search import candidates, records
 from ssad_hpo.task import StudyRecorder, Task
 
@@ -28,9 +26,6 @@ _PICTURED, _SIDE, _GAP = 6, (72, 128), 4  # images beside each other; pixels of 
 
 def dataset_of(settings: Settings, task: Task) -> dict[str, str]:
     """The images of a study as MLflow's own kind of input: what and where they are; no labels."""
-    counts = {"train": len(task.train), "unlabeled": len(task.unlabeled)}
-    if task.held_out is not None:
-        counts["held_out"] = len(task.held_out)
     spec = {"dtype": "uint8", "shape": [-1, *task.train.shape[1:]]}
     features = json.dumps([{"type": "tensor", "tensor-spec": spec}])
     source, place = settings.source, {"tags": {"source": "images in memory"}}
@@ -42,7 +37,7 @@ def dataset_of(settings: Settings, task: Task) -> dict[str, str]:
         "source_type": "code",
         "source": json.dumps(place),
         "schema": json.dumps({"mlflow_tensorspec": {"features": features, "targets": None}}),
-        "profile": json.dumps({f"num_{name}": count for name, count in counts.items()}),
+        "profile": json.dumps({f"num_{name}": len(images) for name, images in task.sets().items()}),
     }
 
 
@@ -59,8 +54,6 @@ def tell_summary(recorder: StudyRecorder, result: StudyResult, task: Task | None
     """Give MLflow the summary of a study that has ended, its settings and a picture of what was chosen.
 
     Args:
-        recorder: of the study.
-        result: of it.
         task: its images, to draw the picture; without them one that is there already is shown.
     """
     run = result.run
@@ -88,16 +81,12 @@ def summary(result: StudyResult) -> str:
         f"{by if confirmation is None else _escaped(confirmation.why())}.",
     ]
     if (figures := result.evaluation) is not None:
-        named = {
-            "selected": figures.auc_selected,
-            "combined": figures.auc_combined,
-            "random": figures.auc_random,
-            "oracle": figures.auc_oracle,
-            "worst": figures.auc_worst,
-            "regret": figures.regret,
-        }
-        shown = {name: f"{value:.3f}" for name, value in named.items() if value is not None}
-        lines += [_table(["AUC", *shown], ["", *shown.values()])]
+        found = figures.metrics()
+        names = {f"auc_{name}": name for name in ("selected", "combined", "random", "oracle", "worst")}
+        names |= {"regret": "regret"}
+        shown = {word: f"{found[name]:.3f}" for name, word in names.items() if name in found}
+        table = (["AUC", *shown], ["---"] * (len(shown) + 1), ["", *shown.values()])
+        lines.append("\n".join(f"| {' | '.join(cells)} |" for cells in table))
         lines += [f"Oracle and random are of {count} {word}s. Ground truth was read after the choice."]
     if result.run.picture.is_file():
         shows = "Normal images, and below them what the chosen augmentation makes of them"
@@ -144,16 +133,11 @@ def read_later(run: Run) -> list[str]:
 def add_later(run: Run, sentence: str) -> None:
     """Add a sentence to these, whole or not at all."""
     text = json.dumps({"evaluations": [*read_later(run), sentence]}, indent=2) + "\n"
-    partial = run.later.with_name(run.later.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, run.later)
+        with replaced(run.later) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{run.later}: cannot be written ({error.strerror})") from error
-
-
-def _table(head: Sequence[str], row: Sequence[str]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), row))
 
 
 def _escaped(text: str) -> str:
@@ -173,9 +157,8 @@ def _draw(run: Run, task: Task, result: StudyResult) -> None:
     for y, images in enumerate(rows):
         for x, image in enumerate(images):
             strip.paste(image, (x * (width + _GAP), y * (height + _GAP)))
-    partial = run.picture.with_name(run.picture.name + ".partial")
-    strip.save(partial, "PNG")
-    os.replace(partial, run.picture)
+    with replaced(run.picture) as partial:
+        strip.save(partial, "PNG")
 
 
 def _image(image: Tensor, side: int) -> Any:

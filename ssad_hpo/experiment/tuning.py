@@ -49,8 +49,6 @@ def tune_run(run: Run, task: Task, recorder: Recorder, study_recorder: StudyReco
     """Bring the tuning of a run to its end, from its last checkpoint.
 
     Args:
-        run: whose method is a tuning.
-        task: images, without labels.
         recorder: told of every starting point as it moves.
         study_recorder: told what it cost, and of signs of collapse.
     """

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch import Tensor
 from ssad_hpo.combined import CombinedDetector
 from ssad_hpo.detector import Detector
 from ssad_hpo.export.module import ScoringModule
-from ssad_hpo.files import unwritable
+from ssad_hpo.files import replaced, unwritable
 
 OPSET = 20  # of ONNX: 1.15 and later read it (November 2023), as do OpenVINO and TensorRT of today
 _NEEDED = ("onnx", "onnxscript")
@@ -118,17 +117,14 @@ def _whole(path: Path, what: str) -> Iterator[Path]:
     """A file beside `path` that takes its place in the end."""
     if (reason := unwritable(path)) is not None:
         raise ValueError(f"{path}: {reason}")
-    partial = path.with_name(path.name + ".partial")
     try:
-        yield partial
-        os.replace(partial, path)
+        with replaced(path) as partial:
+            yield partial
     except OSError:
         raise
     except Exception as error:  # of PyTorch's exporters: no two alike
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"export: this encoder cannot be written in {what} ({reason})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

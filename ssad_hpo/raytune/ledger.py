@@ -139,7 +139,6 @@ class Ledger:
         """A trial is over, by itself or stopped by a scheduler after the report `result`.
 
         Args:
-            ray_trial: Ray's id of it.
             result: its last report: as for `progress`, or with a "status" and a "reason".
             kept: the folder with the scores, embeddings and detector of a trial that ran its whole budget.
         """

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from ssad_hpo.raytune.reaching import check_room
 from ssad_hpo.raytune.sweeping import MAX_FAILURES, connected, surroundings
-from ssad_hpo.raytune.worker import task_of
+from ssad_hpo.raytune.worker import arrays_of, task_of
 from ssad_hpo.search import Objective
 from ssad_hpo.search.reseeding import (
     Again,
@@ -42,10 +42,7 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
     with surroundings(), connected(cluster.address):
         check_room(cluster)
         task, running = objective.task, dict[Any, Again]()
-        # Arrays, since Ray lays these alone into shared memory that all workers of a node read.
-        sets = {"train": task.train, "unlabeled": task.unlabeled, "held_out": task.held_out}
-        images: Mapping[str, np.ndarray] = {n: s.numpy() for n, s in sets.items() if s is not None}
-        place = ray.put(images)
+        place = ray.put(arrays_of(task))
         started = ray.remote(_train_again).options(
             num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial, max_retries=MAX_FAILURES
         )

@@ -35,7 +35,6 @@ class StudySearcher(Searcher):
     databases are in the pickle.
 
     Args:
-        objective: whose trials they are.
         study: minimised, with a sampler such as `search.make_sampler` gives. It belongs to this searcher
             while the Tuner runs.
 
@@ -95,19 +94,12 @@ class StudyCallback(tune.Callback):
         self._searcher = searcher
         self.at_work = False
         self.interrupted = 0  # trials that were open when the Tuner stopped
-        self.checkpoint_path: str | None = (
-            None  # where checkpoints are, if they are not to outlive their trial
-        )
+        # Where checkpoints are, if they are not to outlive their trial.
+        self.checkpoint_path: str | None = None
         self._taken_up = False
         self._checkpoints: dict[str, list[tune.Checkpoint]] = {}
 
-    def setup(
-        self,
-        stop: Any = None,
-        num_samples: int | None = None,
-        total_num_samples: int | None = None,
-        **info: Any,
-    ) -> None:
+    def setup(self, *args: Any, **info: Any) -> None:
         """A Tuner begins, or goes on."""
         self.at_work, self._taken_up, self.interrupted = True, False, 0
 
@@ -128,12 +120,7 @@ class StudyCallback(tune.Callback):
         self._searcher.ledger.progress(trial.trial_id, result)
 
     def on_checkpoint(
-        self,
-        iteration: int,
-        trials: Sequence[Trial],
-        trial: Trial,
-        checkpoint: tune.Checkpoint,
-        **info: Any,
+        self, iteration: int, trials: Sequence[Trial], trial: Trial, checkpoint: tune.Checkpoint, **info: Any
     ) -> None:
         """A report's checkpoint is where all nodes reach it."""
         self._checkpoints.setdefault(trial.trial_id, []).append(checkpoint)

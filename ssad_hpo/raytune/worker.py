@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,13 @@ def trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
     "reason", and ends well as far as Ray is concerned, which is not to try it again. It takes as many
     threads as `tune.with_resources` gives it CPUs, and trains where the objective trains.
     """
-    # Arrays, since Ray lays these alone into shared memory that all workers of a node read.
-    task = objective.task
-    images = {"train": task.train, "unlabeled": task.unlabeled, "held_out": task.held_out}
     function: Callable[[dict[str, Any]], None] = tune.with_parameters(
         train_detector,
-        task_name=task.name,
+        task_name=objective.task.name,
         search=objective.search,
         training=objective.training,
         device=str(objective.device),
-        **{name: tensor.numpy() for name, tensor in images.items() if tensor is not None},
+        **arrays_of(objective.task),
     )
     return function
 
@@ -155,6 +152,11 @@ def read_progress(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | 
         if not all(is_number(report[name]) for report in reports for name in ("step", "seconds")):
             raise ValueError("expected reports with a step and seconds")
         return reports, state
+
+
+def arrays_of(task: Task) -> Mapping[str, np.ndarray]:
+    """The images of a task as arrays, which alone Ray lays into shared memory that a node's workers read."""
+    return {name: images.numpy() for name, images in task.sets().items()}
 
 
 def task_of(name: str, train: np.ndarray, unlabeled: np.ndarray, held_out: np.ndarray | None = None) -> Task:

@@ -27,8 +27,6 @@ def scores_figure(
 
     Args:
         scores: (N,) for each set, by its name in `style.SETS`.
-        title: above the figure.
-        path: of the PNG file.
         threshold: the score above which images raise an alarm, for a dashed line; None for none.
 
     Raises:
@@ -70,9 +68,6 @@ def embedding_figure(
     """A map of one trial's embeddings: their first two principal components, fitted to all sets together.
 
     Args:
-        sets: the embeddings.
-        title: above the figure.
-        path: of the PNG file.
         anomalous: (N_test,) whether each unlabelled image is an anomaly, where that is known.
 
     Raises:

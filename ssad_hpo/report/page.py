@@ -49,10 +49,6 @@ class _Section(NamedTuple):
 def write_report(findings: Findings, folder: Path) -> Path:
     """Write the page and its pictures into a folder, which is replaced as a whole.
 
-    Args:
-        findings: what to show.
-        folder: where; what was there is gone afterwards.
-
     Returns:
         The page, FOLDER/index.html.
     """

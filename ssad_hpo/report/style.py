@@ -112,15 +112,9 @@ def look_of(kind: str) -> Look:
 
 
 @contextmanager
-def panel(path: Path, title: str, *, width: float = WIDTH, height: float = HEIGHT) -> Iterator[Axes]:
-    """One set of axes to draw on; becomes a PNG file at the end.
-
-    Args:
-        path: of the file.
-        title: above the axes.
-        width, height: inches.
-    """
-    with picture(path, width=width, height=height) as figure:
+def panel(path: Path, title: str, *, height: float = HEIGHT) -> Iterator[Axes]:
+    """One set of axes to draw on; becomes a PNG file at the end."""
+    with picture(path, width=WIDTH, height=height) as figure:
         axes = figure.subplots()
         axes.set_title(title)
         yield axes

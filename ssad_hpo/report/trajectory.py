@@ -23,12 +23,6 @@ def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, pa
     The axes of the hyperparameters reach from bound to bound, so that one that was driven out is seen. The
     kept start is drawn thicker, with a star where it ended.
 
-    Args:
-        course: of the tuning.
-        bounds: range of each tuned hyperparameter.
-        kept: number of the start that was kept.
-        path: of the PNG file.
-
     Raises:
         ValueError: if no start is finished.
     """
@@ -78,7 +72,6 @@ def examples_figure(rows: Sequence[ImageRow], path: Path) -> None:
 
     Args:
         rows: all of as many images; scores and truth are not shown.
-        path: of the PNG file.
 
     Raises:
         ValueError: if there is no row.

@@ -33,9 +33,6 @@ def auc_figure(trials: Sequence[Trial], selected: int, criterion: str, path: Pat
 
     Args:
         trials: those that are complete and have an AUC are drawn.
-        selected: number of the selected trial.
-        criterion: its key.
-        path: of the PNG file.
 
     Raises:
         ValueError: if no trial has an AUC.
@@ -100,12 +97,7 @@ def hyperparameters_figure(
 
     Args:
         trials: of all kinds, so that colours mean the same in the panels of all kinds.
-        space: what was searched; gives the axes' range and scale.
-        kind: whose trials are drawn.
         names: two hyperparameters; or one and None, then the criterion stands on the second axis.
-        selected: number of the selected trial.
-        criterion: its key.
-        path: of the PNG file.
 
     Raises:
         ValueError: if no trial is complete.
@@ -165,9 +157,6 @@ def learning_curves_figure(trials: Sequence[Trial], selected: int, criterion: st
 
     Args:
         trials: those with an evaluation are drawn.
-        selected: number of the selected trial.
-        criterion: its key.
-        path: of the PNG file.
 
     Raises:
         ValueError: if no trial was ever evaluated.

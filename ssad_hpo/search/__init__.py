@@ -3,7 +3,7 @@
 from ssad_hpo.search.objective import Evaluation, Objective, check_minimises, evaluations, metric_names
 from ssad_hpo.search.offline import Ranking, select_detectors
 from ssad_hpo.search.record import TrialRecord, is_final, records
-from ssad_hpo.search.reseeding import Reseeded, confirm, further_seeds, read_reseeded, to_confirm
+from ssad_hpo.search.reseeding import confirm, further_seeds, read_reseeded, to_confirm
 from ssad_hpo.search.resume import open_study, reconcile, remaining_trials, run_search, was_interrupted
 from ssad_hpo.search.sampling import first_rung, is_exhausted, make_pruner, make_sampler, position
 from ssad_hpo.search.selection import Candidate, candidates, ranked, select
@@ -23,7 +23,6 @@ __all__ = [
     "Kept",
     "Objective",
     "Ranking",
-    "Reseeded",
     "TrialRecord",
     "candidates",
     "check_minimises",

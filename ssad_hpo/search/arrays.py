@@ -31,7 +31,6 @@ def read_arrays(
     """Arrays by name, as floating-point numbers; never unpickles.
 
     Args:
-        path: of the npz file.
         remedy: for the message, if it cannot be used.
         names: of what must be there: the three sets, (N, D) each, or scores, one for each unlabelled sample.
         optional: what is read if it is there; of held-out samples embeddings (N, D) and scores (N,).

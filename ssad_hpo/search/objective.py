@@ -85,14 +85,14 @@ _adding = threading.Lock()  # not an objective's own: objectives are pickled
 
 
 def frozen_evaluation(
-    task: Task, augmentation: Augmentation, training: Training, device: str | torch.device = "cpu"
+    task: Task, search: Search, training: Training, device: str | torch.device
 ) -> Evaluation:
     """A pretrained encoder as it comes, without a step of training, judged like a detector.
 
-    Args:
-        augmentation: of the augmented images that criteria compare with.
+    Criteria of augmented images take the first kind of the search's space.
     """
     channels, height, width = task.train.shape[1:]
+    augmentation = Augmentation(*next(iter(search.space.kinds.items())))
     detector = untrained_detector(training, (channels, height, width), augmentation, torch.device(device))
     return Evaluation(0, math.log(2), judge(detector, task), detector, {})
 
@@ -206,19 +206,13 @@ class Objective:
         return judged.criteria[self.criterion]
 
     def add_frozen(self, study: optuna.Study) -> None:
-        """Add a pretrained encoder as it comes to a study that does not have it yet, as a candidate.
-
-        It is judged like the others; criteria of augmented images take the first kind of the space.
-        """
+        """Add a pretrained encoder as it comes to a study that does not have it yet, as a candidate."""
         with _adding:
             if self.training.weights == "none" or any(t.frozen for t in record.records(study)):
                 return
             started, number = time.monotonic(), len(study.get_trials(deepcopy=False))
-            kind, hyperparameters = next(iter(self.search.space.kinds.items()))
             self.tell.start(number, Augmentation(NONE))
-            evaluation = frozen_evaluation(
-                self.task, Augmentation(kind, hyperparameters), self.training, self.device
-            )
+            evaluation = frozen_evaluation(self.task, self.search, self.training, self.device)
             judged = evaluation.judged
             self.tell.progress(number, 0, evaluation.metrics)
             address = self.store.put(frozen_name(study), judged, evaluation.detector)
@@ -255,8 +249,6 @@ class Objective:
         Args:
             study: with the trials that finished before.
             number: of the one that is in the store, but not yet finished in the study.
-            address: of it.
-            criteria: its criteria.
         """
         told = [t for t in record.records(study) if t.status == "complete" and t.address is not None]
         finished = {trial.number: (str(trial.address), trial.criteria) for trial in told}

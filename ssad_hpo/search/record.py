@@ -201,13 +201,7 @@ def checkpointed(address: str) -> Attributes:
 
 
 def started_at(start: Augmentation, *, seconds: float, images: int) -> Attributes:
-    """Attributes of a tuning's starting point.
-
-    Args:
-        start: where it began.
-        seconds: of wall-clock time.
-        images: passed forward and backward, see `bilevel.Cost`.
-    """
+    """Attributes of a tuning's starting point."""
     return {_START: dict(start.hyperparameters), _SECONDS: round(seconds, 3), _IMAGES: images}
 
 

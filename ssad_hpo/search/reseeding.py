@@ -114,8 +114,7 @@ def train_again(
     started, training = time.monotonic(), replace(training, seed=again.seed)
     try:
         if again.augmentation.kind == NONE:
-            kind, hyperparameters = next(iter(search.space.kinds.items()))
-            evaluation = frozen_evaluation(task, Augmentation(kind, hyperparameters), training, device)
+            evaluation = frozen_evaluation(task, search, training, device)
             criteria, loss = evaluation.judged.criteria, evaluation.loss
         else:
             *_, last = train(task.train, again.augmentation, training, device)

@@ -22,8 +22,6 @@ def open_study(
     """Create a study, or open it if it exists, with a sampler whose draws survive a restart.
 
     Args:
-        storage: a storage, or its URL.
-        study_name: of the study.
         search: whose sampler draws, and whose pruner stops trials.
         training: at whose evaluation steps trials are stopped.
     """

@@ -24,12 +24,7 @@ from ssad_hpo.task import Search, Training
 
 
 class SeededSampler(optuna.samplers.BaseSampler):
-    """Any Optuna sampler, made anew for every draw with a seed of the draw's own.
-
-    Args:
-        make: gives the sampler for a seed.
-        seed: of the study.
-    """
+    """Any Optuna sampler, made anew for every draw with a seed of the draw's own."""
 
     def __init__(self, make: Callable[[int], optuna.samplers.BaseSampler], seed: int) -> None:
         self._make = make
@@ -69,9 +64,6 @@ class EnumeratedSampler(optuna.samplers.BaseSampler):
     """The candidates of a list, one a trial, each once; the study stops after the last.
 
     (Optuna's own GridSampler knows no conditional space.)
-
-    Args:
-        candidates: parameters of the trials, in order.
     """
 
     def __init__(self, candidates: Sequence[dict[str, Any]]) -> None:

@@ -169,8 +169,6 @@ def open_kept(address: str, device: str | torch.device = "cpu", *, arrays_alone:
     """Read what was kept of a trial.
 
     Args:
-        address: from the trial's record.
-        device: where the detector goes.
         arrays_alone: leave its detector on the disk.
 
     Raises:

@@ -46,7 +46,7 @@ class Task:
     held_out: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        for field_name, images in self._sets().items():
+        for field_name, images in self.sets().items():
             if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8:
                 came = getattr(images, "dtype", type(images).__name__)
                 raise ValueError(f"{field_name}: expected a uint8 tensor, got {came}")
@@ -60,7 +60,8 @@ class Task:
                     f"got {tuple(images.shape[1:])}"
                 )
 
-    def _sets(self) -> dict[str, torch.Tensor]:
+    def sets(self) -> dict[str, torch.Tensor]:
+        """Its images by the name of the field, without what there is none of."""
         sets = {"train": self.train, "unlabeled": self.unlabeled}
         return sets if self.held_out is None else {**sets, "held_out": self.held_out}
 
@@ -68,7 +69,7 @@ class Task:
     def content_hash(self) -> str:
         """64 hexadecimal digits that change when any pixel of the task does; the name is not in it."""
         digest = hashlib.sha256()
-        for images in self._sets().values():
+        for images in self.sets().values():
             digest.update(repr(tuple(images.shape)).encode())
             digest.update(images.contiguous().numpy().data.cast("B"))
         return digest.hexdigest()

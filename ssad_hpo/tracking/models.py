@@ -17,11 +17,8 @@ from ssad_hpo.tracking.outbox import Record
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_LOADER, _SETTINGS_FILE, _COLUMN = (
-    "ssad_hpo.serving",
-    "serving.json",
-    "image",
-)  # as `ssad_hpo.serving` has them
+# As `ssad_hpo.serving` has them.
+_LOADER, _SETTINGS_FILE, _COLUMN = "ssad_hpo.serving", "serving.json", "image"
 _DRAFT = ".model-"
 
 

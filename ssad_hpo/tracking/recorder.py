@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ssad_hpo import trust
-from ssad_hpo.address import hides_password, without_password
+from ssad_hpo.address import without_password
 from ssad_hpo.tracking.outbox import append_record, create_outbox, pending, read_settings
-from ssad_hpo.tracking.uri import absolute_uri, default_tracking_uri, sqlite_file
+from ssad_hpo.tracking.uri import absolute_uri, sqlite_file
 
 if TYPE_CHECKING:
     from ssad_hpo.task import Status
@@ -67,9 +67,7 @@ class MlflowRecorder:
         trouble: why it did not deliver all; None if it did.
 
     Args:
-        outbox, tracking_uri: see above.
         experiment: its name, or "#ID".
-        study_name: unique.
         title: the name of the parent run, where no other run of the experiment has it; `study_name` if None.
         word: what a trial is called in the names of the child runs.
     """
@@ -206,26 +204,17 @@ class MlflowRecorder:
         return pending(self.outbox) if self.outbox.exists() else 0
 
 
-def sync(outbox: Path, tracking_uri: str | None = None) -> SyncResult:
-    """Deliver what is missing, and try again what was refused; by default where the study delivered.
+def sync(outbox: Path, tracking_uri: str) -> SyncResult:
+    """Deliver what is missing, and try again what was refused.
 
-    Another `tracking_uri` gets the whole study. Ends at the first failure of the server, which takes
-    no longer than MLFLOW_HTTP_REQUEST_TIMEOUT (10 s if it is not set).
+    Another `tracking_uri` than the study's gets the whole study. Ends at the first failure of the server,
+    which takes no longer than MLFLOW_HTTP_REQUEST_TIMEOUT (10 s if it is not set).
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such outbox, or no usable tracking URI; also if the
-            outbox alone names a server, whose address its user never gave.
+        ValueError: for no usable tracking URI.
     """
     outbox = Path(outbox).absolute()
-    found = tracking_uri or read_settings(outbox)["tracking_uri"]
-    if hides_password(found):
-        found = default_tracking_uri()  # the outbox keeps no password
-    elif tracking_uri is None and not trust.is_known("tracking_uri", found):
-        raise ValueError(
-            f"tracking_uri: {outbox} names {without_password(found)!r}, which you have never given yourself; "
-            "give it if your passwords may go there"
-        )
-    result = _end_writer(_start_writer("once", outbox, absolute_uri(found)), timeout=None)
+    result = _end_writer(_start_writer("once", outbox, absolute_uri(tracking_uri)), timeout=None)
     failure = f"the writer process failed, see {outbox.with_suffix('.log')}"
     return result or SyncResult(0, pending(outbox), error=failure)
 

@@ -128,15 +128,13 @@ def _create_runs(client: MlflowClient, outbox: Path, state: State, changes: dict
             str(state.experiment_id),
             start_time=since[trial],
             tags=tags,
-            run_name=_child_name(settings, trial) if trial else _parent_name(client, state, settings),
+            run_name=f"{settings.get('word', 'trial')} {trial}"
+            if trial
+            else _parent_name(client, state, settings),
         )
         state.runs[trial] = run.info.run_id
     state.unsure = False
     return created
-
-
-def _child_name(settings: dict[str, str], trial: str) -> str:
-    return f"{settings.get('word', 'trial')} {trial}"
 
 
 def _parent_name(client: MlflowClient, state: State, settings: dict[str, str]) -> str:

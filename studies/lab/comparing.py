@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ssad_hpo.evaluate import Values
 
 TaskT = TypeVar("TaskT", bound=Hashable)
+_DRAWS = 2000  # of the bootstrap, which draws from a seed of its own
 Column = Mapping[tuple[TaskT, int], float]  # (task, seed) -> AUC, or another figure
 
 
@@ -89,19 +90,12 @@ class Comparison:
         return f"{self.low:+.3f} … {self.high:+.3f}"
 
 
-def compare(
-    first: Column[TaskT],
-    second: Column[TaskT],
-    clusters: Mapping[TaskT, Hashable],
-    *,
-    draws: int = 2000,
-) -> Comparison:
+def compare(first: Column[TaskT], second: Column[TaskT], clusters: Mapping[TaskT, Hashable]) -> Comparison:
     """Compare two methods over the same runs.
 
     Args:
         first, second: by (task, seed) the AUC, or any figure where higher is better.
         clusters: by task the cluster in which it moves with others, e.g. its train images.
-        draws: of the bootstrap, which draws from a seed of its own.
 
     Raises:
         ValueError: when there is no run, or the two methods have different ones.
@@ -122,7 +116,7 @@ def compare(
     generator = np.random.default_rng(0)
     resampled = [
         np.mean(np.concatenate([grouped[i] for i in generator.integers(len(grouped), size=len(grouped))]))
-        for _ in range(draws)
+        for _ in range(_DRAWS)
     ]
     low, high = np.quantile(resampled, (0.025, 0.975))
     return Comparison(

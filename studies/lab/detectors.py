@@ -69,13 +69,18 @@ def _anomaly(anomaly: str | dict[str, object]) -> str:
 
 def sources(options: argparse.Namespace, image_size: int) -> Iterator[Source]:
     """The data sets: real ones at this size, embedded ones at 64 pixels, with their held-out images."""
+    yield from real_sources(options, image_size)
+    for name in EMBEDDED[:1] if options.smoke else EMBEDDED:
+        source = builtin(name)
+        yield Source(source.loader, {**source.arguments, "n_held_out": HELD_OUT})
+
+
+def real_sources(options: argparse.Namespace, image_size: int) -> Iterator[Source]:
+    """The real data sets at a size, with a quarter of their train images held out; none without --real."""
     if options.real is not None:
         for folder in sorted(path for path in options.real.iterdir() if (path / "train").is_dir()):
             arguments = {"image_size": image_size, "held_out_share": HELD_OUT_SHARE}
             yield Source("folder", {"root": str(folder), **arguments})
-    for name in EMBEDDED[:1] if options.smoke else EMBEDDED:
-        source = builtin(name)
-        yield Source(source.loader, {**source.arguments, "n_held_out": HELD_OUT})
 
 
 def candidates(smoke: bool) -> Iterator[tuple[str, Augmentation]]:
