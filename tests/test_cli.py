@@ -494,7 +494,7 @@ WRONG = [
     ("search cloth --range cutavg.patch_area=0.9", "does not fit"),
     ("search cloth --range cutavg.colour=1", "colour"),
     ("search cloth --range cutout.patch_area=0.1", "add -a cutout"),
-    ("search cloth --steps 1", "evaluate_at"),
+    ("search cloth --encoder small --steps 1", "evaluate_at"),
     ("search cloth --learning-rate nan", "learning_rate"),
     ("search cloth --image-size 0", "image_size"),
     ("search cloth --encoder mind", "encoder"),
