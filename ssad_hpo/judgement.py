@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from ssad_hpo.calibration import Calibration
 from ssad_hpo.criteria import CRITERIA, DegenerateError, check_sets, evaluate_all
 from ssad_hpo.detector import Detector, Embeddings
+from ssad_hpo.encoder import FrozenOutputs
 from ssad_hpo.task import DetectorError, Task
+
+# What frozen stages make of a task's images, for all detectors that are judged by them; gone with the task.
+_SHARED: WeakKeyDictionary[Task, FrozenOutputs] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +68,13 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
             hyperparameters.
     """
     when = "" if step is None else f" at step {step}"
-    if detector.training.score == "patches":
-        detector.fit_patches(task.train)
-    (unlabeled, scores), normal = detector.look(task.unlabeled), None
+    shared = _SHARED.setdefault(task, FrozenOutputs())
+    train = detector.learn(task.train, shared)
+    (unlabeled, scores), normal = detector.look(task.unlabeled, shared), None
     held_out = None
     if task.held_out is not None:
-        normal, held_out = detector.look(task.held_out)
-    sets = Embeddings(detector.embed(task.train), detector.embed_augmented(task.train), unlabeled, normal)
+        normal, held_out = detector.look(task.held_out, shared)
+    sets = Embeddings(train, detector.embed_augmented(task.train), unlabeled, normal)
     try:
         check_sets(sets.train, sets.augmented, sets.unlabeled)
         detector.fit_density(sets.train)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ssad_hpo.bilevel.descent import Descent
 from ssad_hpo.bilevel.result import Cost
 from ssad_hpo.criteria import VALIDATION_LOSS, DegenerateError
-from ssad_hpo.detector import Detector, images_of_fit
+from ssad_hpo.detector import Detector
 from ssad_hpo.judgement import Judged, judge
 from ssad_hpo.task import DetectorError
 
@@ -52,6 +52,4 @@ def standing_of(descent: Descent) -> Standing:
         raise DetectorError(f"collapsed at step {descent.step} under {augmentation}: {error}") from error
     passed = len(sets.train) + len(sets.augmented) + len(sets.unlabeled)
     passed += 0 if sets.held_out is None else len(sets.held_out)
-    if training.score == "patches":
-        passed += images_of_fit(len(task.train))
     return Standing(detector, judged, float(loss), Cost(forward=passed, seconds=time.monotonic() - began))

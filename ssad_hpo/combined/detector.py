@@ -17,11 +17,13 @@ from ssad_hpo.calibration import MOST_BYTES, Calibrated, Calibration, take_calib
 from ssad_hpo.combined.combination import Part, Scale
 from ssad_hpo.combined.heads import Head
 from ssad_hpo.detector import Detector, maps_of
+from ssad_hpo.encoder import FrozenOutputs
 from ssad_hpo.files import FileError, read_json, read_tensors, reading, write_tensors
 from ssad_hpo.task import DetectorError
 
 _FORMAT = 1
 _SETTINGS_FILE, _WEIGHTS_FILE = "combined.json", "combined.safetensors"
+_AT_ONCE = 256  # images that all detectors look at before the next come
 _MOST_MEMBERS = 10_000
 _HEADER_BYTES = 2**22  # of the file of heads: some 100 for each
 
@@ -55,13 +57,18 @@ class CombinedDetector(Calibrated):
             ValueError: if the images are of another type or shape.
             DetectorError: if embeddings or scores are not finite.
         """
-        total = torch.zeros(len(images), dtype=torch.float64)
-        for detector, part in zip(self.detectors, self.parts, strict=True):
-            embeddings, scores = detector.embed_and_score(images)
-            total += part(scores, embeddings)
-        if not total.isfinite().all():
+        found = []
+        for some in images.split(_AT_ONCE):
+            shared = FrozenOutputs()  # candidates of one search differ above their frozen stages alone
+            total = torch.zeros(len(some), dtype=torch.float64)
+            for detector, part in zip(self.detectors, self.parts, strict=True):
+                embeddings, scores = detector.embed_and_score(some, shared)
+                total += part(scores, embeddings)
+            found.append(total / len(self.detectors))
+        joint = torch.cat(found)
+        if not joint.isfinite().all():
             raise DetectorError("diverged: scores of the combined detector are not finite")
-        return total / len(self.detectors)
+        return joint
 
     @torch.inference_mode()
     def heatmaps(self, images: Tensor) -> Tensor:
@@ -76,10 +83,14 @@ class CombinedDetector(Calibrated):
         Raises:
             ValueError: if the images are of another type or shape, or a detector lacks its patches' density.
         """
-        total = torch.zeros(len(images), *self.image_shape[1:])
-        for detector in self.detectors:
-            total += detector.heatmaps(images)
-        return total / len(self.detectors)
+        found = []
+        for some in images.split(_AT_ONCE):
+            shared = FrozenOutputs()
+            total = torch.zeros(len(some), *self.image_shape[1:])
+            for detector in self.detectors:
+                total += detector.heatmaps(some, shared)
+            found.append(total / len(self.detectors))
+        return torch.cat(found)
 
     @property
     def normal_patch_scores(self) -> Tensor:

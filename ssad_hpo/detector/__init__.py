@@ -7,15 +7,10 @@ section 2.1).
 
 from ssad_hpo.detector.density import fit_gaussian
 from ssad_hpo.detector.kept import is_detector
-from ssad_hpo.detector.model import (
-    Detector,
-    Embeddings,
-    Transform,
-    pseudo_anomalies,
-    untrained_network,
-)
-from ssad_hpo.detector.patches import PatchDensity, fit_patches, image_scores, images_of_fit, maps_of
+from ssad_hpo.detector.model import Detector, Embeddings, untrained_network
+from ssad_hpo.detector.patches import PatchDensity, image_scores, maps_of
 from ssad_hpo.detector.training import Checkpoint, train, untrained_detector
+from ssad_hpo.detector.transform import Transform, pseudo_anomalies
 from ssad_hpo.numerics import check_device, resolve_precision
 
 __all__ = [
@@ -26,9 +21,7 @@ __all__ = [
     "Transform",
     "check_device",
     "fit_gaussian",
-    "fit_patches",
     "image_scores",
-    "images_of_fit",
     "is_detector",
     "maps_of",
     "pseudo_anomalies",

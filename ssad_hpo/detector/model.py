@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssad_hpo.augment import augment
 from ssad_hpo.calibration import Calibrated, Calibration
 from ssad_hpo.detector.density import fit_gaussian
-from ssad_hpo.detector.patches import PatchDensity, fit_patches, image_scores, maps_of
-from ssad_hpo.encoder import Network, build_network, features_and_maps, map_strides
+from ssad_hpo.detector.patches import PatchDensity, PatchFit, image_scores, maps_of
+from ssad_hpo.detector.transform import Transform, pseudo_anomalies
+from ssad_hpo.encoder import (
+    FrozenOutputs,
+    FrozenStages,
+    Network,
+    build_network,
+    features_and_maps,
+    map_strides,
+)
 from ssad_hpo.numerics import autocast, prepare_allocator, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
@@ -43,31 +50,6 @@ class Embeddings:
     augmented: Tensor
     unlabeled: Tensor
     held_out: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Transform:
-    """An f_aug beyond `Augmentation`'s kinds, for experiments: any function, known by its name alone.
-
-    Attributes:
-        name: tells it from others, so it should say the function's settings too.
-        function: of (N, C, H, W) float images in [0, 1] and a generator on their device; gives images of
-            the same shape and range. It may draw from that generator only.
-    """
-
-    name: str
-    function: Callable[[Tensor, torch.Generator], Tensor] = field(repr=False)
-
-
-def pseudo_anomalies(images: Tensor, f_aug: Augmentation | Transform, generator: torch.Generator) -> Tensor:
-    """(N, C, H, W) float images in [0, 1], each changed by f_aug; all randomness is the generator's.
-
-    Raises:
-        ValueError: if a patch of an `Augmentation` does not fit the images.
-    """
-    if isinstance(f_aug, Transform):
-        return f_aug.function(images, generator)
-    return augment(images, f_aug, generator)
 
 
 def untrained_network(
@@ -150,8 +132,7 @@ class Detector(Calibrated):
             ValueError: if the images are of another type or shape.
             DetectorError: if the embeddings are not finite.
         """
-        self._check_images(images)
-        return self._embed(to_float(block) for block in self._blocks(images))
+        return self._unit([features for _, features, _ in self._passes(images)])
 
     @torch.inference_mode()
     def embed_augmented(self, images: Tensor) -> Tensor:
@@ -172,9 +153,13 @@ class Detector(Calibrated):
             count = max(2, math.ceil(round(c / (1 - c) * count, 9)))
             images = images[torch.arange(count) % len(images)]
         generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
-        return self._embed(
-            pseudo_anomalies(to_float(block), self.augmentation, generator) for block in self._blocks(images)
-        )
+        with autocast(self.device, self.training):
+            return self._unit(
+                [
+                    self.network.features_of(pseudo_anomalies(to_float(block), self.augmentation, generator))
+                    for block in self._blocks(images)
+                ]
+            )
 
     def fit_density(self, train_embeddings: Tensor) -> None:
         """Fit the Gaussian of the anomaly score to (N, D) train embeddings (Ledoit-Wolf covariance)."""
@@ -203,32 +188,33 @@ class Detector(Calibrated):
         """
         return self.embed_and_score(images)[1]
 
-    def embed_and_score(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What `embed` and `score` give, in one pass of the encoder."""
-        embeddings, scores = self.look(images)
+    def embed_and_score(self, images: Tensor, shared: FrozenOutputs | None = None) -> tuple[Tensor, Tensor]:
+        """What `embed` and `score` give, in one pass of the encoder; the arguments are as of `look`."""
+        embeddings, scores = self.look(images, shared)
         return embeddings, self.finite(self.density_score(embeddings)) if scores is None else scores
 
     @torch.inference_mode()
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embeddings, and scores unless these follow from the embeddings: `score` is "density"."""
-        self._check_images(images)
+    def look(self, images: Tensor, shared: FrozenOutputs | None = None) -> tuple[Tensor, Tensor | None]:
+        """Embeddings, and scores unless these follow from the embeddings: `score` is "density".
+
+        Args:
+            images: (N, C, H, W) uint8 of `image_shape`.
+            shared: what frozen stages make of images, with other detectors that look at the same ones. It
+                tells images by their place in memory, so it must not outlive them.
+        """
         how, patches = self.training.score, self.patches
         if how == "patches" and patches is None:
             raise ValueError(NO_PATCHES)
-        if how == "density":
-            return self.embed(images), None
+        strides = patches.strides if patches is not None and how == "patches" else ()
         features, scores = [], []
-        for block in self._blocks(images):
-            if patches is not None and how == "patches":
-                with autocast(self.device, self.training):
-                    found, maps = features_and_maps(self.network, to_float(block), patches.strides)
+        for _, found, maps in self._passes(images, strides, shared):
+            features.append(found)
+            if strides and patches is not None:
                 scores.append(image_scores(patches.scores(maps)))  # float32, as they were fitted
-            else:
+            elif how == "classifier":
                 with autocast(self.device, self.training):
-                    found = self.network.features_of(to_float(block))
                     scores.append(self.network.head(found).float().softmax(1)[:, 1].double().cpu())
-            features.append(found.float())
-        return self._unit(torch.cat(features)), self.finite(torch.cat(scores))
+        return self._unit(features), self.finite(torch.cat(scores)) if scores else None
 
     def finite(self, scores: Tensor) -> Tensor:
         """The scores; a DetectorError that names the hyperparameters if a diverged network spoilt them."""
@@ -237,11 +223,12 @@ class Detector(Calibrated):
         return scores
 
     @torch.inference_mode()
-    def heatmaps(self, images: Tensor) -> Tensor:
+    def heatmaps(self, images: Tensor, shared: FrozenOutputs | None = None) -> Tensor:
         """Where images are anomalous, whatever the `training.score` of the whole: distances of patches.
 
         Args:
             images: (N, C, H, W) uint8 of `image_shape`.
+            shared: as of `look`.
 
         Returns:
             (N, H, W) float32 on the CPU, in standard deviations of normal images' patches with 0 as what is
@@ -250,20 +237,15 @@ class Detector(Calibrated):
         Raises:
             ValueError: if the images are of another type or shape, or before `fit_patches`.
         """
-        return maps_of(self.patch_scores(images), self.image_shape[1:])
+        return maps_of(self.patch_scores(images, shared), self.image_shape[1:])
 
     @torch.inference_mode()
-    def patch_scores(self, images: Tensor) -> Tensor:
+    def patch_scores(self, images: Tensor, shared: FrozenOutputs | None = None) -> Tensor:
         """What `heatmaps` is made of: (N, h, w), a value for each cell of the finest feature map."""
-        self._check_images(images)
         if self.patches is None:
             raise ValueError(NO_PATCHES)
-        found = []
-        for block in self._blocks(images):
-            with autocast(self.device, self.training):
-                _, maps = features_and_maps(self.network, to_float(block), self.patches.strides)
-            found.append(self.patches.scores(maps))
-        scores = torch.cat(found)
+        passes = self._passes(images, self.patches.strides, shared)
+        scores = torch.cat([self.patches.scores(maps) for _, _, maps in passes])
         if not scores.isfinite().all():
             raise DetectorError(f"diverged: scores of patches are not finite under {self.augmentation}")
         return scores
@@ -275,6 +257,7 @@ class Detector(Calibrated):
             raise ValueError(NO_PATCHES)
         return self.patches.normal_scores
 
+    @torch.inference_mode()
     def fit_patches(self, train: Tensor, held_out: Tensor | None = None) -> None:
         """Learn what patches of normal images look like, as scores of patches and `heatmaps` need it.
 
@@ -288,7 +271,30 @@ class Detector(Calibrated):
             DetectorError: if the features are not finite or have no spread.
         """
         others = None if self.training.score == "patches" else held_out
-        self.patches = fit_patches(self.network, self.training, train, others)
+        fit = self._patch_fit(train, 0 if others is None else len(others))
+        for places, _, maps in self._passes(train[fit.of_train], fit.strides):
+            fit.see_train(fit.of_train[places], maps)
+        if others is not None:
+            for places, _, maps in self._passes(others[fit.of_held_out], fit.strides):
+                fit.see_held_out(fit.of_held_out[places], maps)
+        self.patches = fit.fitted()
+
+    @torch.inference_mode()
+    def learn(self, train: Tensor, shared: FrozenOutputs | None = None) -> Tensor:
+        """`embed`, and `fit_patches` where images are scored by patches, in one pass of the train images."""
+        if self.training.score != "patches":
+            return self._unit([features for _, features, _ in self._passes(train, (), shared)])
+        fit, found = self._patch_fit(train), []
+        for places, features, maps in self._passes(train, fit.strides, shared):
+            fit.see_train(places, maps)
+            found.append(features)
+        self.patches = fit.fitted()
+        return self._unit(found)
+
+    def _patch_fit(self, train: Tensor, n_held_out: int = 0) -> PatchFit:
+        self._check_images(train)
+        strides = map_strides(self.network, to_float(train[:1].to(self.device)))
+        return PatchFit(self.training.seed, strides, len(train), n_held_out)
 
     def save(self, folder: Path) -> None:
         """Write the detector into a folder as safetensors and JSON, whole or not at all.
@@ -313,13 +319,28 @@ class Detector(Calibrated):
 
         return read(folder, device)
 
-    def _embed(self, batches: Iterator[Tensor]) -> Tensor:
-        with autocast(self.device, self.training):
-            features = [self.network.features_of(batch).float() for batch in batches]
-        return self._unit(torch.cat(features))
+    def _passes(
+        self, images: Tensor, strides: Sequence[int] = (), shared: FrozenOutputs | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """Places, features and feature maps of images, a block at a time."""
+        self._check_images(images)
+        stages = None if shared is None else FrozenStages(self.network, self.training.precision)
+        start = 0
+        for block in self._blocks(images):
+            places = torch.arange(start, start + len(block))
+            start += len(block)
+            with autocast(self.device, self.training):
+                if shared is None or stages is None:
+                    found = features_and_maps(self.network, to_float(block), strides)
+                else:
+                    # An image that is changed in place is another one.
+                    version = 0 if images.is_inference() else images._version
+                    name = images.data_ptr(), version, tuple(images.shape), start
+                    found = shared.passed(stages, name, to_float(block), strides)
+            yield places, *found
 
-    def _unit(self, features: Tensor) -> Tensor:
-        embeddings = F.normalize(features, dim=1).cpu()
+    def _unit(self, features: Sequence[Tensor]) -> Tensor:
+        embeddings = F.normalize(torch.cat([each.float() for each in features]), dim=1).cpu()
         if not embeddings.isfinite().all():
             raise DetectorError(f"diverged: embeddings are not finite under {self.augmentation}")
         return embeddings

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.detector.density import fit_gaussian
-from ssad_hpo.encoder import Network, features_and_maps, map_sizes, map_strides
+from ssad_hpo.encoder import Network, map_sizes
 from ssad_hpo.files import read_tensors, write_tensors
-from ssad_hpo.numerics import autocast, to_float
-from ssad_hpo.task import DetectorError, Training
+from ssad_hpo.task import DetectorError
 
 PATCHES_FILE = "patches.safetensors"
 _MOST_IMAGES = 128  # whose patches make the density: more hardly move it, and cost time
@@ -27,7 +26,7 @@ _MOST_CHANNELS = 512  # drawn from those of a map, as in PaDiM: the density grow
 _NORMAL_IMAGES = 64  # whose distances are kept to scale others by
 _NORMAL_EVERY = 3  # of train images, where there are no others
 _TOP_SHARE = 0.01  # of an image's patches, whose mean is its score
-_BATCH = 32
+_DRAWN_AT_ONCE = 32  # images whose patches are drawn together
 _MOST_BYTES = 64 * 2**20  # of a file
 _LEAST_SPREAD = 1e-6  # of distances, where normal images are all the same
 
@@ -49,8 +48,8 @@ class MapDensity:
 
     def distances(self, cells: Tensor) -> Tensor:
         """(N, h, w) float32 Mahalanobis distances of (N, C, h, w) vectors, on their device."""
-        rows = cells[:, self.channels.to(cells.device)].permute(0, 2, 3, 1) - self.mean.to(cells.device)
-        return (rows @ self.whitening.to(cells.device).T).square().sum(3).sqrt()
+        device = cells.device
+        return _distances(cells[:, self.channels.to(device)], self.mean.to(device), self.whitening.to(device))
 
     def scaled(self, distances: Tensor) -> Tensor:
         """Distances beyond what is usual at their place, in standard deviations of normal images'.
@@ -174,75 +173,114 @@ def vectors(maps: Sequence[Tensor]) -> list[Tensor]:
     return [F.normalize(cells, dim=1) for cells in around]
 
 
-def _vectors_of(
-    network: Network, images: Tensor, training: Training, strides: Sequence[int]
-) -> Iterator[list[Tensor]]:
-    """`vectors` of (N, C, H, W) uint8 images, some images at a time, on the network's device."""
-    device = network.mean.device
-    for batch in images.split(_BATCH):
-        with autocast(device, training):
-            _, maps = features_and_maps(network, to_float(batch.to(device)), strides)
-        yield vectors(maps)
+class PatchFit:
+    """Learns what patches of normal images look like, from their feature maps.
 
-
-@torch.inference_mode()
-def fit_patches(
-    network: Network, training: Training, train: Tensor, held_out: Tensor | None = None
-) -> PatchDensity:
-    """Fit the Gaussians of patches.
+    The Gaussians are of at most 128 train images at even distances. Others scale distances: held-out ones, or
+    every third train image for scores that are to be compared with those of held-out images.
 
     Args:
-        network: in evaluation mode.
-        training: of the detector; its seed draws patches and channels.
-        train: (N, C, H, W) uint8 normal images, of which 128 are taken at even distances.
-        held_out: normal images that the network was not trained on, to scale maps by; else every third train
-            image scales, and the others make the Gaussians. Scores that are to be compared with those of
-            held-out images must do without them here.
-
-    Raises:
-        ValueError: for an encoder without feature maps.
-        DetectorError: if the features are not finite or have no spread.
+        seed: of the patches and channels that are drawn.
+        strides: of the maps.
+        n_train: train images.
+        n_held_out: held-out ones; 0 where train images scale.
     """
-    generator = torch.Generator().manual_seed(training.seed)
-    strides = map_strides(network, to_float(train[:1].to(network.mean.device)))
-    density, normal_images = _apart(train) if held_out is None else (train, held_out)
-    some = _evenly(density, _MOST_IMAGES)
-    channels: dict[int, Tensor] = {}
-    drawn: dict[int, list[Tensor]] = {stride: [] for stride in strides}
-    for block in _vectors_of(network, some, training, strides):
-        for stride, cells in zip(strides, block, strict=True):
-            count, d, height, width = cells.shape
-            if stride not in channels:
-                channels[stride] = torch.randperm(d, generator=generator)[:_MOST_CHANNELS].sort().values
-            each = -(-_MOST_PATCHES // len(some))
-            places = torch.rand(count, height * width, generator=generator).argsort(1)[:, :each]
-            flat = cells.cpu()[:, channels[stride]].flatten(2)
-            rows = flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1))
-            drawn[stride].append(rows.transpose(1, 2).flatten(0, 1))
-    nothing, maps = torch.zeros(1, 1, 1), {}
-    for stride in strides:
-        patches = torch.cat(drawn[stride])
-        if not patches.isfinite().all():
-            raise DetectorError("diverged: feature maps are not finite")
-        try:
-            mean, whitening = fit_gaussian(patches)
-        except ValueError as error:
-            raise DetectorError(f"collapsed: patches of the train images {error}") from error
-        maps[stride] = MapDensity(channels[stride], mean.float(), whitening.float(), nothing)
-    normal: dict[int, list[Tensor]] = {stride: [] for stride in strides}
-    few = _evenly(normal_images, _NORMAL_IMAGES)
-    for block in _vectors_of(network, few, training, strides):
-        for stride, cells in zip(strides, block, strict=True):
-            normal[stride].append(maps[stride].distances(cells).cpu())
-    return PatchDensity(
-        {s: MapDensity(m.channels, m.mean, m.whitening, torch.cat(normal[s])) for s, m in maps.items()}
-    )
+
+    def __init__(self, seed: int, strides: Sequence[int], n_train: int, n_held_out: int = 0) -> None:
+        self.strides = tuple(strides)
+        train = torch.arange(n_train)
+        density, scales = (train, torch.arange(n_held_out)) if n_held_out else _apart(train)
+        self._density, self._scales = _evenly(density, _MOST_IMAGES), _evenly(scales, _NORMAL_IMAGES)
+        self._of_train = not n_held_out
+        self._generator = torch.Generator().manual_seed(seed)
+        self._channels: dict[int, Tensor] = {}
+        self._places: dict[int, Tensor] = {}  # drawn in each image that makes the Gaussians
+        self._drawn: dict[int, list[Tensor]] = {stride: [] for stride in self.strides}
+        self._normal: dict[int, list[Tensor]] = {stride: [] for stride in self.strides}
+
+    @property
+    def of_train(self) -> Tensor:
+        """Places of the train images that are needed, in order."""
+        return torch.cat([self._density, self._scales]).unique() if self._of_train else self._density
+
+    @property
+    def of_held_out(self) -> Tensor:
+        """Places of the held-out images that are needed, in order."""
+        return self._scales[:0] if self._of_train else self._scales
+
+    def see_train(self, places: Tensor, maps: Sequence[Tensor]) -> None:
+        """Take what is needed of the maps (N, C, h, w) of train images at N places, each once, in order."""
+        if not self._places:
+            self._draw(maps)
+        own, rows = _found(self._density, places)
+        for stride, cells in self._vectors(maps, rows):
+            flat = cells.flatten(2)
+            at = self._places[stride][own]
+            chosen = flat.gather(2, at[:, None].expand(-1, flat.shape[1], -1))
+            self._drawn[stride].append(chosen.transpose(1, 2).flatten(0, 1))
+        if self._of_train:
+            self._see_normal(places, maps)
+
+    def see_held_out(self, places: Tensor, maps: Sequence[Tensor]) -> None:
+        """The same of held-out images, after the train ones."""
+        self._see_normal(places, maps)
+
+    def fitted(self) -> PatchDensity:
+        """What was learned, once all places are seen.
+
+        Raises:
+            DetectorError: if the features are not finite or have no spread.
+        """
+        maps = {}
+        for stride in self.strides:
+            patches = torch.cat(self._drawn[stride])
+            if not patches.isfinite().all():
+                raise DetectorError("diverged: feature maps are not finite")
+            try:
+                mean, whitening = fit_gaussian(patches)
+            except ValueError as error:
+                raise DetectorError(f"collapsed: patches of the train images {error}") from error
+            mean, whitening = mean.float(), whitening.float()
+            normal = [_distances(cells, mean, whitening) for cells in self._normal[stride]]
+            maps[stride] = MapDensity(self._channels[stride], mean, whitening, torch.cat(normal))
+        return PatchDensity(maps)
+
+    def _draw(self, maps: Sequence[Tensor]) -> None:
+        each = -(-_MOST_PATCHES // len(self._density))
+        found: dict[int, list[Tensor]] = {stride: [] for stride in self.strides}
+        for some in self._density.split(_DRAWN_AT_ONCE):
+            for stride, cells in zip(self.strides, maps, strict=True):
+                _, d, height, width = cells.shape
+                if stride not in self._channels:
+                    order = torch.randperm(d, generator=self._generator)
+                    self._channels[stride] = order[:_MOST_CHANNELS].sort().values
+                ranks = torch.rand(len(some), height * width, generator=self._generator)
+                found[stride].append(ranks.argsort(1)[:, :each])
+        self._places = {stride: torch.cat(places) for stride, places in found.items()}
+
+    def _see_normal(self, places: Tensor, maps: Sequence[Tensor]) -> None:
+        _, rows = _found(self._scales, places)
+        for stride, cells in self._vectors(maps, rows):
+            self._normal[stride].append(cells)
+
+    def _vectors(self, maps: Sequence[Tensor], rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Stride and (n, D, h, w) vectors on the CPU, of the drawn channels, of images at some rows."""
+        if len(rows):
+            some = vectors([cells[rows.to(cells.device)] for cells in maps])
+            for stride, cells in zip(self.strides, some, strict=True):
+                yield stride, cells.cpu()[:, self._channels[stride]]
 
 
-def images_of_fit(n_train: int) -> int:
-    """How many images `fit_patches` passes through the encoder, of so many train images and no others."""
-    density, scales = (len(part) for part in _apart(torch.zeros(n_train)))
-    return min(density, _MOST_IMAGES) + min(scales, _NORMAL_IMAGES)
+def _found(wanted: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Where wanted places (rising) are among places (rising): indices into both."""
+    own = torch.isin(wanted, places).nonzero()[:, 0]
+    return own, torch.searchsorted(places, wanted[own])
+
+
+def _distances(cells: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
+    """(N, h, w) Mahalanobis distances of (N, D, h, w) vectors."""
+    rows = cells.permute(0, 2, 3, 1) - mean
+    return (rows @ whitening.T).square().sum(3).sqrt()
 
 
 def _apart(train: Tensor) -> tuple[Tensor, Tensor]:

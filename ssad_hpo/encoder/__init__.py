@@ -4,6 +4,7 @@ An encoder maps normalised images (N, C, H, W) to features (N, D) and tells D as
 takes images in [0, 1] and normalises them itself.
 """
 
+from ssad_hpo.encoder.frozen import FrozenOutputs, FrozenStages
 from ssad_hpo.encoder.maps import features_and_maps, map_sizes, map_strides
 from ssad_hpo.encoder.named import NamedEncoder
 from ssad_hpo.encoder.network import Network, build_network, draws, memory_format_of
@@ -12,6 +13,8 @@ from ssad_hpo.encoder.weights import NONE, digest_of
 
 __all__ = [
     "NONE",
+    "FrozenOutputs",
+    "FrozenStages",
     "NamedEncoder",
     "Network",
     "SmallEncoder",

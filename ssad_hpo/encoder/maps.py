@@ -23,12 +23,14 @@ def features_and_maps(
     Args:
         network: in evaluation mode.
         images: (N, C, H, W) in [0, 1].
-        strides: of the maps, in pixels of the image; from `map_strides`.
+        strides: of the maps, in pixels of the image; from `map_strides`. None are quicker than some.
 
     Returns:
         (N, D) features, as `Network.features_of`; and for each stride (N, C_s, about H / stride, about
         W / stride).
     """
+    if not strides:
+        return network.features_of(images), []
     features, found = _recorded(network, images, set(strides))
     return features, [found[stride] for stride in strides]
 
