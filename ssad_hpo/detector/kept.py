@@ -10,7 +10,8 @@ import torch
 
 from ssad_hpo.bounds import MOST_PIXELS, whole
 from ssad_hpo.calibration import MOST_BYTES, take_calibration, tensors_of
-from ssad_hpo.detector.model import Detector, untrained_network
+from ssad_hpo.detector.begun import untrained_network
+from ssad_hpo.detector.model import Detector
 from ssad_hpo.detector.patches import PATCHES_FILE, PatchDensity
 from ssad_hpo.detector.transform import Transform
 from ssad_hpo.files import FileError, read_json, read_tensors, reading, replaced, write_tensors

@@ -15,15 +15,8 @@ from ssad_hpo.calibration import Calibrated, Calibration
 from ssad_hpo.detector.density import fit_gaussian
 from ssad_hpo.detector.patches import PatchDensity, PatchFit, image_scores, maps_of
 from ssad_hpo.detector.transform import Transform, pseudo_anomalies
-from ssad_hpo.encoder import (
-    FrozenOutputs,
-    FrozenStages,
-    Network,
-    build_network,
-    features_and_maps,
-    map_strides,
-)
-from ssad_hpo.numerics import autocast, prepare_allocator, seeded, to_float
+from ssad_hpo.encoder import FrozenOutputs, FrozenStages, Network, features_and_maps, map_strides
+from ssad_hpo.numerics import autocast, prepare_allocator, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Training
 
 # Images embedded at once, of 64 x 64 pixels; fewer of larger ones, so that they take the same memory.
@@ -50,32 +43,6 @@ class Embeddings:
     augmented: Tensor
     unlabeled: Tensor
     held_out: Tensor | None = None
-
-
-def untrained_network(
-    training: Training, image_shape: tuple[int, int, int], device: torch.device | None = None
-) -> Network:
-    """The network that a training begins with, on the CPU; weights follow the training's seed.
-
-    Raises:
-        ValueError: for an encoder that is unknown, cannot take such images, or lacks the feature maps that
-            scores of patches are made of; or weights that cannot be had.
-    """
-    channels, height, width = image_shape
-    with seeded(training.seed, device):
-        network = build_network(
-            training.encoder,
-            channels=channels,
-            image_size=(height, width),
-            width=training.width,
-            weights=training.weights,
-        )
-    if training.score == "patches":
-        with torch.inference_mode():
-            map_strides(network.eval(), torch.zeros(1, *image_shape))
-        network.train()
-    network.hold(training.frozen_stages, batch_norm=training.encoder_batch_norm == "eval")
-    return network
 
 
 @dataclass(repr=False)

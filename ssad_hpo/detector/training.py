@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import check_fits, jitter
-from ssad_hpo.detector.model import Detector, untrained_network
+from ssad_hpo.detector.begun import untrained_network
+from ssad_hpo.detector.model import Detector
 from ssad_hpo.detector.transform import Transform, pseudo_anomalies
 from ssad_hpo.encoder import NONE, Network, draws
 from ssad_hpo.numerics import (

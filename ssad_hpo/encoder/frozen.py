@@ -41,7 +41,7 @@ class FrozenStages:
     def __init__(self, network: Network, precision: str) -> None:
         self.network = network
         self.modules: Mapping[str, nn.Module] = _frozen_modules(network)
-        features = getattr(network.encoder, "stages", ())
+        features = getattr(network.encoder, "ends", ())
         last = list(self.modules)[-1:]
         self.ends = [name for name in self.modules if name in features or name in last]
         self.key = ""

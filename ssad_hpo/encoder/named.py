@@ -22,6 +22,7 @@ class NamedEncoder(nn.Module):
         mean, std: that its pretrained weights expect images to be normalised by.
         stages: names of its modules that follow each other, as `model.named_parameters` begins with them; for
             a stage after which nothing is to move.
+        ends: those whose outputs make the features.
     """
 
     model: nn.Module
@@ -29,17 +30,15 @@ class NamedEncoder(nn.Module):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     stages: Sequence[str] = ()
+    ends: Sequence[str] = ()
 
     def upto(self, stage: int) -> list[tuple[str, nn.Module]]:
         """The modules with weights of their own up to the end of a stage, counted from 1, in order."""
-        modules = [
-            (name, module)
-            for name, module in self.model.named_modules()
-            if next(module.parameters(recurse=False), None) is not None
+        modules, last = list(self.model.named_modules()), self.stages[stage - 1]
+        (*_, end) = (i for i, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{last}."))
+        return [
+            (name, m) for name, m in modules[: end + 1] if next(m.parameters(recurse=False), None) is not None
         ]
-        last = self.stages[stage - 1]
-        ends = [i for i, (name, _) in enumerate(modules) if name == last or name.startswith(last + ".")]
-        return modules[: ends[-1] + 1]
 
 
 class ClassifierEncoder(NamedEncoder):
@@ -52,6 +51,7 @@ class ClassifierEncoder(NamedEncoder):
         self.stages = [
             name for name, child in model.named_children() if next(child.parameters(), None) is not None
         ]
+        self.ends = self.stages[-1:]
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.model(images.expand(-1, 3, -1, -1))
@@ -67,13 +67,29 @@ class StageEncoder(NamedEncoder):
         self.model = model
         self.features = sum(model.feature_info.channels())
         self.mean, self.std = model.default_cfg["mean"], model.default_cfg["std"]
-        self.stages = [str(stage["module"]) for stage in model.feature_info.info]
+        self.stages = _stages(model)
+        self.ends = self.stages[-_STAGES:]
         self.channels_at = -1 if str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC") else 1
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.model(images.expand(-1, 3, -1, -1))
         over = (1, 2) if self.channels_at == -1 else (2, 3)
         return torch.cat([each.mean(over) for each in maps], 1)
+
+
+def _stages(model: Any) -> list[str]:
+    """Names of a timm model's stages; none where it does not say which modules they are.
+
+    Its description has the names of the model without `features_only`, which lists or wraps its modules.
+    """
+    there, found = dict(model.named_modules()), []
+    for stage in model.feature_info.info:
+        name = str(stage["module"])
+        ways = [way for way in (name, name.replace(".", "_"), f"model.{name}") if way in there]
+        if not ways:
+            return []
+        found.append(ways[0])
+    return found
 
 
 def named_encoder(name: str, image_size: tuple[int, int]) -> NamedEncoder:

@@ -93,11 +93,13 @@ class Network(nn.Module):
             return
         if stages > len(encoder.stages):
             raise ValueError(
-                f"frozen_stages: expected at most the encoder's {len(encoder.stages)}, got {stages}"
+                f"frozen_stages: expected at most the encoder's {len(encoder.stages)}, got {stages}; "
+                "give fewer (--frozen-stages)"
             )
-        frozen = [module for _, module in encoder.upto(stages)] if stages else []
-        for module in frozen:
-            module.requires_grad_(False)
+        for _, module in encoder.upto(stages) if stages else ():
+            for weights in module.parameters(recurse=False):  # those of modules in it may be of a later stage
+                weights.requires_grad_(False)
+        frozen = [module for module in encoder.model.modules() if _stays(module)]
         norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.held = [*frozen, *(norms if batch_norm else ())]
 
@@ -117,6 +119,12 @@ def memory_format_of(network: nn.Module) -> torch.memory_format:
         if narrow and module.kernel_size == (1, 1) and module.stride != (1, 1):
             return torch.contiguous_format
     return torch.channels_last
+
+
+def _stays(module: nn.Module) -> bool:
+    """Whether it has weights, and none that move."""
+    moving = [weights.requires_grad for weights in module.parameters()]
+    return bool(moving) and not any(moving)
 
 
 def draws(network: nn.Module) -> bool:
