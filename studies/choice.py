@@ -6,7 +6,8 @@
 DIR holds data sets in the layout of MVTec AD; `studies/lab/detectors.py` says what is trained on what, and
 the detectors are those of `studies.pretrained`. Half of a set's test images, drawn by seed, are `unlabeled`:
 all of their anomalies, or so many that these are a tenth or a fiftieth of the images, or none. The other half
-judges what was chosen or combined (inductive), beside the unlabelled images themselves (transductive). k = 3
+judges what was chosen or combined (inductive), beside the unlabelled images themselves (transductive). Where
+a set has several kinds of defect, each is absent from `unlabeled` in turn (`studies/lab/absent.py`). k = 3
 of "top 3", and one weight for scores and heads, were chosen before any result was seen.
 """
 
@@ -16,14 +17,15 @@ import argparse
 import itertools
 import multiprocessing
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from studies.lab.choosing import Draw, Seen, draw, figures
+from studies.lab.absent import absent_part, absent_summary, detectors_by_set, rows_without
+from studies.lab.choosing import Draw, Seen, draw, figures, judge_of
 from studies.lab.comparing import average_ranks, comparison_table
 from studies.lab.detectors import (
     DYNAMIC,
@@ -48,6 +50,7 @@ WAYS = (
     ("fine-tuned, scored as a whole", "fine-tuned", "whole_"),
     ("scratch", "scratch", ""),
 )
+WorkT = TypeVar("WorkT")
 Run = tuple[str, int]  # (set, number of the draw and of the seed of training)
 
 
@@ -69,17 +72,23 @@ def rows_of(options: argparse.Namespace, cells: Sequence[Cell], kept: Sequence[R
         for title, how, prefix in WAYS
         for name, seed, members in groups(cells, kept, how)
     ]
-    if options.jobs == 1:
-        return [row for some in map(_rows_of_set, work) for row in some]
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        return [row for some in pool.map(_rows_of_set, work) for row in some]
+    return rows_by(_rows_of_set, work, options.jobs)
+
+
+def rows_by(function: Callable[[WorkT], list[Row]], work: Sequence[WorkT], jobs: int) -> list[Row]:
+    """All rows of all pieces of work, by so many processes of one thread."""
+    if jobs == 1:
+        torch.set_num_threads(1)
+        return [row for some in map(function, work) for row in some]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return [row for some in pool.map(function, work) for row in some]
 
 
 def _rows_of_set(
     work: tuple[argparse.Namespace, str, str, Cell | None, int, list[Cell]],
 ) -> list[Row]:
     options, title, prefix, start, seed, members = work
-    torch.set_num_threads(1)
     name = members[0].name
     labels = truth_of(members[0].source)
     arrays = [arrays_of(cell, options.cells) for cell in members]
@@ -113,7 +122,7 @@ def _methods(
         dynamic = [seen[i] for i in chosen if members[i].candidate == DYNAMIC]
         static = [seen[i] for i in chosen if members[i].candidate != DYNAMIC]
         of_whole = [whole[i] for i in chosen if whole and members[i].candidate != DYNAMIC]
-        found = figures(static, dynamic, frozen, labels, places, of_whole)
+        found = figures(static, dynamic, frozen, judge_of(labels, places), of_whole)
         group = {"group": ACROSS if kind is None else WITHIN, "kind": kind or "all"}
         for method, (transductive, inductive) in found.items():
             yield {**place, **group, "method": method, "transductive": transductive, "inductive": inductive}
@@ -193,6 +202,12 @@ def main() -> None:
                 title = "anomalies as they are" if share is None else f"anomalies {share:g} of unlabeled"
                 parts.append(f"## {where}: {title}\n\n{share_table(part)}")
                 parts += [against_table(part, hero) for hero in COMPARED if share is None]
+    detectors, draws = detectors_by_set(there, kept), 1 if options.smoke else DRAWS
+    absent: list[Row] = []
+    for title, real in (("Real sets", True), ("Embedded textures", False)):
+        of = rows_by(rows_without, [(options, d, draws) for d in detectors if d.real == real], options.jobs)
+        parts.append(absent_part(f"{title}, fine-tuned", of))
+        absent += of
     page = f"""# A choice, a combination, or none
 
 {made_by("choice", options)}
@@ -204,7 +219,7 @@ kinds on the unlabelled images themselves. Candidates are static; *dynamic* dete
 Fine-tuned detectors score by patches, as is their default, or, where that is said, as a whole.
 
 {chr(10).join(parts)}"""
-    write_results(options, "choice", page, summary(rows))
+    write_results(options, "choice", page, [*summary(rows), *absent_summary(absent)])
 
 
 if __name__ == "__main__":

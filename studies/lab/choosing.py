@@ -6,7 +6,7 @@ anomalies, and, to be judged by, images that no method has seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,9 @@ from ssad_hpo.evaluate import auc
 
 TOP = 3
 Arrays = Mapping[str, np.ndarray]
-Figures = dict[str, tuple[float, float]]  # method -> AUC on the unlabelled images, and on images not seen
+Figures = dict[str, tuple[float, float]]  # method -> two AUCs; oracle and worst are those by the second
+Scores = np.ndarray | torch.Tensor
+Judge = Callable[[Scores, Scores], tuple[float, float]]  # by scores of the unlabelled and the unseen images
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,22 @@ def draw(labels: np.ndarray, share: float | None, seed: int) -> Draw:
         halves[0].extend(kept)
         halves[1].extend(places[half:])
     return Draw(np.sort(halves[0]), np.sort(halves[1]))
+
+
+def judge_of(labels: np.ndarray, places: Draw) -> Judge:
+    """AUC on the unlabelled images (NaN where these have no anomalies) and on unseen ones.
+
+    Args:
+        labels: (N,) of all test images.
+        places: the draw.
+    """
+    truths = labels[places.unlabeled], labels[places.unseen]
+
+    def judged(scores: Scores, unseen: Scores) -> tuple[float, float]:
+        both = zip(truths, (scores, unseen), strict=True)
+        return tuple(auc(t, s) if t.any() else float("nan") for t, s in both)  # type: ignore[return-value]
+
+    return judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,25 +106,18 @@ def figures(
     candidates: Sequence[Seen],
     dynamic: Sequence[Seen],
     frozen: Seen | None,
-    labels: np.ndarray,
-    places: Draw,
+    judged: Judge,
     whole: Sequence[Seen] = (),
 ) -> Figures:
-    """AUC of every method, on the unlabelled images (NaN where these have no anomalies) and on unseen ones.
+    """Two AUCs of every method, as they are judged.
 
     Args:
         candidates: that a choice is made among.
         dynamic: detectors of randomly drawn sizes, which need no choice.
         frozen: the pretrained encoder as it comes.
-        labels: (N,) of all test images; judges alone.
-        places: the draw.
+        judged: has the labels, and nothing else has.
         whole: the candidates again with scores of whole images, where theirs are of patches.
     """
-    truths = labels[places.unlabeled], labels[places.unseen]
-
-    def judged(scores: np.ndarray | torch.Tensor, unseen: np.ndarray | torch.Tensor) -> tuple[float, float]:
-        both = zip(truths, (scores, unseen), strict=True)
-        return tuple(auc(t, s) if t.any() else float("nan") for t, s in both)  # type: ignore[return-value]
 
     def together(members: Sequence[Seen], heads: bool) -> tuple[float, float]:
         return judged(*combined_scores(members, heads=heads))
