@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -64,7 +65,25 @@ def patches(images):
     return detector
 
 
-@pytest.fixture(params=["small", "lite0", "patches", "classifier", "combined"])
+@pytest.fixture(scope="module")
+def sharing(images):
+    """Two detectors with the same frozen stages."""
+    training = Training(
+        encoder="tf_efficientnet_lite0", frozen_stages=3, precision="float32", score="patches"
+    )
+    members = []
+    for factor in (1.0, 1.2):
+        detector = untrained_detector(training, (1, 32, 32), Augmentation(NONE), torch.device("cpu"))
+        with torch.no_grad():
+            detector.network.encoder.model.blocks[6][0].conv_pw.weight.mul_(factor)
+            detector.network.encoder.model.blocks[4][0].conv_pw.weight.mul_(factor)
+        detector.fit_density(detector.learn(images))
+        members.append(detector)
+    part = Part(Scale(0.3, 0.7), None, None, 0.0)
+    return CombinedDetector(tuple(members), (part, part))
+
+
+@pytest.fixture(params=["small", "lite0", "patches", "classifier", "combined", "sharing"])
 def detector(request, small):
     if request.param == "classifier":
         return with_training(small, score="classifier")
@@ -88,6 +107,19 @@ def test_onnxruntime_scores_as_the_detector_does_at_any_batch_size(detector, ima
         (scores,) = session.run(["scores"], {"images": images[:count].numpy()})
         assert scores.dtype == np.float32
         assert_same(scores, detector, images[:count])
+
+
+def test_members_of_a_combined_detector_share_frozen_stages_in_an_onnx_file(sharing, tmp_path):
+    sizes, convolutions = [], []
+    for name, detector in (("one", sharing.detectors[0]), ("both", sharing)):
+        path = tmp_path / f"{name}.onnx"
+        export_onnx(detector, path)
+        graph = onnx.load(path).graph
+        sizes.append(path.stat().st_size)
+        convolutions.append(sum(node.op_type == "Conv" for node in graph.node))
+    frozen = 15  # of EfficientNet-Lite0's first three stages, with its stem
+    assert convolutions[1] == 2 * convolutions[0] - frozen
+    assert sizes[1] < 2 * sizes[0]
 
 
 def test_an_onnx_file_says_what_it_takes(small, tmp_path):

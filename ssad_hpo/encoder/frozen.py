@@ -7,10 +7,9 @@ so do the members of a combined detector: what lies below, two thirds of a pass 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,32 +52,43 @@ class FrozenStages:
                 digest.update(tensor.contiguous().numpy().tobytes())
             self.key = digest.hexdigest()
 
-    @contextlib.contextmanager
-    def recorded(self) -> Iterator[list[Any]]:
-        """The outputs of `ends` of what runs inside; copies, since what follows may compute in place."""
+    def whole(self, images: Tensor, strides: Sequence[int]) -> tuple[_Pass, list[Tensor]]:
+        """`features_and_maps` of images, and the outputs of `ends`; none where these give no tensors."""
         outputs: list[Any] = []
 
         def keep(module: nn.Module, given: Any, output: Any) -> None:
+            # Copies: what follows may compute in place.
             outputs.append(output.clone() if isinstance(output, Tensor) else None)
 
         hooks = [self.modules[name].register_forward_hook(keep) for name in self.ends]
         try:
-            yield outputs
+            found = features_and_maps(self.network, images, strides)
         finally:
             for hook in hooks:
                 hook.remove()
+        sound = len(outputs) == len(self.ends) and all(output is not None for output in outputs)
+        return found, outputs if sound else []
 
-    @contextlib.contextmanager
-    def given(self, outputs: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, `ends` have these outputs, and other frozen modules give what they get, without work."""
+    def behind(self, outputs: Sequence[Tensor], images: Tensor, strides: Sequence[int]) -> _Pass:
+        """The same without the work of the stages: `ends` have these outputs, other modules what they get."""
         known = dict(zip(self.ends, outputs, strict=True))
         for name, module in self.modules.items():
             module.forward = _constant(known[name]) if name in known else _identity
         try:
-            yield
+            return features_and_maps(self.network, images, strides)
         finally:
             for module in self.modules.values():
                 del module.forward
+
+    def follow(self, found: _Pass, outputs: Sequence[Tensor], images: Tensor, strides: Sequence[int]) -> bool:
+        """Whether `behind` gives the bits that `whole` gave: not where stages do not follow each other."""
+        if not outputs:
+            return False
+        try:
+            again = self.behind(outputs, images, strides)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError):  # of shapes that are none
+            return False
+        return all(map(torch.equal, (found[0], *found[1]), (again[0], *again[1])))
 
 
 class FrozenOutputs:
@@ -116,15 +126,11 @@ class FrozenOutputs:
                 self._key, self._kept, self._bytes, self._sound = stages.key, {}, 0, None
             kept, sound = self._kept.get(place), self._sound
         if kept is not None:
-            with stages.given(kept):
-                return features_and_maps(stages.network, images, strides)
+            return stages.behind(kept, images, strides)
         if not stages.key or sound is False:
             return features_and_maps(stages.network, images, strides)
-        with stages.recorded() as outputs:
-            found = features_and_maps(stages.network, images, strides)
-        if sound is None:
-            sound = _is_same(found, stages, outputs, images, strides)
-        if sound:
+        found, outputs = stages.whole(images, strides)
+        if sound or stages.follow(found, outputs, images, strides):
             self._keep(stages.key, place, outputs)
         else:
             self._sound = False
@@ -137,20 +143,6 @@ class FrozenOutputs:
                 self._sound = True
                 if self._bytes + size <= self._most_bytes:
                     self._kept[place], self._bytes = outputs, self._bytes + size
-
-
-def _is_same(
-    found: _Pass, stages: FrozenStages, outputs: list[Any], images: Tensor, strides: Sequence[int]
-) -> bool:
-    """Whether a pass behind the stages gives what a whole one gave."""
-    if len(outputs) != len(stages.ends) or any(output is None for output in outputs):
-        return False
-    try:
-        with stages.given(outputs):
-            again = features_and_maps(stages.network, images, strides)
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError):  # of shapes that are none
-        return False
-    return all(map(torch.equal, (found[0], *found[1]), (again[0], *again[1])))
 
 
 def _frozen_modules(network: Network) -> dict[str, nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ssad_hpo.combined import LEAST_SCORE, CombinedDetector, Part
 from ssad_hpo.detector import Detector, PatchDensity, image_scores
-from ssad_hpo.encoder import features_and_maps
+from ssad_hpo.encoder import FrozenStages, Network, features_and_maps
 
 
 class ScoringModule(nn.Module):
@@ -39,6 +40,7 @@ class ScoringModule(nn.Module):
         if isinstance(detector, CombinedDetector):
             members = zip(detector.detectors, detector.parts, strict=True)
             self.members = nn.ModuleList([_Member(each, part) for each, part in members])
+            _share_weights(self.members)
         else:
             self.members = nn.ModuleList([_Member(detector)])
         self.eval()
@@ -46,7 +48,8 @@ class ScoringModule(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N,) float32 of (N, C, H, W) uint8 images; higher is more anomalous."""
         pixels = images.to(torch.float32) / 255
-        scores = [member(pixels) for member in self.members]
+        seen: dict[str, list[Tensor]] = {}
+        scores = [member(pixels, seen) for member in self.members]
         return torch.stack(scores).mean(0) if self.combined else scores[0]
 
 
@@ -61,24 +64,30 @@ class _Member(nn.Module):
         super().__init__()
         if detector.mean is None or detector.whitening is None:
             raise ValueError("detector: it has no density yet; call fit_density before export")
-        self.network = copy.deepcopy(detector.network).cpu().float().requires_grad_(False).eval()
+        self.network = copy.deepcopy(detector.network).cpu().float().eval()
         self.how = detector.training.score
         self.patches: PatchDensity | None = None
         if self.how == "patches":
             if detector.patches is None:
                 raise ValueError("detector: it has no density of patches yet; call fit_patches before export")
             self.patches = detector.patches
+        self.strides = self.patches.strides if self.patches is not None else ()
+        self.stages = None if part is None else _stages_of(self.network, detector.image_shape, self.strides)
+        self.network.requires_grad_(False)
         self.register_buffer("mean", detector.mean.float())
         self.register_buffer("whitening", detector.whitening.float().T.contiguous())
         self.part = part
         if part is not None and part.head is not None:
             self.register_buffer("head", part.head.weights.float())
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        if self.patches is not None:
-            features, maps = features_and_maps(self.network, pixels, self.patches.strides)
+    def forward(self, pixels: Tensor, seen: dict[str, list[Tensor]]) -> Tensor:
+        """Scores, from what frozen stages made of the images if another member has seen them."""
+        if self.stages is None:
+            features, maps = features_and_maps(self.network, pixels, self.strides)
+        elif self.stages.key in seen:
+            features, maps = self.stages.behind(seen[self.stages.key], pixels, self.strides)
         else:
-            features, maps = self.network.features_of(pixels), []
+            (features, maps), seen[self.stages.key] = self.stages.whole(pixels, self.strides)
         embeddings = F.normalize(features, dim=1)
         if self.patches is not None:
             scores = image_scores(self.patches.scores(maps)).float()
@@ -93,3 +102,26 @@ class _Member(nn.Module):
         if part.head is not None and part.head_scale is not None:
             total = total + part.head_weight * part.head_scale(embeddings @ self.head + part.head.bias)
         return total
+
+
+def _stages_of(
+    network: Network, image_shape: tuple[int, int, int], strides: Sequence[int]
+) -> FrozenStages | None:
+    """The stages that members may share; None where there are none, or none that follow each other."""
+    stages = FrozenStages(network, "float32")
+    image = torch.rand(1, *image_shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, outputs = stages.whole(image, strides)
+        return stages if stages.key and stages.follow(found, outputs, image, strides) else None
+
+
+def _share_weights(members: Iterable[nn.Module]) -> None:
+    """Let members whose frozen stages are equal have the same ones."""
+    first: dict[str, FrozenStages] = {}
+    for member in members:
+        stages = member.stages
+        if isinstance(stages, FrozenStages):
+            own = first.setdefault(stages.key, stages).modules
+            for name, module in own.items() if own is not stages.modules else ():
+                stages.network.encoder.get_submodule("model").set_submodule(name, module)
+            stages.modules = own
