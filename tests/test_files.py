@@ -8,8 +8,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
 
-from ssad_hpo.files import replaced
+from ssad_hpo.files import read_tensors, replaced, write_tensors
 
 KILLED = """
 import os, signal, sys
@@ -72,3 +73,12 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         draft.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["file"]
+
+
+def test_tensors_can_be_read_by_whoever_can_read_other_files_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("as the user's mask has it")
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(0)}
+    write_tensors(tensors, tmp_path / "tensors")
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "text").stat().st_mode
+    found = read_tensors(tmp_path / "tensors", 2**20)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
