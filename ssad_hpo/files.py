@@ -6,6 +6,7 @@ A reader of a format checks the rest, and raises `FileError`, which names the fi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import stat
@@ -123,27 +124,42 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     with replaced(path) as partial:
-        try:
-            save_file(tensors, partial)
-        except SafetensorError as error:  # what becomes of an OSError in it
-            raise OSError(f"{partial}: cannot be written ({error})") from error
+        partial.write_bytes(save(tensors))  # its own writer makes files that the owner alone can read
 
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file beside a path, to be written: it takes the path's place at the end, or goes if that fails."""
+    """A file beside a path, to be written: it takes the path's place at the end, or goes if that fails.
+
+    Threads and processes that replace files of one folder do so one after the other: it cannot be nested. A
+    draft that a kill left is written over by the next.
+    """
     partial = path.with_name(path.name + ".partial")
+    with folder_locked(path.parent):
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """A lock on the folder itself, which leaves no file behind; waits for whoever has it."""
+    place = os.open(folder, os.O_RDONLY)
     try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
+        with contextlib.suppress(OSError):  # file systems of other machines may have no such locks
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
         with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+            fcntl.flock(place, fcntl.LOCK_UN)  # closing alone leaves it to processes forked meanwhile
+        os.close(place)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from ssad_hpo.address import without_password, without_password_of
-from ssad_hpo.files import open_regular, reading
+from ssad_hpo.files import folder_locked, open_regular, reading
 
 
 def open_journal(path: Path) -> JournalStorage:
@@ -129,7 +127,7 @@ def _check_file(url: str) -> None:
 def _alone(url: str) -> Iterator[None]:
     """While this is held, no other process that asks for it makes tables in the same database."""
     if url.startswith("sqlite"):
-        with _folder_locked(Path(url.partition(":///")[2].partition("?")[0]).parent):
+        with folder_locked(Path(url.partition(":///")[2].partition("?")[0]).parent):
             yield
         return
     import sqlalchemy
@@ -151,15 +149,3 @@ _SERVER_LOCKS = {
     "mysql": "SELECT GET_LOCK('ssad_hpo', 60)",
     "mariadb": "SELECT GET_LOCK('ssad_hpo', 60)",
 }
-
-
-@contextlib.contextmanager
-def _folder_locked(folder: Path) -> Iterator[None]:
-    """A lock on the folder itself, which leaves no file behind."""
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # file systems of other machines may have no such locks
-            fcntl.flock(place, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(place)

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import onnx
@@ -176,6 +177,32 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(small, tmp_path, monkeyp
         export_torch(small, tmp_path / "detector.pt2")
     assert [p.name for p in tmp_path.iterdir()] == ["detector.pt2"]
     assert (tmp_path / "detector.pt2").read_text() == "older"
+
+
+@pytest.mark.parametrize("score", ["density", "patches"])
+def test_a_detector_in_bfloat16_scores_about_as_its_file_does(images, score):
+    training = Training(
+        encoder="tf_efficientnet_lite0", weights="pretrained", precision="bfloat16", score=score
+    )
+    detector = untrained_detector(training, (1, 32, 32), Augmentation(NONE), torch.device("cpu"))
+    detector.fit_density(detector.embed(images))
+    detector.fit_patches(images)
+    new = textures(40, seed=5)
+    apart = (ScoringModule(detector)(new) / detector.score(new) - 1).abs()
+    assert 1e-3 < apart.median() < 0.06 and apart.max() < 1 / 3
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())
+def test_that_its_scores_differ_is_said_once_and_of_no_other_detector(combined, small, tmp_path, write):
+    coarse = with_training(small, precision="bfloat16")
+    together = CombinedDetector((small, coarse), combined.parts[:2])
+    for detector in (coarse, together) if write is export_torch else (together,):
+        with pytest.warns(UserWarning, match=r"file computes in float32.*--precision float32") as told:
+            write(detector, tmp_path / "detector")
+        assert len(told) == 1 and told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write(with_training(small, precision="float32"), tmp_path / "detector")
 
 
 def test_without_onnx_a_sentence_says_what_to_install(small, tmp_path, monkeypatch):

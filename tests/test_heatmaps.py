@@ -1,7 +1,11 @@
 """Heat maps: that they find the place, are kept, learned late, and are drawn at an image's own resolution."""
 
+import contextlib
+import os
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -225,6 +229,37 @@ def test_the_detectors_of_an_older_study_learn_it_from_its_train_images(run, tmp
         file.unlink()
     assert torch.equal(load_detector(old, heatmaps=True).heatmaps(images), expected)
     assert len(list(old.glob("artifacts/*/detector/patches.safetensors"))) >= 3
+
+
+def test_two_readers_of_an_older_study_learn_it_at_once(run, tmp_path, monkeypatch):
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    images = torch.full((1, 1, 16, 16), 90, dtype=torch.uint8)
+    expected = load_detector(old, heatmaps=True).heatmaps(images)
+    for file in old.rglob("patches.safetensors"):
+        file.unlink()
+    both_learnt, both_wrote, fit, replace = Barrier(2), Barrier(2), Detector.fit_patches, os.replace
+
+    def meeting_fit(self, *sets):
+        fit(self, *sets)
+        meet(both_learnt, 30)
+
+    def meeting_replace(draft, path):
+        meet(both_wrote, 0.3)  # as two drafts of one name would
+        replace(draft, path)
+
+    monkeypatch.setattr(Detector, "fit_patches", meeting_fit)
+    monkeypatch.setattr("os.replace", meeting_replace)
+    with ThreadPoolExecutor() as threads:
+        readers = [threads.submit(load_detector, old, heatmaps=True) for _ in range(2)]
+        found = [reader.result() for reader in readers]
+    assert all(torch.equal(detector.heatmaps(images), expected) for detector in found)
+    assert not list(old.rglob("*.partial"))
+
+
+def meet(barrier, seconds):
+    with contextlib.suppress(BrokenBarrierError):
+        barrier.wait(seconds)
 
 
 def test_a_study_whose_train_images_are_gone_says_what_heat_maps_need(run, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from starting import start_study
 
 from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.augment import NONE
+from ssad_hpo.data import Source
 from ssad_hpo.detector import Detector, train, untrained_network
 from ssad_hpo.encoder import build_network, digest_of
 from ssad_hpo.search import records
@@ -248,6 +250,31 @@ def test_without_an_anomaly_to_be_seen_the_encoder_as_it_comes_scores_alone() ->
     assert "trial 0, the encoder as it comes" in told and "1 passes" not in told
     by_both = [load_detector("r").score(clean.unlabeled).numpy(), frozen.scores()]
     assert np.array_equal(*(scores.argsort() for scores in by_both))
+
+
+def test_what_ends_with_the_encoder_as_it_comes_is_nowhere_called_combined(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ssad_hpo.cli.display import show
+    from ssad_hpo.experiment import open_result, report_run
+    from ssad_hpo.experiment.telling import summary
+
+    # A patch of two pixels in half of the images: there is ground truth, and nothing to be seen.
+    unseen = Augmentation("cutout", {"patch_area": 0.002, "patch_aspect": 1.0})
+    sizes = {"image_size": 32, "n_train": 12, "n_unlabeled": 10, "n_held_out": 10}
+    source = Source("controlled", {"anomaly": unseen, **sizes})
+    start_study(source, training=TUNED, n_trials=2, combine=2, keep=1, run="r", tracking_uri=None)
+    result = open_result("r")
+    assert result.evaluation is not None and result.evidence is not None and result.evidence.as_it_comes
+    show(result)
+    page = report_run("r").read_text()
+    page = re.sub(r"src='data:[^']*'|<style>.*?</style>|scores-combined[.]png", "", page, flags=re.DOTALL)
+    told = [summary(result), repr(result), result._repr_html_(), repr(result.evidence), page]
+    auc = f"{result.evaluation.auc_combined:.3f}"
+    assert not any("combined" in text for text in (*told, capsys.readouterr().out))
+    assert f"as it comes {auc}" in repr(result) and "anomaly scores of the encoder as it comes" in page
+    assert "| as it comes |" in told[0] and f"<dt>AUC as it comes</dt><dd>{auc}</dd>" in page
+    assert "Trial 0, the encoder as it comes, decides." in page
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "gp"])

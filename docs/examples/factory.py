@@ -32,7 +32,7 @@ result = ssad_hpo.run_study(source, search, training, tracking_uri=None)
 print(result)
 print("chance that the stream holds no anomaly:", result.evidence.p_anomalies)
 
-detector = result.detector()  # the combined one
+detector = result.detector()  # the combined one, or the encoder as it comes where no anomaly is seen
 paths, scores = zip(*ssad_hpo.score_images(detector, [new]), strict=True)
 p_values = detector.calibration.p_values(torch.tensor(scores))
 for path, p_value in sorted(zip(paths, p_values.tolist(), strict=True), key=lambda pair: pair[1])[:10]:

@@ -57,7 +57,7 @@ def show(result: StudyResult) -> None:
     if (figures := result.evaluation) is not None:
         say(
             f"AUC selected [bold green]{figures.auc_selected:.3f}[/bold green]"
-            + ("" if figures.auc_combined is None else f", combined {figures.auc_combined:.3f}")
+            + ("" if figures.auc_combined is None else f", {result.ending} {figures.auc_combined:.3f}")
             + f", random {figures.auc_random:.3f}, oracle {figures.auc_oracle:.3f}"
             f", worst {figures.auc_worst:.3f}, regret {figures.regret:.3f}"
             + ("" if figures.spearman is None else f", Spearman {figures.spearman:.2f}")

@@ -45,8 +45,9 @@ class Evidence:
     def __repr__(self) -> str:
         seen = "anomalies seen" if self.anomalies_seen else "no anomaly seen"
         shifted = ", shifted as a whole" if self.shifted else ""
+        alone = f"; {self.members[0]} alone, the encoder as it comes" if self.as_it_comes else ""
         combined = f"; combined of {', '.join(map(str, self.members))}" if self.members else ""
-        return f"Evidence({seen}, p = {self.p_anomalies:.3f}{shifted}{combined})"
+        return f"Evidence({seen}, p = {self.p_anomalies:.3f}{shifted}{alone or combined})"
 
     def _repr_html_(self) -> str:
         """Its sentences, for notebooks."""

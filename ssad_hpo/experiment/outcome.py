@@ -77,7 +77,8 @@ class StudyResult:
     def _figures(self) -> dict[str, float]:
         """Those of the evaluation to look at first; empty without one."""
         found = {} if self.evaluation is None else self.evaluation.metrics()
-        names = {f"auc_{name}": name for name in ("selected", "combined", "random", "oracle")}
+        names = {"auc_selected": "selected", "auc_combined": self.ending}
+        names |= {"auc_random": "random", "auc_oracle": "oracle"}
         return {word: found[name] for name, word in names.items() if name in found}
 
     def _repr_html_(self) -> str:
@@ -97,6 +98,11 @@ class StudyResult:
     def combined(self) -> Combination | None:
         """What several candidates make of the images together; None where none are combined."""
         return None if self.evidence is None else self.evidence.combined
+
+    @property
+    def ending(self) -> str:
+        """What `combined` is called beside figures, where no anomaly is seen not by that name."""
+        return "as it comes" if self.evidence is not None and self.evidence.as_it_comes else "combined"
 
     def detector(self, device: str = "cpu", *, single: bool = False) -> Detector | CombinedDetector:
         """What the study ends with: the combined detector, or where none is combined the selected one.

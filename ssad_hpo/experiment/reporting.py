@@ -119,10 +119,17 @@ def _gather(result: StudyResult, task: Task | None) -> Findings:
         spots=_spots(result, task, final),
         course=_course(run, selected, list(competing.values()), task),
         confirmed=_confirmed(result.confirmation, word),
-        decisions=_decisions(
-            result.decided(), "the combined detector" if combined else f"{word} {selected.number}"
-        ),
+        decisions=_decisions(result.decided(), _who(result)),
+        as_it_comes=evidence is not None and evidence.as_it_comes,
     )
+
+
+def _who(result: StudyResult) -> str:
+    """What the study ends with, and decides by."""
+    word, evidence = result.run.settings.word, result.evidence
+    if evidence is not None and evidence.as_it_comes:
+        return f"{word} {evidence.members[0]}, the encoder as it comes,"
+    return f"{word} {result.selected.number}" if result.combined is None else "the combined detector"
 
 
 def _decisions(found: Decided | None, who: str) -> Decisions | None:

@@ -82,8 +82,8 @@ def summary(result: StudyResult) -> str:
     ]
     if (figures := result.evaluation) is not None:
         found = figures.metrics()
-        names = {f"auc_{name}": name for name in ("selected", "combined", "random", "oracle", "worst")}
-        names |= {"regret": "regret"}
+        names = {"auc_selected": "selected", "auc_combined": result.ending, "auc_random": "random"}
+        names |= {"auc_oracle": "oracle", "auc_worst": "worst", "regret": "regret"}
         shown = {word: f"{found[name]:.3f}" for name, word in names.items() if name in found}
         table = (["AUC", *shown], ["---"] * (len(shown) + 1), ["", *shown.values()])
         lines.append("\n".join(f"| {' | '.join(cells)} |" for cells in table))

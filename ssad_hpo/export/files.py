@@ -56,6 +56,9 @@ def export_onnx(detector: Detector | CombinedDetector, path: Path) -> None:
 
     Its metadata are those of `facts_of`; how images are to be read says `prepare`.
 
+    It computes in float32. A detector of precision bfloat16 rounds its own scores more coarsely; see
+    `ScoringModule` for how much. Of such a one a UserWarning says so.
+
     Args:
         detector: with its density.
         path: of the file, which is written whole or not at all.
@@ -65,7 +68,7 @@ def export_onnx(detector: Detector | CombinedDetector, path: Path) -> None:
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise ValueError(f"onnx: {' and '.join(missing)} are needed; pip install 'ssad-hpo[onnx]'")
-    module, images = ScoringModule(detector), _example(detector)
+    module, images = _module(detector), _example(detector)
     with _quiet(), _whole(path, "ONNX") as partial:
         program = torch.onnx.export(
             module,
@@ -87,6 +90,9 @@ def export_torch(detector: Detector | CombinedDetector, path: Path) -> None:
 
     It runs where PyTorch is and ssad_hpo is not. Its facts (see `facts_of`) are the extra file ssad_hpo.json.
 
+    It computes in float32. A detector of precision bfloat16 rounds its own scores more coarsely; see
+    `ScoringModule` for how much. Of such a one a UserWarning says so.
+
     Args:
         detector: with its density.
         path: of the file, which is written whole or not at all.
@@ -94,7 +100,7 @@ def export_torch(detector: Detector | CombinedDetector, path: Path) -> None:
     Raises:
         ValueError: if the encoder cannot be exported.
     """
-    module, images = ScoringModule(detector), _example(detector)
+    module, images = _module(detector), _example(detector)
     with _quiet(), _whole(path, "PyTorch's format") as partial:
         program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         buffer = io.BytesIO()  # torch's own writer does not say that a disk is full
@@ -106,6 +112,19 @@ FORMATS: dict[str, Callable[[Detector | CombinedDetector, Path], None]] = {
     "onnx": export_onnx,
     "torch": export_torch,
 }
+
+
+def _module(detector: Detector | CombinedDetector) -> ScoringModule:
+    """What is exported, with a warning where the detector's own scores will differ."""
+    members = detector.detectors if isinstance(detector, CombinedDetector) else (detector,)
+    if any(member.training.precision == "bfloat16" for member in members):
+        warnings.warn(
+            "the file computes in float32, this detector in bfloat16: scores of new images differ, half of "
+            "them by more than 0.1 to 6 %, single ones by up to a third; a search with precision float32 "
+            "(--precision float32) ends with a detector whose file has its very scores",
+            stacklevel=3,
+        )
+    return ScoringModule(detector)
 
 
 def _example(detector: Detector | CombinedDetector) -> Tensor:

@@ -19,7 +19,9 @@ class ScoringModule(nn.Module):
 
     It normalises images as the encoder expects, and has the density, the contrast heads and the scales of a
     combined detector inside. It has the same scores as the detector to about 1e-5 of them where that computes
-    in float32; one that was trained in bfloat16 computes its own scores so, which differ by some thousandths.
+    in float32. One of precision bfloat16 rounds every layer, and its density makes more of that: of new
+    images half differ by more than 0.1 to 0.4 % (small encoder) or 0.5 to 6 % (EfficientNet-Lite0), single
+    ones by up to a third; train images, which the density was fitted to as they were rounded, by 8 to 15 %.
 
     >>> from ssad_hpo import Augmentation, Training, controlled_data
     >>> from ssad_hpo.detector import train

@@ -182,6 +182,7 @@ class Findings:
         scores: anomaly scores of the selected detector by set: "train", "augmented", "held-out", "unlabeled";
             the last is there always.
         combined: those of the combined detector, "held-out" and "unlabeled"; empty where there is none.
+        as_it_comes: whether that is the encoder as it comes, alone.
         account: sentences on what held-out images say, and on what is combined.
         best: embeddings of the selected trial. worst: of the candidate with the highest criterion; None
             if there is one candidate only.
@@ -218,6 +219,7 @@ class Findings:
     course: Course | None = None
     confirmed: Confirmed | None = None
     decisions: Decisions | None = None
+    as_it_comes: bool = False
 
     def __post_init__(self) -> None:
         if self.selected not in {t.number for t in self.trials if t.status == "complete"}:

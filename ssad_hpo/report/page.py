@@ -182,13 +182,14 @@ def _scores(findings: Findings, folder: Path) -> _Section:
     scores_figure(findings.scores, f"Scores of trial {findings.selected}", path, alone)
     pictures = [_Picture(path, "Histograms of the anomaly scores: " + ", ".join(findings.scores))]
     if findings.combined:
+        ending = "the encoder as it comes" if findings.as_it_comes else "the combined detector"
         text += (
-            " Those of the combined detector, in standard deviations of the held-out images, are beside it: "
+            f" Those of {ending}, in standard deviations of the held-out images, are beside it: "
             "held-out images are normal ones that no detector has seen, so what lies beyond them is suspect."
         )
         path = folder / "scores-combined.png"
-        scores_figure(findings.combined, "Scores of the combined detector", path, threshold)
-        pictures.append(_Picture(path, "Histograms of the combined detector's anomaly scores"))
+        scores_figure(findings.combined, f"Scores of {ending}", path, threshold)
+        pictures.append(_Picture(path, f"Histograms of the anomaly scores of {ending}"))
     if threshold is not None:
         text += " Images to the right of the dashed line raise an alarm."
     if findings.anomalous is not None:

@@ -33,9 +33,10 @@ def figures_list(findings: Findings) -> str:
     complete = sum(trial.auc is not None for trial in findings.trials)
     word = "trials" if findings.course is None else "starts"
     count = "the only candidate" if complete == 1 else f"the {complete} complete {word}"
+    headings = _FIGURES | ({"auc_combined": "AUC as it comes"} if findings.as_it_comes else {})
     items = "".join(
-        f"<div><dt>{word}</dt><dd>{findings.figures[name]:.3f}</dd></div>"
-        for name, word in _FIGURES.items()
+        f"<div><dt>{heading}</dt><dd>{findings.figures[name]:.3f}</dd></div>"
+        for name, heading in headings.items()
         if name in findings.figures
     )
     return (
