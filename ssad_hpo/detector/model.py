@@ -285,10 +285,13 @@ class Detector(Calibrated):
 
         Raises:
             ValueError: for an encoder without feature maps.
-            DetectorError: if the features are not finite or have no spread.
+            DetectorError: if the features are not finite or have no spread; it names the hyperparameters.
         """
         others = None if self.training.score == "patches" else held_out
-        self.patches = fit_patches(self.network, self.training, train, others)
+        try:
+            self.patches = fit_patches(self.network, self.training, train, others)
+        except DetectorError as error:
+            raise DetectorError(f"{error} under {self.augmentation}") from error
 
     def save(self, folder: Path) -> None:
         """Write the detector into a folder as safetensors and JSON, whole or not at all.
