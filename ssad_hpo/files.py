@@ -117,6 +117,24 @@ def read_tensors(path: Path, most: int) -> dict[str, Tensor]:
             raise ValueError(f"{path.name}: {error}") from error
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a safetensors file's tensors by their names, none of which is read.
+
+    Call it under `reading`.
+
+    Raises:
+        ValueError: for a file that is none. OSError: if it cannot be opened.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    open_regular(path).close()
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors as a safetensors file, whole or not at all.
 
