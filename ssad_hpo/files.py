@@ -196,3 +196,15 @@ def unwritable(path: Path) -> str | None:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"{path.parent} cannot be written to"
     return None
+
+
+def unmakeable(folder: Path) -> str | None:
+    """Why no new folder can be written at a place, looked at before the work; None where one can.
+
+    Raises:
+        OSError: for a name that the system does not take.
+    """
+    for place in (folder, folder.with_name(folder.name + ".partial")):
+        if os.path.lexists(place):
+            return f"expected a folder that is not there yet, but there is {place.name!r}"
+    return unwritable(folder)

@@ -7,8 +7,9 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -36,16 +37,53 @@ def open_journal(path: Path) -> JournalStorage:
         return JournalStorage(JournalFileBackend(str(path)))
 
 
+def read_journal(path: Path) -> JournalStorage:
+    """As `open_journal` for who only reads: the folder, which may be read-only, stays as it is."""
+    open_regular(path).close()
+    with reading(path, "cannot be read as Optuna's journal", "restore it from a copy, or start a new run"):
+        return JournalStorage(_WholeLines(str(path)))
+
+
+class _WholeLines(JournalFileBackend):
+    """A journal as far as a kill has not torn it; one that is torn takes no line more."""
+
+    def __init__(self, file_path: str) -> None:
+        super().__init__(file_path)
+        self._torn = self._lines() is not None
+
+    def _lines(self) -> list[bytes] | None:
+        """The whole ones before a torn one; None if none is torn."""
+        content = Path(self._file_path).read_bytes()
+        whole = _whole(content)
+        return None if whole == len(content) else content[:whole].splitlines()
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        lines = self._lines() if self._torn else None
+        if lines is None:
+            yield from super().read_logs(log_number_from)
+        else:
+            yield from map(json.loads, lines[log_number_from:])
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        if self._torn and self._lines() is not None:
+            raise FileError(f"{self._file_path}: its last line was torn by a kill; resume its run first")
+        super().append_logs(logs)
+
+
 def _cut_torn_line(path: Path) -> None:
     with path.open("rb+") as journal:
-        content = journal.read()
-        whole = content.rfind(b"\n") + 1
-        last = content[:whole].rstrip(b"\n").rpartition(b"\n")[2]
-        try:
-            json.loads(last or b"{}")
-        except ValueError:  # no JSON, or (zeros, after a loss of power) no text at all
-            whole -= len(last) + 1
-        journal.truncate(whole)
+        journal.truncate(_whole(journal.read()))
+
+
+def _whole(content: bytes) -> int:
+    """How many bytes of a journal are whole lines."""
+    whole = content.rfind(b"\n") + 1
+    last = content[:whole].rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        json.loads(last or b"{}")
+    except ValueError:  # no JSON, or (zeros, after a loss of power) no text at all
+        whole -= len(last) + 1
+    return whole
 
 
 def open_whole(open_study: Callable[[], optuna.Study], where: str) -> optuna.Study:

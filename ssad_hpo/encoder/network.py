@@ -163,18 +163,26 @@ def network_shapes(
     Raises:
         ValueError: for an unknown name, or an encoder without feature maps.
     """
-    with _WeightsOnMeta():
-        small = encoder == "small"
-        made = SmallEncoder(channels, width) if small else built_encoder(encoder, image_size)
-        tensors = Network(made, channels).state_dict()
+    given = encoder, channels, image_size, width
+    try:
+        with torch.device("meta"):
+            return _shapes(*given)
+    except (ValueError, RuntimeError):  # it computes sizes with tensors, or there is no such encoder
+        with _WeightsOnMeta():
+            return _shapes(*given)
+
+
+def _shapes(encoder: str, channels: int, image_size: tuple[int, int], width: int) -> Mapping[str, torch.Size]:
+    made = SmallEncoder(channels, width) if encoder == "small" else built_encoder(encoder, image_size)
+    tensors = Network(made, channels).state_dict()
     return MappingProxyType({name: tensor.shape for name, tensor in tensors.items()})
 
 
 class _WeightsOnMeta(TorchFunctionMode):
     """What modules make their weights of has shapes but no numbers inside: torch's device "meta".
 
-    torch's own `torch.device("meta")` as a context also takes the numbers from ranges that some encoders
-    (torchvision's RegNets) compute their layers' sizes from.
+    As `torch.device("meta")`, which also takes the numbers from ranges that some encoders (torchvision's
+    RegNets) compute the sizes of their layers from. That, in turn, suits some that this does not.
     """
 
     def __torch_function__(
