@@ -118,6 +118,24 @@ def read_tensors(path: Path, most: int) -> dict[str, Tensor]:
             raise ValueError(f"{path.name}: {error}") from error
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a safetensors file's tensors by their names, none of which is read.
+
+    Call it under `reading`.
+
+    Raises:
+        ValueError: for a file that is none. OSError: if it cannot be opened.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    open_regular(path).close()
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors as a safetensors file, whole or not at all.
 
@@ -194,3 +212,15 @@ def unwritable(path: Path) -> str | None:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"{path.parent} cannot be written to"
     return None
+
+
+def unmakeable(folder: Path) -> str | None:
+    """Why no new folder can be written at a place, looked at before the work; None where one can.
+
+    Raises:
+        OSError: for a name that the system does not take.
+    """
+    for place in (folder, folder.with_name(folder.name + ".partial")):
+        if os.path.lexists(place):
+            return f"expected a folder that is not there yet, but there is {place.name!r}"
+    return unwritable(folder)

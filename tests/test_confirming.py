@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import optuna
 import pytest
 from combined_runs import CLEAR, TRAINING
 from conftest import Ended, Listener
+from ray import exceptions
+from ray.exceptions import RayTaskError
 from starting import start_study, start_sweep
 from told import records_in
 
+from ssad_hpo.cli.program import is_full
 from ssad_hpo.experiment import (
     Confirmation,
     StudyInterrupted,
@@ -30,9 +34,10 @@ from ssad_hpo.experiment import (
 )
 from ssad_hpo.experiment.outcome import choose
 from ssad_hpo.files import FileError
-from ssad_hpo.search import read_reseeded, to_confirm
+from ssad_hpo.raytune import reseeding
+from ssad_hpo.search import Objective, read_reseeded, to_confirm
 from ssad_hpo.search.reseeding import Again, train_again
-from ssad_hpo.task import Augmentation
+from ssad_hpo.task import Augmentation, Cluster, Search
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -282,3 +287,89 @@ def test_a_sweep_trains_them_on_its_cluster_to_the_same_values(
     assert sorted(swept.confirmation.values.values()) == by_values
     again = [event[0] for event in listener.of("ended") if "seed" in event[0]]
     assert len(again) == 4 and set(again) == {f"{n}, seed {s}" for n, s in read_reseeded(swept.study)}
+
+
+# What a cluster does to them, which says nothing of a candidate
+
+AGAIN = Again(3, 2, Augmentation("cutout", {"patch_area": 0.1, "patch_aspect": 1.0}))
+
+
+def raised_by_a_worker(cause: Exception) -> Exception:
+    """As `ray.get` raises what a task raised."""
+    raised: Exception = RayTaskError("_train_again", "Traceback\n  ...", cause, ip="127.0.0.1", pid=1)
+    return raised.as_instanceof_cause()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (exceptions.WorkerCrashedError(), "WorkerCrashedError: The worker died unexpectedly"),
+        (exceptions.NodeDiedError("its node died"), "NodeDiedError: its node died"),
+        (exceptions.ObjectLostError("00ff", "127.0.0.1:1", ""), "ObjectLostError"),
+        (exceptions.OutOfMemoryError("too little memory"), "OutOfMemoryError: too little memory"),
+        (exceptions.TaskCancelledError(), "TaskCancelledError"),
+        (ConnectionError("no head"), r"ConnectionError: no head\)"),
+        (raised_by_a_worker(OSError(28, "No space left on device")), "OSError: .* No space left on device"),
+        (raised_by_a_worker(ConnectionError("broken")), r"\(ConnectionError: broken\)"),
+        (raised_by_a_worker(ValueError("weights: none there")), r"\(ValueError: weights: none there\)"),
+        (raised_by_a_worker(exceptions.ObjectLostError("00ff", "127.0.0.1:1", "")), "ObjectLostError"),
+    ],
+)
+def test_a_fault_of_the_cluster_is_no_failure_of_a_candidate(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def get(reference: object) -> None:
+        raise error
+
+    monkeypatch.setattr(reseeding.ray, "get", get)
+    said = rf"^trial 3 was not trained again with seed 2, .*{told}.*go on with --resume$"
+    with pytest.raises(ConnectionError, match=said) as caught:
+        reseeding._result_of(None, AGAIN)
+    assert "\n" not in str(caught.value)
+    assert is_full(caught.value) == ("No space" in told)
+
+
+@dataclass(frozen=True)
+class Deadly(Search):
+    """Settings that end the worker process which unpickles them, as a lost node would."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+@dataclass(frozen=True)
+class Unreadable(Search):
+    """Settings that a worker cannot read, since a disk of its node is gone."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, ("/nowhere/settings",)
+
+
+@pytest.mark.slow
+@pytest.mark.services
+@pytest.mark.ray
+def test_what_a_cluster_cuts_off_is_trained_by_the_next_call(
+    result: StudyResult, local_ray: str, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, cluster = result.run, Cluster(address=local_ray, max_concurrent=1)
+    monkeypatch.setattr(reseeding, "MAX_FAILURES", 0)  # a new worker process takes seconds
+    confirmed = read_reseeded(result.study)
+    study = optuna.create_study()
+    study.add_trials(result.study.trials)
+    task, search = load_task(run), run.settings.method
+    assert isinstance(search, Search)
+    search = replace(search, confirm=1)
+    objective = Objective(task, search, run.settings.training, artifacts=run.artifacts, recorder=listener)
+    objective.search = Deadly(**{f.name: getattr(search, f.name) for f in fields(search)})
+    with pytest.raises(ConnectionError, match=r"seed \d, since the Ray cluster failed \(WorkerCrashedError"):
+        reseeding.confirm(study, objective, cluster)
+    objective.search = Unreadable(**{f.name: getattr(search, f.name) for f in fields(search)})
+    with pytest.raises(ConnectionError, match=r"failed \(\w+: .*No such file or directory: '/nowhere"):
+        reseeding.confirm(study, objective, cluster)
+    assert read_reseeded(study) == {}
+    assert {event[1] for event in listener.of("ended")} == {"interrupted"}
+    objective.search = search
+    reseeding.confirm(study, objective, cluster)
+    found = read_reseeded(study)
+    assert len(found) == 2
+    assert all(one.criteria == confirmed[key].criteria for key, one in found.items())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,12 +30,15 @@ from ssad_hpo.experiment import (
     StudyResult,
     evaluate_labelled,
     evaluate_run,
+    labelled,
     load_detector,
     open_result,
     report_run,
     resume_study,
 )
+from ssad_hpo.experiment.run_folder import locked
 from ssad_hpo.experiment.telling import summary
+from ssad_hpo.files import FileError
 from ssad_hpo.task import Task
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -273,6 +279,45 @@ def test_false_labels_change_the_figures_and_nothing_in_the_run(
     }
 
 
+def test_what_stands_in_the_way_of_recording_is_told_before_any_image_is_scored(
+    together: StudyResult, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(together.run.folder, tmp_path / "copy")
+    file = write_labels(tmp_path / "labels.csv", [("pictures/000.png", "defect")])
+    scored = []
+
+    def score(detector: CombinedDetector, images: torch.Tensor) -> torch.Tensor:
+        scored.append(len(images))
+        return own(detector, images)
+
+    own = CombinedDetector.score
+    monkeypatch.setattr(CombinedDetector, "score", score)
+    open_chosen = labelled.chosen
+
+    def taken(*args: Any, **settings: Any) -> StudyResult:
+        """Another process comes, once the choice has been read."""
+        result = open_chosen(*args, **settings)
+        other.enter_context(locked(folder))
+        return result
+
+    with ExitStack() as other, monkeypatch.context() as patch:
+        patch.setattr(labelled, "chosen", taken)
+        with pytest.raises(RunError, match=r"copy: in use by process \d+"):
+            evaluate_labelled(folder, file)
+    settings = json.loads((folder / "settings.json").read_text())
+    text = json.dumps({**settings, "tracking_uri": "https://mlflow.example"})
+    (folder / "settings.json").write_text(text)
+    with pytest.raises(FileError, match=r"tracking_uri 'https://mlflow\.example', an address that you have"):
+        evaluate_labelled(folder, file)
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "later.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read as later evaluations"):
+        evaluate_labelled(folder, file)
+    assert scored == []
+    (folder / "later.json").unlink()
+    assert evaluate_labelled(folder, file).n_unlabeled == 1 and scored == [1]
+
+
 def test_later_labels_add_to_what_is_told_of_a_study_and_take_nothing_away(
     pictures: Path, tmp_path: Path, empty_mlflow: Path
 ) -> None:
@@ -371,8 +416,6 @@ def enumerate_files(pictures: Path, labels: np.ndarray) -> list[tuple[object, ob
 def test_without_ground_truth_evaluate_says_how_to_give_labels(
     together: StudyResult, call: Callable[..., Ended], tmp_path: Path
 ) -> None:
-    import json
-
     folder = shutil.copytree(together.run.folder, tmp_path / "in memory")
     settings = json.loads((folder / "settings.json").read_text())
     (folder / "settings.json").write_text(json.dumps({**settings, "source": None}))

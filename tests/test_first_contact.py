@@ -278,6 +278,8 @@ def test_mlflows_own_choice_of_an_experiment_is_kept_to(
 
 
 def test_processes_that_read_a_run_do_not_wait_for_each_other_and_say_that_they_read(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        pass
     with locked(tmp_path, shared=True):
         with locked(tmp_path, shared=True):
             pass

@@ -7,7 +7,7 @@ from ssad_hpo.augment import NONE, Augmentation
 from ssad_hpo.detector import Detector, image_scores, untrained_detector
 from ssad_hpo.evaluate import auc
 from ssad_hpo.judgement import judge
-from ssad_hpo.task import Task, Training
+from ssad_hpo.task import DetectorError, Task, Training
 from tests.detectors import SHORT, textures, trained, with_training
 
 SIZE = 64
@@ -105,3 +105,22 @@ def test_a_detector_that_knows_nothing_scores_by_its_patches_or_its_density():
         training = Training(width=8, score=asked)
         detector = untrained_detector(training, (1, 32, 32), Augmentation(NONE), torch.device("cpu"))
         assert detector.training.score == used
+
+
+def test_a_density_of_patches_that_cannot_be_names_the_hyperparameters(task):
+    augmentation = Augmentation("cutout", {"patch_area": 0.05, "patch_aspect": 1.0})
+    named = r"under cutout\(patch_area=0\.05, patch_aspect=1(\.0)?\)$"
+
+    def untrained():
+        return untrained_detector(BY_PATCHES, (1, SIZE, SIZE), augmentation, torch.device("cpu"))
+
+    diverged = untrained()
+    next(diverged.network.encoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(DetectorError, match=rf"^diverged: feature maps are not finite {named}"):
+        judge(diverged, task)
+    flat = Task("flat", torch.zeros(48, 1, SIZE, SIZE, dtype=torch.uint8), task.unlabeled)
+    collapsed = untrained()
+    for parameter in collapsed.network.encoder.parameters():
+        parameter.data.zero_()
+    with pytest.raises(DetectorError, match=rf"^collapsed: patches of the train images have no .* {named}"):
+        judge(collapsed, flat)

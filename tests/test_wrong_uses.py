@@ -187,6 +187,10 @@ WORDS = [
     ("score cloth cloth", "holds no run"),
     ("evaluate cloth", "holds no run"),
     ("report empty", "holds no run"),
+    ("report good --out cloth", "there is 'cloth'"),
+    ("report good --out nowhere/page", "nowhere/page"),
+    ("report good --out /proc/page", "/proc/page"),
+    (f"report good --out {'x' * 300}", "File name too long"),
     ("sync good", "without tracking"),
     ("search --resume tuned", "tune --resume"),
     ("tune --resume good", "search --resume"),
@@ -272,7 +276,7 @@ def place(made: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Place
 
 
 def files_in(folder: Path) -> set[str]:
-    """All that is there, but for the lock that reading a run may make."""
+    """All that is there, but for the lock that writing to a run makes."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "lock"}
 
 

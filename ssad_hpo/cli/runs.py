@@ -51,15 +51,21 @@ def evaluate(run: str, labels: Path | None, alarm_rate: float | None, trust_addr
 
 @click.command(epilog="Example: `ssad-hpo report gravel-cutavg-20261123-101500-1f3a`")
 @click.argument("run")
+@click.option(
+    "--out",
+    type=Path,
+    help="A folder to be made for it instead, as of a run that may only be read; MLflow gets nothing then.",
+)
 @click.option(*TRUST[0], **TRUST[1])
-def report(run: str, trust_addresses: bool) -> None:
+def report(run: str, out: Path | None, trust_addresses: bool) -> None:
     """Write a page with the choice, its figures and images into the run folder, and to MLflow.
 
     RUN is a run folder, or its name below runs/.
     """
     from ssad_hpo.experiment import report_run
 
-    say(f"report in {plain(os.path.relpath(report_run(run, trust_addresses=trust_addresses)))}")
+    page = report_run(run, out=out, trust_addresses=trust_addresses)
+    say(f"report in {plain(os.path.relpath(page))}")
 
 
 @click.command(epilog="Example: `ssad-hpo sync gravel-cutavg-20261123-101500-1f3a`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from ssad_hpo.detector.begun import untrained_network
 from ssad_hpo.detector.model import Detector
 from ssad_hpo.detector.patches import PATCHES_FILE, PatchDensity
 from ssad_hpo.detector.transform import Transform
-from ssad_hpo.files import FileError, read_json, read_tensors, reading, replaced, write_tensors
+from ssad_hpo.encoder import network_shapes
+from ssad_hpo.files import (
+    FileError,
+    read_json,
+    read_tensors,
+    reading,
+    replaced,
+    tensor_shapes,
+    write_tensors,
+)
 from ssad_hpo.numerics import check_device
 from ssad_hpo.task import Augmentation, Range, Training
 
@@ -85,6 +95,7 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
     whole("channels", channels, 1, 3)
     for name, side in (("height", height), ("width", width)):
         whole(name, side, 1, MOST_PIXELS)
+    _check_shapes(folder, training, channels, (height, width))
     # All weights are in the file: none is fetched.
     network = untrained_network(replace(training, weights="none"), (channels, height, width))
     most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES + MOST_BYTES
@@ -110,3 +121,24 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
         patches.check_fit(network, shape)
     network.to(device)
     return Detector(network, augmentation, training, shape, mean, whitening, patches, calibration)
+
+
+def _check_shapes(folder: Path, training: Training, channels: int, image_size: tuple[int, int]) -> None:
+    """Raise ValueError if the file of weights is not of the network that the settings name.
+
+    Asked before that is built: it takes no more memory than there are weights in the file.
+    """
+    found = tensor_shapes(folder / _WEIGHTS_FILE)
+    needed = network_shapes(training.encoder, channels=channels, image_size=image_size, width=training.width)
+    for name, shape in needed.items():
+        kept = found.get(f"network.{name}")
+        if kept != tuple(shape):
+            other = "is missing" if kept is None else f"is {_times(kept)}, expected {_times(shape)}"
+            raise ValueError(
+                f"{_WEIGHTS_FILE} does not hold the network of {_SETTINGS_FILE}, whose encoder is "
+                f"{training.encoder!r:.80}: {name} {other}"
+            )
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a number"

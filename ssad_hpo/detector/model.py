@@ -235,7 +235,7 @@ class Detector(Calibrated):
 
         Raises:
             ValueError: for an encoder without feature maps.
-            DetectorError: if the features are not finite or have no spread.
+            DetectorError: if the features are not finite or have no spread; it names the hyperparameters.
         """
         others = None if self.training.score == "patches" else held_out
         fit = self._patch_fit(train, 0 if others is None else len(others))
@@ -244,7 +244,7 @@ class Detector(Calibrated):
         if others is not None:
             for places, _, maps in self._passes(others[fit.of_held_out], fit.strides):
                 fit.see_held_out(fit.of_held_out[places], maps)
-        self.patches = fit.fitted()
+        self._take_patches(fit)
 
     @torch.inference_mode()
     def learn(self, train: Tensor, shared: FrozenOutputs | None = None) -> Tensor:
@@ -255,13 +255,19 @@ class Detector(Calibrated):
         for places, features, maps in self._passes(train, fit.strides, shared):
             fit.see_train(places, maps)
             found.append(features)
-        self.patches = fit.fitted()
+        self._take_patches(fit)
         return self._unit(found)
 
     def _patch_fit(self, train: Tensor, n_held_out: int = 0) -> PatchFit:
         self._check_images(train)
         strides = map_strides(self.network, to_float(train[:1].to(self.device)))
         return PatchFit(self.training.seed, strides, len(train), n_held_out)
+
+    def _take_patches(self, fit: PatchFit) -> None:
+        try:
+            self.patches = fit.fitted()
+        except DetectorError as error:
+            raise DetectorError(f"{error} under {self.augmentation}") from error
 
     def save(self, folder: Path) -> None:
         """Write the detector into a folder as safetensors and JSON, whole or not at all.

@@ -7,7 +7,7 @@ takes images in [0, 1] and normalises them itself.
 from ssad_hpo.encoder.frozen import FrozenOutputs, FrozenStages
 from ssad_hpo.encoder.maps import features_and_maps, map_sizes, map_strides
 from ssad_hpo.encoder.named import NamedEncoder
-from ssad_hpo.encoder.network import Network, build_network, draws, memory_format_of
+from ssad_hpo.encoder.network import Network, build_network, draws, memory_format_of, network_shapes
 from ssad_hpo.encoder.small import SmallEncoder
 from ssad_hpo.encoder.weights import NONE, digest_of
 
@@ -25,4 +25,5 @@ __all__ = [
     "map_sizes",
     "map_strides",
     "memory_format_of",
+    "network_shapes",
 ]

@@ -99,11 +99,7 @@ def named_encoder(name: str, image_size: tuple[int, int]) -> NamedEncoder:
         ValueError: for a name that neither torchvision nor timm has, with the nearest; for one without a
             feature vector, or that cannot take images of this size.
     """
-    # Imported here, as timm: seconds of start-up that the small encoder does not need.
-    import torchvision.models
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    encoder = _of_torchvision(name) if name in known else _of_timm(name, image_size, known)
+    encoder = built_encoder(name, image_size)
     try:
         with torch.no_grad():
             features = encoder.eval()(torch.zeros(2, 3, *image_size))
@@ -115,6 +111,19 @@ def named_encoder(name: str, image_size: tuple[int, int]) -> NamedEncoder:
     if not isinstance(features, Tensor) or features.shape != (2, encoder.features):
         raise ValueError(f"encoder: {name!r} gives no feature vector before its last linear layer")
     return encoder.train()
+
+
+def built_encoder(name: str, image_size: tuple[int, int]) -> NamedEncoder:
+    """As `named_encoder`, but that no image is tried.
+
+    Raises:
+        ValueError: for a name that neither torchvision nor timm has, or without feature maps.
+    """
+    # Imported here, as timm: seconds of start-up that the small encoder does not need.
+    import torchvision.models
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    return _of_torchvision(name) if name in known else _of_timm(name, image_size, known)
 
 
 def _of_torchvision(name: str) -> NamedEncoder:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ssad_hpo.encoder.named import IMAGENET_MEAN, IMAGENET_STD, NamedEncoder, named_encoder
+from ssad_hpo.encoder.named import IMAGENET_MEAN, IMAGENET_STD, NamedEncoder, built_encoder, named_encoder
 from ssad_hpo.encoder.small import SmallEncoder
 from ssad_hpo.encoder.weights import NONE, load_weights, stamp_of
 from ssad_hpo.numerics import seeded
@@ -155,6 +157,52 @@ def build_network(
     if weights == NONE:
         return Network(named_encoder(encoder, image_size), channels)
     return Network(copy.deepcopy(_pretrained(encoder, image_size, weights, stamp_of(weights))), channels)
+
+
+@functools.lru_cache(maxsize=32)  # of a combined detector's members most are alike
+def network_shapes(
+    encoder: str, *, channels: int, image_size: tuple[int, int], width: int
+) -> Mapping[str, torch.Size]:
+    """The shapes of what `build_network` makes, by the names of its `state_dict`; no weight takes memory.
+
+    Args:
+        encoder, channels, image_size, width: as of `build_network`.
+
+    Raises:
+        ValueError: for an unknown name, or an encoder without feature maps.
+    """
+    given = encoder, channels, image_size, width
+    try:
+        with torch.device("meta"):
+            return _shapes(*given)
+    except (ValueError, RuntimeError):  # it computes sizes with tensors, or there is no such encoder
+        with _WeightsOnMeta():
+            return _shapes(*given)
+
+
+def _shapes(encoder: str, channels: int, image_size: tuple[int, int], width: int) -> Mapping[str, torch.Size]:
+    made = SmallEncoder(channels, width) if encoder == "small" else built_encoder(encoder, image_size)
+    tensors = Network(made, channels).state_dict()
+    return MappingProxyType({name: tensor.shape for name, tensor in tensors.items()})
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """What modules make their weights of has shapes but no numbers inside: torch's device "meta".
+
+    As `torch.device("meta")`, which also takes the numbers from ranges that some encoders (torchvision's
+    RegNets) compute the sizes of their layers from. That, in turn, suits some that this does not.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _MAKES_WEIGHTS and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+_MAKES_WEIGHTS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
 @functools.lru_cache(maxsize=2)  # every trial begins with the same one

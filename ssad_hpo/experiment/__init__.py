@@ -3,6 +3,7 @@
 from ssad_hpo.experiment.certainty import how_sure
 from ssad_hpo.experiment.confirming import Confirmation, trainings_to_come
 from ssad_hpo.experiment.deploying import register_run
+from ssad_hpo.experiment.evaluating import NoGroundTruthError, evaluate_run
 from ssad_hpo.experiment.heatmaps import Overlays
 from ssad_hpo.experiment.labelled import LabelledEvaluation, evaluate_labelled
 from ssad_hpo.experiment.outcome import StudyResult, finished_trials, load_task, open_result
@@ -12,9 +13,7 @@ from ssad_hpo.experiment.run_folder import Run, RunError, open_run
 from ssad_hpo.experiment.scoring import bit_depth_of, files_of, load_detector, score_images
 from ssad_hpo.experiment.settings import Settings
 from ssad_hpo.experiment.study import (
-    NoGroundTruthError,
     StudyInterrupted,
-    evaluate_run,
     resume_study,
     run_study,
     search_for,

@@ -17,7 +17,7 @@ from ssad_hpo.evaluate import Alarms, auc, count_alarms
 from ssad_hpo.experiment.outcome import StudyResult, chosen, compare_with_truth, load_task
 from ssad_hpo.experiment.run_folder import locked
 from ssad_hpo.experiment.scoring import bit_depth_of
-from ssad_hpo.experiment.telling import add_later, tell_summary
+from ssad_hpo.experiment.telling import add_later, read_later, tell_summary
 
 _BLOCK = 256
 
@@ -81,9 +81,20 @@ def evaluate_labelled(
 
     Raises:
         RunError: if there is no such run, or another process works on it. ValueError: for a wrong file of
-            labels, an image that cannot be read, or a rate that cannot be kept.
+            labels, an image that cannot be read, a rate that cannot be kept, or an address that needs
+            `trust_addresses`. All but an image that cannot be read is told before the first is scored.
     """
     result = chosen(run, trust_addresses=trust_addresses)
+    result.run.check_addresses("tracking_uri")
+    with locked(result.run.folder):  # to the end: whoever came in between would make the scores work in vain
+        read_later(result.run)
+        evaluation = _evaluate(result, Path(labels), alarm_rate, device)
+        _record(result, Path(labels).name, evaluation)
+    return evaluation
+
+
+def _evaluate(result: StudyResult, labels: Path, alarm_rate: float | None, device: str) -> LabelledEvaluation:
+    """What `evaluate_labelled` finds, before anything of it is written."""
     detector = result.detector(device)
     calibration = detector.calibration
     if calibration is not None:
@@ -91,7 +102,7 @@ def evaluate_labelled(
         calibration.check_rate(alarm_rate)
     elif alarm_rate is not None:
         raise ValueError(f"alarm_rate: {result.run.folder} held no normal images out, so it decides nothing")
-    truths = data.read_label_file(Path(labels))
+    truths = data.read_label_file(labels)
     known = _known(result)
     kept = result.scores()[0]
     truth, scores, n_unlabeled = [], [], 0
@@ -112,22 +123,19 @@ def evaluate_labelled(
         raised = calibration.alarms(torch.tensor(scores, dtype=torch.float64), alarm_rate)
         alarms = count_alarms(found, raised, alarm_rate)
     both = 0 < found.sum() < len(found)
-    evaluation = LabelledEvaluation(
+    return LabelledEvaluation(
         n_unlabeled,
         len(truth) - n_unlabeled,
         len(truths) - len(truth),
         auc(found, np.array(scores)) if both else None,
         alarms,
     )
-    _record(result, Path(labels).name, evaluation)
-    return evaluation
 
 
 def _record(result: StudyResult, name: str, evaluation: LabelledEvaluation) -> None:
-    """Add an evaluation to those that the run folder has, and tell MLflow."""
+    """Add an evaluation to those that the run folder, which is locked, has, and tell MLflow."""
     run = result.run
-    run.check_addresses("tracking_uri")
-    with locked(run.folder), run.open_recorder() as recorder:
+    with run.open_recorder() as recorder:
         add_later(run, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {name}: {evaluation.sentence()}")
         recorder.study_metrics(evaluation.metrics())
         try:
@@ -156,7 +164,7 @@ def _known(result: StudyResult) -> dict[bytes, int]:
     try:
         task = load_task(result.run)
     except (ValueError, OSError) as error:
-        warnings.warn(f"all labelled images count as new ones: {error}", stacklevel=3)
+        warnings.warn(f"all labelled images count as new ones: {error}", stacklevel=4)
         return {}
     good = [task.train] if task.held_out is None else [task.train, task.held_out]
     places = {_digest(image): -1 for images in good for image in images}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
 from ssad_hpo.experiment.settings import Settings, described
 from ssad_hpo.experiment.tuning import read_trajectory
+from ssad_hpo.files import unmakeable
 from ssad_hpo.report import (
     Confirmed,
     Course,
@@ -40,7 +42,9 @@ REPORT = "report"  # the folder, in the run's and among MLflow's artifacts
 _IMAGES = 8  # in a row
 
 
-def report_run(run: str | Path, *, task: Task | None = None, trust_addresses: bool = False) -> Path:
+def report_run(
+    run: str | Path, *, task: Task | None = None, out: str | Path | None = None, trust_addresses: bool = False
+) -> Path:
     """Write a study's report into its run folder, and hand its files to MLflow.
 
     The page needs nothing beside itself; its pictures lie beside it as PNG files. What needs ground
@@ -50,20 +54,31 @@ def report_run(run: str | Path, *, task: Task | None = None, trust_addresses: bo
     Args:
         run: the run folder, or its name below runs/.
         task: the task, if the study was started on one in memory.
+        out: a folder to be made for it instead, as of a run that may only be read; MLflow gets nothing then.
         trust_addresses: vouch for the run's addresses; see `open_run`.
 
     Returns:
-        The page, RUN/report/index.html.
+        The page, RUN/report/index.html or OUT/index.html.
 
     Raises:
-        RunError: if there is no such run, another process works on it, or its images have changed.
-        ValueError: if it has no candidate yet, or for an address that needs `trust_addresses`.
+        RunError: if there is no such run, another process works on it, it cannot be written, or its images
+            have changed. ValueError: if it has no candidate yet, nothing can be made at `out`, or for an
+            address that needs `trust_addresses`.
     """
+    elsewhere = None if out is None else Path(os.path.abspath(out))
+    if elsewhere is not None and (reason := unmakeable(elsewhere)) is not None:
+        raise ValueError(f"out: {elsewhere}: {reason}")
     opened = open_run(run, trust_addresses=trust_addresses)
-    opened.check_addresses("storage", "tracking_uri")
+    opened.check_addresses("storage")
+    if elsewhere is None:
+        opened.check_addresses("tracking_uri")
+        with locked(opened.folder):  # said before the work, if that cannot be
+            pass
     at_hand = task is not None or opened.settings.source is not None
     shown = load_task(opened, task) if at_hand else None
     findings = _gather(open_result(run, trust_addresses=trust_addresses), shown)
+    if elsewhere is not None:
+        return write_report(findings, elsewhere)
     with locked(opened.folder), opened.open_recorder() as recorder:
         page = write_report(findings, opened.folder / REPORT)
         for file in sorted(page.parent.iterdir()):

@@ -36,6 +36,10 @@ class RunError(FileError):
     """A run folder that is not there, not whole, or in use."""
 
 
+class UnwritableError(RunError):
+    """A run folder that this user or this process may only read."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder and its settings.
@@ -106,7 +110,8 @@ class Run:
         """Optuna's storage: the journal, or the database that the settings name, which must be there.
 
         Args:
-            create: make a journal where there is none yet.
+            create: it is to be written to: make a journal where there is none yet, and clear away what a dead
+                process left in one. Else the folder stays as it is.
 
         Raises:
             RunError: if there is none. ValueError: if the database cannot be opened, or is elsewhere and the
@@ -117,7 +122,7 @@ class Run:
             return storage.open_database(self.settings.storage)
         if not create and not self.journal.is_file():
             raise RunError(f"{self.folder}: its study was stopped before its first trial; resume it")
-        return storage.open_journal(self.journal)
+        return storage.open_journal(self.journal) if create else storage.read_journal(self.journal)
 
     def open_study(
         self, open_in: Callable[[BaseStorage], optuna.Study], *, create: bool = False
@@ -258,25 +263,37 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Own a run folder; the lock goes with the process, however it ends.
 
     Args:
-        shared: with other processes that read.
+        shared: with other processes that read. Nothing is made or written then; a folder without a lock
+            that could be read is nobody's, and is read as it is.
 
     Raises:
         RunError: if another process has it; the message names it.
+        UnwritableError: if the lock cannot be written, unless it is shared.
     """
     path = folder / _LOCK_FILE
     if path.exists() and not path.is_file():
         raise RunError(f"{path}: is no file; remove it")
-    with path.open("a+", encoding="utf-8", errors="replace") as lock:
+    lock: TextIO | None = None
+    try:
+        lock = path.open("r" if shared else "a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        if not shared:
+            raise UnwritableError(
+                f"{folder}: the run folder cannot be written ({error.strerror}); get the right to it, or use "
+                "a copy of it"
+            ) from error
+    if lock is None:
+        yield
+        return
+    with lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(f"{folder}: in use by {_owner(lock)}; wait for it or stop it first") from error
-        if shared:
-            yield
-            return
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        if not shared:
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
         yield
 
 

@@ -21,10 +21,16 @@ from ssad_hpo.experiment.outcome import (
     choose,
     compare_with_truth,
     load_task,
-    open_result,
     record_result,
 )
-from ssad_hpo.experiment.run_folder import Run, RunError, choose_run_folder, claimed, locked, open_run
+from ssad_hpo.experiment.run_folder import (
+    Run,
+    RunError,
+    choose_run_folder,
+    claimed,
+    locked,
+    open_run,
+)
 from ssad_hpo.experiment.settings import Settings, creation_facts, new_study_name
 from ssad_hpo.experiment.telling import dataset_of, tags_of, tell_summary
 from ssad_hpo.experiment.tuning import prepare_tuning, tune_run
@@ -33,10 +39,6 @@ from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import COMBINED, PRETRAINED, Cluster, Recorder, Search, Task, Training
 
 DEFAULT_TRACKING = "default"
-
-
-class NoGroundTruthError(ValueError):
-    """There is nothing to judge a choice by; the message says how to give labels."""
 
 
 class StudyInterrupted(KeyboardInterrupt):
@@ -311,27 +313,6 @@ def _search(run: Run, task: Task, recorder: Recorder) -> optuna.Study:
         raytune.sweep(objective, study, settings.cluster)
     confirm_run(run, study, objective)
     return study
-
-
-def evaluate_run(run: str | Path, *, trust_addresses: bool = False) -> StudyResult:
-    """Judge a study's choice by the ground truth, and write the figures to MLflow.
-
-    Raises:
-        RunError: if there is no such run. NoGroundTruthError: if there is none. ValueError: if there is no
-            candidate, or for an address that needs `trust_addresses` (see `open_run`).
-    """
-    result = open_result(run, trust_addresses=trust_addresses)
-    if result.evaluation is None:
-        raise NoGroundTruthError(
-            f"{result.run.settings.task_name}: there is no ground truth, so nothing to evaluate; give "
-            "labels of some images, a CSV file of path and label (--labels FILE, `evaluate_labelled`); "
-            f"the chosen detector is that of trial {result.selected.number}"
-        )
-    with locked(result.run.folder), result.run.open_recorder() as recorder:
-        record_result(recorder, result)
-        tell_summary(recorder, result)
-    undelivered = result.run.undelivered()
-    return replace(result, undelivered=undelivered, lost=recorder.lost, trouble=recorder.trouble)
 
 
 def sync_run(run: str | Path, *, trust_addresses: bool = False) -> tracking.SyncResult:

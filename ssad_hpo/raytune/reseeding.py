@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import optuna
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from ssad_hpo.raytune.reaching import check_room
 from ssad_hpo.raytune.sweeping import MAX_FAILURES, connected, surroundings
@@ -30,10 +31,12 @@ from ssad_hpo.task import Cluster, Search, Training
 def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None:
     """As `search.confirm`, with the trainings on all nodes, which have what trials have.
 
-    A training whose worker dies is done again elsewhere; one that fails, fails alone.
+    A training whose worker dies is done again elsewhere; one that diverges or collapses fails alone.
 
     Raises:
         ValueError: for a cluster that is not there or refuses this process.
+        ConnectionError: for a training that the cluster did not bring to an end; nothing is kept of it, so
+            that a later call does it again.
         KeyboardInterrupt: on Ctrl-C, with all that is done kept.
     """
     waiting = left_to_confirm(study, objective.search, objective.training)
@@ -42,24 +45,30 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
     with surroundings(), connected(cluster.address):
         check_room(cluster)
         task, running = objective.task, dict[Any, Again]()
-        place = ray.put(arrays_of(task))
         started = ray.remote(_train_again).options(
             num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial, max_retries=MAX_FAILURES
         )
         given = (task.name, objective.search, objective.training, str(objective.device))
         threads, at_once = max(1, int(cluster.cpus_per_trial)), cluster.max_concurrent or len(waiting)
         try:
+            place = ray.put(arrays_of(task))
             while waiting or running:
                 while waiting and len(running) < at_once:
                     again = waiting.pop(0)
                     tell_start(objective, again)
                     running[started.remote(place, *given, again, threads)] = again
                 for done in ray.wait(list(running))[0]:
-                    keep(study, objective, running.pop(done), _result_of(done))
+                    found = _result_of(done, running[done])
+                    keep(study, objective, running.pop(done), found)
         except BaseException as error:
             for reference, again in running.items():
-                ray.cancel(reference, force=True)
                 tell_interruption(objective, again, repr(error))
+                with contextlib.suppress(RayError, OSError):  # there may be no cluster any more
+                    ray.cancel(reference, force=True)
+            if isinstance(error, RayError):
+                raise _cut_off(
+                    error, "the best trials were not all trained again with other seeds"
+                ) from error
             raise
 
 
@@ -77,10 +86,33 @@ def _train_again(
     return train_again(task_of(task_name, **images), search, training, device, again)
 
 
-def _result_of(reference: Any) -> Reseeded:
+def _result_of(reference: Any, again: Again) -> Reseeded:
+    """What a training came to, a failure of its own included, which its worker gives back like a success.
+
+    Raises:
+        ConnectionError: if it came to no end. That says nothing of the candidate: locally, too, all but a
+            `DetectorError` ends the command.
+    """
     try:
         found: Reseeded = ray.get(reference)
         return found
-    except RayError as error:  # its worker died too often, or raised: this training fails alone
-        reason = str(error).strip().rpartition("\n")[2]
-        return Reseeded({}, None, 0.0, f"{type(error).__name__}: {reason}")
+    except (RayError, OSError) as error:
+        what = f"trial {again.trial} was not trained again with seed {again.seed}"
+        raise _cut_off(error, what) from _raised(error)
+
+
+def _cut_off(error: BaseException, what: str) -> ConnectionError:
+    """What is told of a fault of the cluster, or of a worker on it."""
+    raised = _raised(error)
+    reason = str(raised).strip().partition("\n")[0] or "Ray does not say why"
+    return ConnectionError(
+        f"{what}, since the Ray cluster failed ({type(raised).__name__}: {reason:.200}); mend it, and go on "
+        "with --resume"
+    )
+
+
+def _raised(error: BaseException) -> BaseException:
+    """What a worker raised, if it is behind an error of Ray's, which quotes whole tracebacks."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    return error
