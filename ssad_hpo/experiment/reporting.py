@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from ssad_hpo import data
 from ssad_hpo.augment import augment
-from ssad_hpo.bilevel import Tuning
 from ssad_hpo.calibration import Decided
 from ssad_hpo.experiment.certainty import how_sure
 from ssad_hpo.experiment.confirming import Confirmation
 from ssad_hpo.experiment.heatmaps import check_heatmaps, spots_of
 from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
-from ssad_hpo.experiment.settings import Settings, described
+from ssad_hpo.experiment.settings import described, method_described
 from ssad_hpo.experiment.tuning import read_trajectory
 from ssad_hpo.files import unmakeable
 from ssad_hpo.report import (
@@ -301,29 +300,6 @@ def _images(
     return tuple(rows)
 
 
-def _method(settings: Settings) -> dict[str, str]:
-    """How the detectors were found, as texts by heading."""
-    method = settings.method
-    if not isinstance(method, Tuning):
-        return {
-            "search": f"{method.n_trials} trials, sampler {method.sampler}, pruner {method.stopping}, "
-            f"seed {method.seed}",
-        }
-    tuning, warm = method, method.warm_start_steps(settings.training.steps)
-    return {
-        "tuning": f"{settings.n_trials} starts down {tuning.loss}, order {tuning.order}, batch norm in "
-        f"{tuning.batch_norm} mode, learning rate {tuning.learning_rate:g}, virtual rate "
-        f"{tuning.virtual_rate:g}, {tuning.detector_steps} training steps to one of the hyperparameters",
-        "warm start": f"{warm} steps on the {tuning.warm_start_on}",
-        "starts": "; ".join(
-            ", ".join(f"{name} {value:g}" for name, value in start.items())
-            if isinstance(start, Mapping)
-            else f"{start:g} of the range"
-            for start in tuning.starts
-        ),
-    }
-
-
 def _settings(run: Run, task: Task | None) -> dict[str, str]:
     """What the study was run with, as texts by heading."""
     settings, training = run.settings, run.settings.training
@@ -345,7 +321,7 @@ def _settings(run: Run, task: Task | None) -> dict[str, str]:
     texts |= {f"space of {kind}": text for kind, text in described(settings.method.space).items()}
     return {
         **texts,
-        **_method(settings),
+        **method_described(settings),
         # All fields, so that a new one is shown as well.
         "training": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(training).items()),
         "machine": f"{settings.device}, {settings.threads} threads",

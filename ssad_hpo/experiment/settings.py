@@ -205,6 +205,29 @@ def described(space: SearchSpace) -> dict[str, str]:
     }
 
 
+def method_described(settings: Settings) -> dict[str, str]:
+    """How the detectors were found, as texts by heading."""
+    method = settings.method
+    if not isinstance(method, Tuning):
+        return {
+            "search": f"{method.n_trials} trials, sampler {method.sampler}, pruner {method.stopping}, "
+            f"seed {method.seed}",
+        }
+    tuning, warm = method, method.warm_start_steps(settings.training.steps)
+    return {
+        "tuning": f"{settings.n_trials} starts down {tuning.loss}, order {tuning.order}, batch norm in "
+        f"{tuning.batch_norm} mode, learning rate {tuning.learning_rate:g}, virtual rate "
+        f"{tuning.virtual_rate:g}, {tuning.detector_steps} training steps to one of the hyperparameters",
+        "warm start": f"{warm} steps on the {tuning.warm_start_on}",
+        "starts": "; ".join(
+            ", ".join(f"{name} {value:g}" for name, value in start.items())
+            if isinstance(start, Mapping)
+            else f"{start:g} of the range"
+            for start in tuning.starts
+        ),
+    }
+
+
 def _told(prefix: str, settings: Any, *without: str) -> dict[str, Any]:
     """Settings by name: the important ones, and those that are not as by default."""
     told = {}
