@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from servers import wait_until
 
 from ssad_hpo.address import hides_password, without_password, without_password_of
 from ssad_hpo.experiment import StudyResult, open_run, run_study
@@ -140,15 +141,26 @@ def test_pages_are_opened_without_secrets(monkeypatch: pytest.MonkeyPatch) -> No
     assert command.endswith("mlflow ui") and 'MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI"' in command
 
 
+def process_list() -> bytes:
+    listed = b""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            listed += process.read_bytes()
+    return listed
+
+
 def test_the_process_list_shows_no_secret_while_a_study_is_delivered(tmp_path: Path) -> None:
     recorder = MlflowRecorder(tmp_path / "outbox.jsonl", f"http://me:{SECRET}@{HOST}", "e", "s")
     with recorder:
         recorder.study_started({"n_trials": 1}, {})
-        listed = b""
-        for process in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):  # it has just ended
-                listed += process.read_bytes()
-    assert str(recorder.outbox).encode() in listed and SECRET.encode() not in listed
+        seen: list[bytes] = []
+
+        def the_writer_is_listed() -> bool:  # not yet in the moment in which it starts
+            seen.append(process_list())
+            return str(recorder.outbox).encode() in seen[-1]
+
+        wait_until(the_writer_is_listed, "the process that delivers", 60)
+    assert SECRET.encode() not in b"".join(seen)
 
 
 def test_a_first_storage_comes_from_the_environment(
