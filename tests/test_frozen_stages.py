@@ -132,6 +132,15 @@ def test_every_encoder_gives_the_same_behind_its_frozen_stages(encoder, stages):
         assert torch.equal(detector.normal_patch_scores, alone.normal_patch_scores)
 
 
+def test_maps_within_frozen_stages_are_not_taken_from_what_passes_them_by():
+    training = Training(encoder="resnet18", frozen_stages=5, precision="float32")
+    images, shared, detector = textures(12, size=SIZE), FrozenOutputs(), as_it_comes(training)
+    detector.fit_patches(images)
+    for _ in range(2):
+        detector.look(images, shared)
+        assert torch.equal(detector.patch_scores(images, shared), detector.patch_scores(images))
+
+
 def test_an_encoder_without_frozen_stages_has_none_to_share():
     for training in (Training(width=8), Training(encoder="resnet18")):
         stages = FrozenStages(as_it_comes(training).network, "float32")

@@ -108,9 +108,7 @@ class FrozenOutputs:
         self._key = ""
         self._kept: dict[Hashable, list[Tensor]] = {}
         self._bytes = 0
-        self._sound: bool | None = (
-            None  # whether passes behind the stages are whole ones; None: not known yet
-        )
+        self._sound: dict[tuple[int, ...], bool] = {}  # by strides: whether passes behind are whole ones
 
     def passed(self, stages: FrozenStages, place: Hashable, images: Tensor, strides: Sequence[int]) -> _Pass:
         """`features_and_maps` of a block of images, from what is kept of it if there is any.
@@ -121,28 +119,24 @@ class FrozenOutputs:
             images: (N, C, H, W) in [0, 1].
             strides: of the maps.
         """
+        wanted = tuple(strides)
         with self._lock:
             if stages.key != self._key:
-                self._key, self._kept, self._bytes, self._sound = stages.key, {}, 0, None
-            kept, sound = self._kept.get(place), self._sound
-        if kept is not None:
+                self._key, self._kept, self._bytes, self._sound = stages.key, {}, 0, {}
+            kept, sound = self._kept.get(place), self._sound.get(wanted)
+        if kept is not None and sound:
             return stages.behind(kept, images, strides)
         if not stages.key or sound is False:
             return features_and_maps(stages.network, images, strides)
         found, outputs = stages.whole(images, strides)
-        if sound or stages.follow(found, outputs, images, strides):
-            self._keep(stages.key, place, outputs)
-        else:
-            self._sound = False
-        return found
-
-    def _keep(self, key: str, place: Hashable, outputs: list[Tensor]) -> None:
-        size = sum(output.numel() * output.element_size() for output in outputs)
+        sound = sound or stages.follow(found, outputs, images, strides)
         with self._lock:
-            if key == self._key and place not in self._kept:
-                self._sound = True
-                if self._bytes + size <= self._most_bytes:
+            if stages.key == self._key:
+                self._sound[wanted] = sound
+                size = sum(output.numel() * output.element_size() for output in outputs)
+                if sound and place not in self._kept and self._bytes + size <= self._most_bytes:
                     self._kept[place], self._bytes = outputs, self._bytes + size
+        return found
 
 
 def _frozen_modules(network: Network) -> dict[str, nn.Module]:
