@@ -54,8 +54,8 @@ def evaluate(run: str, labels: Path | None, alarm_rate: float | None, trust_addr
 @click.option(
     "--out",
     type=Path,
-    help="A folder to be made for it, as of a run that may only be read; MLflow then gets nothing. By default "
-    "it is in the run's own.",
+    help="A folder to be made for it, as of a run that may only be read; MLflow then gets nothing. By "
+    "default it is in the run's own.",
 )
 @click.option(*TRUST[0], **TRUST[1])
 def report(run: str, out: Path | None, trust_addresses: bool) -> None:
