@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssad_hpo.encoder.maps import features_and_maps
+from ssad_hpo.encoder.maps import features_and_maps, passing
 from ssad_hpo.encoder.named import NamedEncoder
 from ssad_hpo.encoder.network import Network
 
@@ -60,25 +60,27 @@ class FrozenStages:
             # Copies: what follows may compute in place.
             outputs.append(output.clone() if isinstance(output, Tensor) else None)
 
-        hooks = [self.modules[name].register_forward_hook(keep) for name in self.ends]
-        try:
-            found = features_and_maps(self.network, images, strides)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with passing(self.network):
+            hooks = [self.modules[name].register_forward_hook(keep) for name in self.ends]
+            try:
+                found = features_and_maps(self.network, images, strides)
+            finally:
+                for hook in hooks:
+                    hook.remove()
         sound = len(outputs) == len(self.ends) and all(output is not None for output in outputs)
         return found, outputs if sound else []
 
     def behind(self, outputs: Sequence[Tensor], images: Tensor, strides: Sequence[int]) -> _Pass:
         """The same without the work of the stages: `ends` have these outputs, other modules what they get."""
         known = dict(zip(self.ends, outputs, strict=True))
-        for name, module in self.modules.items():
-            module.forward = _constant(known[name]) if name in known else _identity
-        try:
-            return features_and_maps(self.network, images, strides)
-        finally:
-            for module in self.modules.values():
-                del module.forward
+        with passing(self.network):
+            for name, module in self.modules.items():
+                module.forward = _constant(known[name]) if name in known else _identity
+            try:
+                return features_and_maps(self.network, images, strides)
+            finally:
+                for module in self.modules.values():
+                    del module.forward
 
     def follow(self, found: _Pass, outputs: Sequence[Tensor], images: Tensor, strides: Sequence[int]) -> bool:
         """Whether `behind` gives the bits that `whole` gave: not where stages do not follow each other."""
