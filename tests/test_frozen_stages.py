@@ -90,6 +90,16 @@ def test_images_that_are_changed_in_place_are_others():
     task.train.neg_()
     after = detector.learn(task.train, shared)
     assert not torch.equal(before, after) and torch.equal(after, detector.embed(task.train))
+    task.train.numpy()[:] //= 2  # of which torch hears nothing
+    assert torch.equal(detector.learn(task.train, shared), detector.embed(task.train))
+
+
+def test_views_of_the_same_memory_are_other_images():
+    images, shared, detector = textures(12, size=SIZE), FrozenOutputs(), as_it_comes(SHORT)
+    detector.learn(images, shared)
+    detector.learn(images[:6], shared)
+    for view in (images.mT, images[:1].expand(12, -1, -1, -1), images[::2]):
+        assert torch.equal(detector.look(view, shared)[0], detector.embed(view))
 
 
 def test_what_does_not_fit_into_memory_passes_as_a_whole():
