@@ -1,6 +1,7 @@
 """What frozen stages make of an image is shared by all who have these stages, and changes nothing."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
@@ -89,6 +90,16 @@ def test_images_that_are_changed_in_place_are_others():
     task.train.neg_()
     after = detector.learn(task.train, shared)
     assert not torch.equal(before, after) and torch.equal(after, detector.embed(task.train))
+    task.train.numpy()[:] //= 2  # of which torch hears nothing
+    assert torch.equal(detector.learn(task.train, shared), detector.embed(task.train))
+
+
+def test_views_of_the_same_memory_are_other_images():
+    images, shared, detector = textures(12, size=SIZE), FrozenOutputs(), as_it_comes(SHORT)
+    detector.learn(images, shared)
+    detector.learn(images[:6], shared)
+    for view in (images.mT, images[:1].expand(12, -1, -1, -1), images[::2]):
+        assert torch.equal(detector.look(view, shared)[0], detector.embed(view))
 
 
 def test_what_does_not_fit_into_memory_passes_as_a_whole():
@@ -164,6 +175,27 @@ def test_members_of_a_combined_detector_share_each_image(tmp_path):
     assert sum(counts[0]) == 300 and sum(counts[1]) == 0
     assert combined.heatmaps(images[:4]).shape == (4, SIZE, SIZE)
     assert sum(counts[0]) == 304 and sum(counts[1]) == 0
+
+
+def test_threads_that_score_with_one_detector_do_not_get_each_others_images():
+    task = small_task()
+    detectors = list(candidates(task))
+    judged = [judge(detector, task) for detector in detectors]
+    combined = CombinedDetector(tuple(detectors), combine(judged).parts)
+    mine, others = textures(12, size=SIZE, seed=1), textures(12, size=SIZE, seed=2)
+    with ThreadPoolExecutor(1) as thread:
+        for score in (detectors[1].score, combined.score):
+            alone, meanwhile = [score(mine), score(others)], []
+
+            def interrupt(module, given, score=score, meanwhile=meanwhile):
+                if not meanwhile:
+                    meanwhile.append(thread.submit(score, others))
+                    wait(meanwhile, timeout=0.5)  # it may well have to wait for us
+
+            hook = detectors[1].network.encoder.model.blocks[-1].register_forward_pre_hook(interrupt)
+            assert torch.equal(score(mine), alone[0])
+            assert torch.equal(meanwhile[0].result(), alone[1])
+            hook.remove()
 
 
 def test_what_is_shared_goes_with_its_task():

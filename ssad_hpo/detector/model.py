@@ -166,8 +166,7 @@ class Detector(Calibrated):
 
         Args:
             images: (N, C, H, W) uint8 of `image_shape`.
-            shared: what frozen stages make of images, with other detectors that look at the same ones. It
-                tells images by their place in memory, so it must not outlive them.
+            shared: what frozen stages make of images, with other detectors that look at the same ones.
         """
         how, patches = self.training.score, self.patches
         if how == "patches" and patches is None:
@@ -306,10 +305,7 @@ class Detector(Calibrated):
                 if shared is None or stages is None:
                     found = features_and_maps(self.network, to_float(block), strides)
                 else:
-                    # An image that is changed in place is another one.
-                    version = 0 if images.is_inference() else images._version
-                    name = images.data_ptr(), version, tuple(images.shape), start
-                    found = shared.passed(stages, name, to_float(block), strides)
+                    found = shared.passed(stages, block, strides)
             yield places, *found
 
     def _unit(self, features: Sequence[Tensor]) -> Tensor:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssad_hpo.encoder.maps import features_and_maps
+from ssad_hpo.encoder.maps import features_and_maps, passing
 from ssad_hpo.encoder.named import NamedEncoder
 from ssad_hpo.encoder.network import Network
+from ssad_hpo.numerics import to_float
 
 _MOST_BYTES = 512 * 2**20  # kept; what is beyond them passes through the stages each time
 _Pass = tuple[Tensor, list[Tensor]]  # features and feature maps
@@ -60,25 +61,27 @@ class FrozenStages:
             # Copies: what follows may compute in place.
             outputs.append(output.clone() if isinstance(output, Tensor) else None)
 
-        hooks = [self.modules[name].register_forward_hook(keep) for name in self.ends]
-        try:
-            found = features_and_maps(self.network, images, strides)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with passing(self.network):
+            hooks = [self.modules[name].register_forward_hook(keep) for name in self.ends]
+            try:
+                found = features_and_maps(self.network, images, strides)
+            finally:
+                for hook in hooks:
+                    hook.remove()
         sound = len(outputs) == len(self.ends) and all(output is not None for output in outputs)
         return found, outputs if sound else []
 
     def behind(self, outputs: Sequence[Tensor], images: Tensor, strides: Sequence[int]) -> _Pass:
         """The same without the work of the stages: `ends` have these outputs, other modules what they get."""
         known = dict(zip(self.ends, outputs, strict=True))
-        for name, module in self.modules.items():
-            module.forward = _constant(known[name]) if name in known else _identity
-        try:
-            return features_and_maps(self.network, images, strides)
-        finally:
-            for module in self.modules.values():
-                del module.forward
+        with passing(self.network):
+            for name, module in self.modules.items():
+                module.forward = _constant(known[name]) if name in known else _identity
+            try:
+                return features_and_maps(self.network, images, strides)
+            finally:
+                for module in self.modules.values():
+                    del module.forward
 
     def follow(self, found: _Pass, outputs: Sequence[Tensor], images: Tensor, strides: Sequence[int]) -> bool:
         """Whether `behind` gives the bits that `whole` gave: not where stages do not follow each other."""
@@ -106,27 +109,30 @@ class FrozenOutputs:
         self._most_bytes = most_bytes
         self._lock = threading.Lock()  # threads may judge detectors of one task at once
         self._key = ""
-        self._kept: dict[Hashable, list[Tensor]] = {}
+        self._kept: dict[str, list[Tensor]] = {}  # by the images' content
         self._bytes = 0
         self._sound: dict[tuple[int, ...], bool] = {}  # by strides: whether passes behind are whole ones
 
-    def passed(self, stages: FrozenStages, place: Hashable, images: Tensor, strides: Sequence[int]) -> _Pass:
+    def passed(self, stages: FrozenStages, block: Tensor, strides: Sequence[int]) -> _Pass:
         """`features_and_maps` of a block of images, from what is kept of it if there is any.
 
         Args:
             stages: of the network that the images pass through.
-            place: names the block: the same images have the same one, and others another.
-            images: (N, C, H, W) in [0, 1].
+            block: (N, C, H, W) uint8.
             strides: of the maps.
         """
-        wanted = tuple(strides)
+        wanted, images = tuple(strides), to_float(block)
+        if not stages.key:
+            return features_and_maps(stages.network, images, strides)
+        # By content: views share memory, and not all that changes it in place counts as a version.
+        content = f"{tuple(block.shape)} {hashlib.sha256(block.contiguous().numpy()).hexdigest()}"
         with self._lock:
             if stages.key != self._key:
                 self._key, self._kept, self._bytes, self._sound = stages.key, {}, 0, {}
-            kept, sound = self._kept.get(place), self._sound.get(wanted)
+            kept, sound = self._kept.get(content), self._sound.get(wanted)
         if kept is not None and sound:
             return stages.behind(kept, images, strides)
-        if not stages.key or sound is False:
+        if sound is False:
             return features_and_maps(stages.network, images, strides)
         found, outputs = stages.whole(images, strides)
         sound = sound or stages.follow(found, outputs, images, strides)
@@ -134,8 +140,8 @@ class FrozenOutputs:
             if stages.key == self._key:
                 self._sound[wanted] = sound
                 size = sum(output.numel() * output.element_size() for output in outputs)
-                if sound and place not in self._kept and self._bytes + size <= self._most_bytes:
-                    self._kept[place], self._bytes = outputs, self._bytes + size
+                if sound and content not in self._kept and self._bytes + size <= self._most_bytes:
+                    self._kept[content], self._bytes = outputs, self._bytes + size
         return found
 
 

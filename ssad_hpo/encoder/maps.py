@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -13,6 +16,13 @@ from ssad_hpo.encoder.network import Network
 
 _MIDDLE = 3.5  # log2 of a stride between 8 and 16: where maps still know places, and already see structure
 _MOST = 2  # maps whose places are looked at
+
+_LOCKS: WeakKeyDictionary[Network, threading.RLock] = WeakKeyDictionary()  # networks are pickled
+
+
+def passing(network: Network) -> AbstractContextManager[object]:
+    """One thread at a time: hooks, and stages that are passed by, change a network for the time of a pass."""
+    return _LOCKS.setdefault(network, threading.RLock())
 
 
 def features_and_maps(
@@ -30,7 +40,8 @@ def features_and_maps(
         W / stride).
     """
     if not strides:
-        return network.features_of(images), []
+        with passing(network):
+            return network.features_of(images), []
     features, found = _recorded(network, images, set(strides))
     return features, [found[stride] for stride in strides]
 
@@ -75,15 +86,16 @@ def _recorded(network: Network, images: Tensor, wanted: set[int] | None) -> tupl
                 if (wanted is None or stride in wanted) and depth <= found.get(stride, (depth,))[0]:
                     found[stride] = depth, cells
 
-    hooks = [
-        module.register_forward_hook(partial(keep, name.count(".")))
-        for name, module in network.encoder.named_modules()
-    ]
-    try:
-        features = network.features_of(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with passing(network):
+        hooks = [
+            module.register_forward_hook(partial(keep, name.count(".")))
+            for name, module in network.encoder.named_modules()
+        ]
+        try:
+            features = network.features_of(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return features, {stride: cells for stride, (_, cells) in found.items()}
 
 
