@@ -90,6 +90,21 @@ def check_device(device: str | torch.device) -> None:
         ) from error
 
 
+def check_surroundings() -> None:
+    """Raise ValueError, naming it, for a setting of torch's by which a training becomes another, or none."""
+    found = {
+        "a default dtype of float32": torch.get_default_dtype() == torch.float32,
+        "a default device that computes": torch.get_default_device().type != "meta",
+        "gradients switched on (no torch.no_grad or inference_mode around it)": torch.is_grad_enabled(),
+        "no torch.autocast around it (precision says the same)": not any(
+            torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")
+        ),
+    }
+    for expected, there in found.items():
+        if not there:
+            raise ValueError(f"torch: a training expects {expected}")
+
+
 def autocast(device: torch.device, training: Training) -> torch.autocast:
     """The context in which the network runs at the training's (resolved) precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")

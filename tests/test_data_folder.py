@@ -181,3 +181,12 @@ def test_a_pair_of_folders_that_shares_a_file_is_an_error(tmp_path):
     place = make_category(tmp_path / "bottle")
     with pytest.raises(data.DataError, match="is in train and in unlabeled"):
         data.load_folders(place / "train", place)
+
+
+def test_a_link_to_itself_is_one_unreadable_file_and_no_end_of_the_folder(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("b.png")
+    found = data.find_images(tmp_path)
+    assert [path.name for path in found] == ["a.png", "b.png"]
+    _, read, lost = data.read_images(found, 8, 1, skip_unreadable=True)
+    assert read == found[:1] and "b.png" in lost[0]

@@ -200,6 +200,31 @@ def test_images_that_do_not_fit_the_augmentation_are_an_error_before_training():
         next(train(textures(4), too_large, SHORT))
 
 
+@pytest.mark.parametrize(
+    ("named", "surroundings"),
+    [
+        ("gradients", torch.no_grad),
+        ("gradients", torch.inference_mode),
+        ("autocast", lambda: torch.autocast("cpu", torch.bfloat16)),
+        ("default device", lambda: torch.device("meta")),
+    ],
+)
+def test_settings_of_torchs_that_would_make_it_another_training_are_an_error(named, surroundings):
+    images = torch.zeros(8, 1, 16, 16, dtype=torch.uint8)
+    with surroundings(), pytest.raises(ValueError, match=f"torch: .*{named}"):
+        next(train(images, Augmentation("cutout", {"patch_area": 0.1}), Training(width=8)))
+
+
+def test_a_default_dtype_that_would_make_it_another_training_is_an_error():
+    images = torch.zeros(8, 1, 16, 16, dtype=torch.uint8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ValueError, match=r"torch: .*float32"):
+            next(train(images, Augmentation("cutout", {"patch_area": 0.1}), Training(width=8)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_training_rejects_images_that_are_not_uint8():
     with pytest.raises(ValueError, match=r"^images: expected uint8 .*, got torch.float32"):
         next(train(textures(4) / 255, CUTOUT, SHORT))

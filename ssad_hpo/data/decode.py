@@ -79,7 +79,8 @@ def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            # Of a link that leads nowhere, or to itself, a sentence is said when it is read.
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 yield from _files(Path(entry.path), above | {real})
             else:
                 yield Path(entry.path)

@@ -22,6 +22,7 @@ from ssad_hpo.detector.transform import Transform, pseudo_anomalies
 from ssad_hpo.encoder import NONE, Network, draws
 from ssad_hpo.numerics import (
     autocast,
+    check_surroundings,
     draw_batches,
     prepare_allocator,
     resolve_precision,
@@ -72,9 +73,11 @@ def train(
         whole training.
 
     Raises:
-        ValueError: for images of another type, or a patch of the augmentation that does not fit.
+        ValueError: for images of another type, a patch of the augmentation that does not fit, or settings of
+            torch's (default dtype, autocast, no gradients) by which it would be another training.
         DetectorError: if the loss is not finite; it names the hyperparameters.
     """
+    check_surroundings()
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     device = torch.device(device)

@@ -125,7 +125,7 @@ class FrozenOutputs:
         if not stages.key:
             return features_and_maps(stages.network, images, strides)
         # By content: views share memory, and not all that changes it in place counts as a version.
-        content = f"{tuple(block.shape)} {hashlib.sha256(block.contiguous().numpy()).hexdigest()}"
+        content = f"{tuple(block.shape)} {hashlib.sha256(block.contiguous().numpy().tobytes()).hexdigest()}"
         with self._lock:
             if stages.key != self._key:
                 self._key, self._kept, self._bytes, self._sound = stages.key, {}, 0, {}
