@@ -2,6 +2,7 @@
 
     python -m studies.encoder_cost             five minutes
     python -m studies.encoder_cost --smoke     half a minute
+    python -m studies.encoder_cost --device cuda
 
 By image size and precision, on 300 train, 150 unlabelled and 75 held-out images of noise, in one thread, each
 cell in a process of its own; medians of single steps. Writes encoder_cost.md.
@@ -32,7 +33,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step, of a task's first judging and of a later one; peak memory of the process in GiB."""
+    """Seconds of a step, of a task's first judging and of a later one; peak memory in GiB, a GPU's on one."""
 
     step: float
     first: float
@@ -45,7 +46,7 @@ class Cost:
         return PRETRAINED.steps * self.step + len(PRETRAINED.evaluation_steps) * self.judging
 
 
-def measure(size: int, precision: Precision, steps: int) -> Cost:
+def measure(size: int, precision: Precision, steps: int, device: str) -> Cost:
     """In a process of its own."""
     images = torch.randint(256, (525, 1, size, size), generator=torch.Generator().manual_seed(0))
     task = Task("noise", *images.to(torch.uint8).split((300, 150, 75)))
@@ -54,29 +55,35 @@ def measure(size: int, precision: Precision, steps: int) -> Cost:
     seconds = []
     with threads(1):
         began = time.perf_counter()
-        for checkpoint in train(task.train, Augmentation("cutpaste"), training):
+        for checkpoint in train(task.train, Augmentation("cutpaste"), training, device):
             seconds.append(time.perf_counter() - began)
             detector, began = checkpoint.detector, time.perf_counter()
         judge(detector, task)
         first, began = time.perf_counter() - began, time.perf_counter()
         judge(detector, task)
         judging = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Cost(statistics.median(seconds[1:]), first, judging, peak)  # the first loads the weights
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    return Cost(statistics.median(seconds[1:]), first, judging, peak / 2**30)  # the first loads the weights
 
 
 def main() -> None:
-    options: argparse.Namespace = parse(study_parser("encoder_cost", __doc__))
+    parser = study_parser("encoder_cost", __doc__)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to train and to judge"
+    )
+    options: argparse.Namespace = parse(parser)
     lines = []
     for size in SIZES[:1] if options.smoke else SIZES:
         depthwise = untrained_network(PRETRAINED, (1, size, size)).depthwise
-        auto = resolve_precision(PRETRAINED, torch.device("cpu"), size * size, depthwise=depthwise)
+        auto = resolve_precision(PRETRAINED, torch.device(options.device), size * size, depthwise=depthwise)
         for precision in PRECISIONS:
             # A process anew: its peak of memory is its own.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                cost = pool.apply(measure, (size, precision, 3 if options.smoke else 9))
+                cost = pool.apply(measure, (size, precision, 3 if options.smoke else 9, options.device))
             name = f"**{precision}**" if precision == auto else precision
-            seconds = f"{cost.step:.2f}", f"{cost.first:.1f}", f"{cost.judging:.1f}", f"{cost.candidate:.0f}"
+            seconds = f"{cost.step:.3g}", f"{cost.first:.1f}", f"{cost.judging:.1f}", f"{cost.candidate:.1f}"
             lines.append([size, name, *seconds, f"{cost.memory:.1f}"])
             print(*lines[-1], flush=True)
     judging = "first judging, s", "judging, s"

@@ -49,6 +49,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "momentum": (0.0,),
     "weight_decay": (0.1,),
     "score": ("classifier",),
+    "precision": ("float32", "bfloat16"),  # one of them is what "auto" stands for
 }
 CANDIDATES = (("0.005", "cutpaste"), ("0.05", "cutdiff"))
 DEFAULT, FROZEN = "fine-tuned", "frozen"  # as kept detectors of other studies are called
@@ -132,7 +133,7 @@ def table(rows: Sequence[Row]) -> str:
             moved = [spread_of(list(differences(rows, how, figure).values())) for figure in FIGURES]
         shown_aucs = [f"{np.mean(list(runs.values())):.3f}" if runs else "–" for runs in aucs]
         seconds = np.median([row["seconds"] for row in rows if row["how"] == how])
-        lines.append([title(how), *shown_aucs, *moved, len(aucs[0]), f"{seconds:.0f}"])
+        lines.append([title(how), *shown_aucs, *moved, len(aucs[0]), f"{seconds:.3g}"])
     titles = ["", "its score", "whole", "its score − default", "whole − default", "runs", "seconds"]
     return markdown_table(titles, lines)
 

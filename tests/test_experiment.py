@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ from ssad_hpo.experiment import (
     score_images,
     sync_run,
 )
+from ssad_hpo.experiment.settings import creation_facts
 from ssad_hpo.search import candidates, open_kept, records, select
 from ssad_hpo.task import Range, Search, SearchSpace, Task, Training
 
@@ -223,6 +225,17 @@ def test_settings_written_and_opened_are_the_same(tracked: Tracked) -> None:
     assert settings.versions["optuna"] == optuna.__version__
     opened.write()
     assert open_run(run.folder) == run
+
+
+def test_a_study_from_a_checkout_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def known(name: str) -> str:
+        if name == "ssad-hpo":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr("ssad_hpo.experiment.settings.version", known)
+    versions = creation_facts()["versions"]
+    assert versions["ssad-hpo"] == "not installed" and versions["torch"] == "1"
 
 
 def test_a_run_from_before_asha_had_a_choice_of_factor_goes_on_with_its_own(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from study_runs import run_study
 
+from ssad_hpo.augment import NONE
 from ssad_hpo.detector.training import encoder_rate
-from ssad_hpo.task import Task
+from ssad_hpo.task import Augmentation, Task
 from studies.fine_tuning import (
     ALL,
     DEFAULT,
@@ -65,11 +66,24 @@ def test_with_all_stages_frozen_a_training_scores_as_the_encoder_as_it_comes():
     training = dataclasses.replace(TUNED, frozen_stages=5, steps=2, batch_size=4)
     one = cells_of(options(factors=[]))[0]
     found = [
-        trained(Cell(one.source, how, training, one.candidate, one.augmentation), task)[0]
-        for how in (DEFAULT, FROZEN)
+        trained(Cell(one.source, how, training, "", f_aug), task)[0]
+        for how, f_aug in ((DEFAULT, one.augmentation), (FROZEN, Augmentation(NONE)))
     ]
     first, second = (detector.embed(task.unlabeled) for detector in found)
     assert torch.equal(first, second)
+
+
+@pytest.mark.slow  # the pretrained encoder is loaded
+def test_with_no_stage_frozen_a_detector_is_trained_whatever_its_variant_is_called():
+    images = np.random.default_rng(0).integers(256, size=(12, 1, 32, 32), dtype=np.uint8)
+    (cell, *_) = (
+        cell for cell in cells_of(options(factors=["frozen_stages"])) if cell.how == "frozen_stages 0"
+    )
+    training = dataclasses.replace(cell.training, steps=1, batch_size=4)
+    _, loss = trained(
+        dataclasses.replace(cell, training=training), Task("noise", *torch.from_numpy(images).split((8, 4)))
+    )
+    assert loss is not None and 0 < loss < 10
 
 
 def made_up_rows():

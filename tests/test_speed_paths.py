@@ -164,7 +164,8 @@ def test_cuda_itself_reports_one_wait_a_checkpoint(encoder, channels, augmentati
             next(checkpoints)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = [str(w.message) for w in heard if "synchronizing" in str(w.message)]
+    # "called a synchronizing CUDA operation"; that the mode is a prototype is said once a process as well.
+    waits = [str(w.message) for w in heard if str(w.message).startswith("called a synchronizing")]
     assert len(waits) == 1, waits
 
 

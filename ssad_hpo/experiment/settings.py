@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,14 @@ def new_study_name(run: Path) -> str:
 def creation_facts() -> dict[str, Any]:
     """When and with which libraries a study is made: two fields of `Settings`."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"created": created, "versions": {name: version(name) for name in _LIBRARIES}}
+    return {"created": created, "versions": {name: _version(name) for name in _LIBRARIES}}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a checkout on Python's path, or a library that this study does not use
+        return "not installed"
 
 
 def described(space: SearchSpace) -> dict[str, str]:

@@ -48,6 +48,7 @@ class Cell:
     training: Training
     candidate: str
     augmentation: Augmentation
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -60,7 +61,8 @@ class Cell:
         """Where the cell is kept; its arrays lie beside it."""
         kind = self.augmentation.kind
         name = f"{self.name}_{self.how.replace(' ', '_')}_{kind}_{self.candidate}_seed{self.training.seed}"
-        return cell_path(folder, name, self.source, self.training, self.augmentation)
+        elsewhere = () if self.device == "cpu" else (self.device,)
+        return cell_path(folder, name, self.source, self.training, self.augmentation, *elsewhere)
 
 
 def _anomaly(anomaly: str | dict[str, object]) -> str:
@@ -139,13 +141,13 @@ def run_cell(cell: Cell, folder: Path) -> Row:
 
 def trained(cell: Cell, task: Task) -> tuple[Detector, float | None]:
     """The detector of a cell, or the encoder as it comes, and its training's loss; for `judge`."""
-    if not cell.how.startswith("frozen"):
-        (last,) = train(task.train, cell.augmentation, cell.training)
+    if cell.augmentation.kind != NONE:
+        (last,) = train(task.train, cell.augmentation, cell.training, cell.device)
         return last.detector, last.loss
     channels, height, width = task.train.shape[1:]
     first = Augmentation(KINDS[0])  # of the criteria's augmented images
-    shape, device = (channels, height, width), torch.device("cpu")
-    return untrained_detector(cell.training, shape, first, device), None
+    device = torch.device(cell.device)
+    return untrained_detector(cell.training, (channels, height, width), first, device), None
 
 
 def kept_arrays(judged: Judged) -> dict[str, np.ndarray]:
@@ -174,6 +176,7 @@ def detectors_parser(name: str, description: str | None) -> argparse.ArgumentPar
     parser.add_argument("--real", type=Path, help="folder of data sets in the layout of MVTec AD")
     parser.add_argument("--kept", action="store_true", help="compute nothing, show the cells that are there")
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="of these, the shorter side")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     return parser
 
 
@@ -183,13 +186,14 @@ def run_detectors(cells: Sequence[Cell], options: argparse.Namespace) -> tuple[l
     With --kept nothing is trained, and of a set a way of training counts once all of its static candidates
     are there.
     """
+    cells = [replace(cell, device=options.device) for cell in cells]
     if options.kept:
         there = [cell for cell in cells if cell.path(options.cells).exists()]
         lacking = {(cell.name, cell.how) for cell in cells if cell.candidate != DYNAMIC and cell not in there}
         there = [cell for cell in there if (cell.name, cell.how) not in lacking]
         return there, [json.loads(cell.path(options.cells).read_text()) for cell in there]
     work = partial(run_cell, folder=options.cells)
-    return list(cells), run_missing(cells, lambda cell: cell.path(options.cells), work, options.jobs)
+    return cells, run_missing(cells, lambda cell: cell.path(options.cells), work, options.jobs)
 
 
 def extent(cells: Sequence[Cell], there: Sequence[Cell]) -> str:
