@@ -22,10 +22,12 @@ from detectors import (
 from sklearn.metrics import roc_auc_score
 
 from ssad_hpo.augment import augment, jitter
+from ssad_hpo.baselines import train_autoencoder, train_deep_svdd
+from ssad_hpo.bilevel import Tuning, tune
 from ssad_hpo.criteria import DegenerateError, evaluate_all
 from ssad_hpo.detector import Transform, resolve_precision, train
 from ssad_hpo.encoder import build_network
-from ssad_hpo.task import Augmentation, DetectorError, Training
+from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -200,6 +202,14 @@ def test_images_that_do_not_fit_the_augmentation_are_an_error_before_training():
         next(train(textures(4), too_large, SHORT))
 
 
+TRAININGS = {
+    "detector": lambda x: next(train(x, Augmentation("cutout", {"patch_area": 0.1}), Training(width=8))),
+    "tuning": lambda x: tune(Task("zeros", x, x), Tuning("cutout"), Training(width=8)),
+    "autoencoder": lambda x: train_autoencoder(x, Training(width=8)),
+    "Deep SVDD": lambda x: train_deep_svdd(x, Training(width=8)),
+}
+
+
 @pytest.mark.parametrize(
     ("named", "surroundings"),
     [
@@ -209,10 +219,11 @@ def test_images_that_do_not_fit_the_augmentation_are_an_error_before_training():
         ("default device", lambda: torch.device("meta")),
     ],
 )
-def test_settings_of_torchs_that_would_make_it_another_training_are_an_error(named, surroundings):
+@pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
+def test_settings_of_torchs_that_would_make_it_another_training_are_an_error(named, surroundings, training):
     images = torch.zeros(8, 1, 16, 16, dtype=torch.uint8)
     with surroundings(), pytest.raises(ValueError, match=f"torch: .*{named}"):
-        next(train(images, Augmentation("cutout", {"patch_area": 0.1}), Training(width=8)))
+        training(images)
 
 
 def test_a_default_dtype_that_would_make_it_another_training_is_an_error():

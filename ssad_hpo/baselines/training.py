@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ssad_hpo.encoder import draws
-from ssad_hpo.numerics import draw_batches, seeded, to_float
+from ssad_hpo.numerics import check_surroundings, draw_batches, seeded, to_float
 from ssad_hpo.task import DetectorError, Training
 
 # A loss that ends so many times higher than it began has diverged: it was below 1 in sound trainings.
@@ -89,6 +89,7 @@ def scores_of(
 
 def check_images(images: Tensor) -> tuple[int, int, int]:
     """Channels, height and width."""
+    check_surroundings()
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) < 2 or images.shape[1] not in (1, 3):
         raise ValueError(
             "images: expected uint8 (N, C, H, W) with N >= 2 and C 1 or 3, "

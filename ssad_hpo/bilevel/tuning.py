@@ -33,7 +33,7 @@ from ssad_hpo.bilevel.steps import advance, warm_up
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import check_device, untrained_network
 from ssad_hpo.judgement import check_criterion, check_held_out
-from ssad_hpo.numerics import prepare_allocator
+from ssad_hpo.numerics import check_surroundings, prepare_allocator
 from ssad_hpo.task import DetectorError, Recorder, Task, Teller, Training
 
 FAILURE = "failure"  # in the state of a starting point: why it could not be tuned to the end
@@ -49,6 +49,7 @@ def prepare(
     Raises:
         ValueError: as `tune`.
     """
+    check_surroundings()
     check_device(device)
     tuning.warm_start_steps(training.steps)
     if tuning.choose_by != VALIDATION_LOSS:

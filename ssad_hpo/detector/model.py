@@ -120,13 +120,12 @@ class Detector(Calibrated):
             count = max(2, math.ceil(round(c / (1 - c) * count, 9)))
             images = images[torch.arange(count) % len(images)]
         generator = torch.Generator(self.device).manual_seed(self.training.seed + _EVALUATION_STREAM)
+        rows = []
         with autocast(self.device, self.training):
-            return self._unit(
-                [
-                    self.network.features_of(pseudo_anomalies(to_float(block), self.augmentation, generator))
-                    for block in self._blocks(images)
-                ]
-            )
+            for block in self._blocks(images):
+                augmented = pseudo_anomalies(to_float(block), self.augmentation, generator)
+                rows.append(features_and_maps(self.network, augmented, ())[0])
+            return self._unit(rows)
 
     def fit_density(self, train_embeddings: Tensor) -> None:
         """Fit the Gaussian of the anomaly score to (N, D) train embeddings (Ledoit-Wolf covariance)."""
