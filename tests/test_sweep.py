@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import numpy as np
 import optuna
 import pytest
 import torch
+import torchvision
 from optuna.trial import TrialState
 from small_sweeps import SEARCH, SPACE, TRAINING, small_task, states
 from starting import start_study, start_sweep
 
 from ssad_hpo import Objective, controlled_data, select
+from ssad_hpo.encoder.network import _pretrained
 from ssad_hpo.experiment import RunError, StudyInterrupted, load_detector, open_result, open_run, resume_study
+from ssad_hpo.numerics import seeded
 from ssad_hpo.raytune import StudySearcher, sweep, trainable
 from ssad_hpo.search import evaluations, is_final, make_sampler, records
 from ssad_hpo.search.record import read_trial
@@ -125,6 +129,30 @@ def test_a_sweep_by_held_out_images_chooses_and_combines_as_a_search_does(
     assert mine.p_anomalies == theirs.p_anomalies and len(mine.members) == 3
     saved = [load_detector(result.run.combined).score(task.unlabeled) for result in (swept, searched)]
     assert torch.equal(*saved)
+
+
+def test_all_nodes_begin_with_the_drivers_weights_and_need_none_of_their_own(
+    local_ray: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_this_process(encoder: Any, name: str) -> dict[str, torch.Tensor]:
+        with seeded(7):
+            return torchvision.models.get_model(name).state_dict()
+
+    # Workers were started without it: they would look for a network.
+    monkeypatch.setattr("ssad_hpo.encoder.weights._downloaded", of_this_process)
+    training = replace(TRAINING, encoder="mobilenet_v3_small", weights="pretrained", steps=2)
+    settings: dict[str, Any] = {"space": SPACE, "sampler": "random", "n_trials": 2, "confirm": 1}
+    settings |= {"training": training, "tracking_uri": None}
+    _pretrained.cache_clear()
+    try:
+        swept = start_sweep(task, run=tmp_path / "swept", max_concurrent=2, **settings)
+        searched = start_study(task, run=tmp_path / "searched", **settings)
+    finally:
+        _pretrained.cache_clear()
+    assert [trial.state for trial in swept.study.trials] == [TrialState.COMPLETE] * 3
+    assert [trial.value for trial in swept.study.trials] == [t.value for t in searched.study.trials]
+    again, there = swept.confirmation, searched.confirmation
+    assert again is not None and there is not None and again.values == there.values
 
 
 def go_on(firsts: list[float], factor: int) -> list[bool]:

@@ -7,7 +7,14 @@ takes images in [0, 1] and normalises them itself.
 from ssad_hpo.encoder.frozen import FrozenOutputs, FrozenStages
 from ssad_hpo.encoder.maps import features_and_maps, map_sizes, map_strides
 from ssad_hpo.encoder.named import NamedEncoder
-from ssad_hpo.encoder.network import Network, build_network, draws, memory_format_of, network_shapes
+from ssad_hpo.encoder.network import (
+    Network,
+    build_network,
+    draws,
+    give_weights,
+    memory_format_of,
+    network_shapes,
+)
 from ssad_hpo.encoder.small import SmallEncoder
 from ssad_hpo.encoder.weights import NONE, digest_of
 
@@ -22,6 +29,7 @@ __all__ = [
     "digest_of",
     "draws",
     "features_and_maps",
+    "give_weights",
     "map_sizes",
     "map_strides",
     "memory_format_of",

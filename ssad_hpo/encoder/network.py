@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ssad_hpo.encoder.named import IMAGENET_MEAN, IMAGENET_STD, NamedEncoder, built_encoder, named_encoder
 from ssad_hpo.encoder.small import SmallEncoder
-from ssad_hpo.encoder.weights import NONE, load_weights, stamp_of
+from ssad_hpo.encoder.weights import NONE, digest_of_tensors, fit, load_weights, stamp_of
 from ssad_hpo.numerics import seeded
 
 _HEAD_FEATURES = 128
@@ -156,7 +156,22 @@ def build_network(
         return Network(SmallEncoder(channels, width), channels)
     if weights == NONE:
         return Network(named_encoder(encoder, image_size), channels)
-    return Network(copy.deepcopy(_pretrained(encoder, image_size, weights, stamp_of(weights))), channels)
+    given = _GIVEN.get((encoder, weights))
+    stamp = stamp_of(weights) if given is None else (digest_of_tensors(given),)
+    return Network(copy.deepcopy(_pretrained(encoder, image_size, weights, stamp)), channels)
+
+
+def give_weights(encoder: str, weights: str, tensors: Mapping[str, Tensor]) -> None:
+    """Let networks of this process begin with these, whatever its machine has: all nodes begin alike.
+
+    Args:
+        encoder, weights: as of `build_network`; what is given stands for these names.
+        tensors: of the encoder's model, by their names in its `state_dict`.
+    """
+    _GIVEN[encoder, weights] = tensors
+
+
+_GIVEN: dict[tuple[str, str], Mapping[str, Tensor]] = {}
 
 
 @functools.lru_cache(maxsize=32)  # of a combined detector's members most are alike
@@ -206,9 +221,14 @@ _MAKES_WEIGHTS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, 
 
 
 @functools.lru_cache(maxsize=2)  # every trial begins with the same one
-def _pretrained(name: str, image_size: tuple[int, int], weights: str, stamp: tuple[int, ...]) -> NamedEncoder:
+def _pretrained(
+    name: str, image_size: tuple[int, int], weights: str, stamp: tuple[int | str, ...]
+) -> NamedEncoder:
     """An encoder with weights; `stamp` tells a file from another that took its place since."""
     with seeded(0):  # what is drawn here is replaced, and may not move the draws of the head
         encoder = named_encoder(name, image_size)
-        load_weights(encoder, name, weights)
+        if (name, weights) in _GIVEN:
+            fit(encoder.model, _GIVEN[name, weights], f"the weights of {name}")
+        else:
+            load_weights(encoder, name, weights)
     return encoder

@@ -31,11 +31,11 @@ def load_weights(encoder: NamedEncoder, name: str, weights: str) -> None:
         ValueError: if they cannot be had, or do not fit; the message says what to do.
     """
     if weights != PRETRAINED:
-        _fit(encoder.model, _read(Path(weights)), f"{weights}")
+        fit(encoder.model, _read(Path(weights)), f"{weights}")
     elif name == _LITE0 and importlib.util.find_spec(_LITE0_PACKAGE) is not None:
-        _fit(encoder.model, _packaged_lite0(encoder.model), _LITE0_PACKAGE)
+        fit(encoder.model, _packaged_lite0(encoder.model), _LITE0_PACKAGE)
     else:
-        _fit(encoder.model, _downloaded(encoder, name), f"the weights of {name}")
+        fit(encoder.model, _downloaded(encoder, name), f"the weights of {name}")
 
 
 def stamp_of(weights: str) -> tuple[int, ...]:
@@ -49,8 +49,13 @@ def stamp_of(weights: str) -> tuple[int, ...]:
 
 def digest_of(module: nn.Module) -> str:
     """SHA-256 of a module's weights and buffers, by their names and values."""
+    return digest_of_tensors(module.state_dict())
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The same of a `state_dict`."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -118,7 +123,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return found
 
 
-def _fit(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+def fit(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Load what a model needs; what is beyond that, such as a classifier's last layer, is left."""
     needed = model.state_dict()
     missing = [n for n in needed if n not in tensors and not n.endswith("num_batches_tracked")]

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from ssad_hpo.raytune.reaching import check_room
 from ssad_hpo.raytune.sweeping import MAX_FAILURES, connected, surroundings
-from ssad_hpo.raytune.worker import arrays_of, task_of
+from ssad_hpo.raytune.worker import arrays_of, take_weights, task_of, weights_of
 from ssad_hpo.search import Objective
 from ssad_hpo.search.reseeding import (
     Again,
@@ -51,12 +51,12 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
         given = (task.name, objective.search, objective.training, str(objective.device))
         threads, at_once = max(1, int(cluster.cpus_per_trial)), cluster.max_concurrent or len(waiting)
         try:
-            place = ray.put(arrays_of(task))
+            place, weights = ray.put(arrays_of(task)), ray.put(weights_of(objective))
             while waiting or running:
                 while waiting and len(running) < at_once:
                     again = waiting.pop(0)
                     tell_start(objective, again)
-                    running[started.remote(place, *given, again, threads)] = again
+                    running[started.remote(place, weights, *given, again, threads)] = again
                 for done in ray.wait(list(running))[0]:
                     found = _result_of(done, running[done])
                     keep(study, objective, running.pop(done), found)
@@ -74,6 +74,7 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
 
 def _train_again(
     images: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray] | None,
     task_name: str,
     search: Search,
     training: Training,
@@ -83,6 +84,7 @@ def _train_again(
 ) -> Reseeded:
     """One training, in a worker."""
     torch.set_num_threads(threads)
+    take_weights(training, weights)
     return train_again(task_of(task_name, **images), search, training, device, again)
 
 

@@ -16,6 +16,8 @@ import torch
 from ray import tune
 
 from ssad_hpo.bounds import is_number
+from ssad_hpo.detector import untrained_network
+from ssad_hpo.encoder import NONE, NamedEncoder, give_weights
 from ssad_hpo.files import FileError, check_archive, reading
 from ssad_hpo.raytune.ledger import CHECKPOINT
 from ssad_hpo.search import Objective, evaluations
@@ -28,7 +30,7 @@ _MOST_BYTES = 64 * 2**30
 
 
 def trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
-    """A function trainable for `tune.Tuner`, with the objective's images once in Ray's object store.
+    """A function trainable for `tune.Tuner`, with images and pretrained weights once in Ray's object store.
 
     Its configuration is what `SearchSpace.suggest` draws: "augmentation" and "KIND.NAME". At each
     evaluation step it reports the criteria, "loss" and "step" with a checkpoint, from which Ray goes on
@@ -42,6 +44,7 @@ def trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
         search=objective.search,
         training=objective.training,
         device=str(objective.device),
+        weights=weights_of(objective),
         **arrays_of(objective.task),
     )
     return function
@@ -56,10 +59,12 @@ def train_detector(
     train: np.ndarray,
     unlabeled: np.ndarray,
     held_out: np.ndarray | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """One trial; see `trainable`."""
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1)
     torch.set_num_threads(max(1, int(cpus)))
+    take_weights(training, weights)
     reports: list[dict[str, Any]] = []
     try:
         _train(config, task_of(task_name, train, unlabeled, held_out), search, training, device, reports)
@@ -157,6 +162,24 @@ def read_progress(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | 
 def arrays_of(task: Task) -> Mapping[str, np.ndarray]:
     """The images of a task as arrays, which alone Ray lays into shared memory that a node's workers read."""
     return {name: images.numpy() for name, images in task.sets().items()}
+
+
+def weights_of(objective: Objective) -> Mapping[str, np.ndarray] | None:
+    """Pretrained weights of the encoder as this process has them, for `take_weights`; None without any."""
+    training = objective.training
+    if training.weights == NONE:
+        return None
+    channels, height, width = objective.task.train.shape[1:]
+    encoder = untrained_network(training, (channels, height, width)).encoder
+    assert isinstance(encoder, NamedEncoder)
+    return {name: tensor.numpy() for name, tensor in encoder.model.state_dict().items()}
+
+
+def take_weights(training: Training, weights: Mapping[str, np.ndarray] | None) -> None:
+    """Begin trainings with the driver's weights, whatever this node has, or has not, under their name."""
+    if weights is not None:
+        tensors = {name: _tensor(array) for name, array in weights.items()}
+        give_weights(training.encoder, training.weights, tensors)
 
 
 def task_of(name: str, train: np.ndarray, unlabeled: np.ndarray, held_out: np.ndarray | None = None) -> Task:
