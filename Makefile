@@ -31,7 +31,7 @@ test-all: test  ## make test, then the slow tests and those that need services
 	if [ $$found -eq 5 ]; then echo "make test-all: no test is slow or needs a service"; \
 	else OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)"; fi
 
-# Not part of test-all: it needs root, Debian's packages and some 17 minutes, and starts a Docker engine.
+# Not part of test-all: it needs root, Debian's packages and some 11 minutes, and starts a Docker engine.
 test-docker: install  ## build docker/'s image and run its services; skipped, with the reason, where that cannot be
 	@$(BIN)/pytest -v -s --durations=12 $(ON_ITS_OWN)
 
