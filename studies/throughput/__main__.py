@@ -1,6 +1,6 @@
 """How fast detectors train here: our path against a plain per-image pipeline, in one run.
 
-    python -m studies.throughput            about 11 minutes on two cores
+    python -m studies.throughput            about 15 minutes on two cores
     python -m studies.throughput --smoke    a few seconds, one tiny cell
 
 Both pipelines train the same encoder on the same images with the same batch, steps and optimiser. They
@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from ssad_hpo.task import Training
+from ssad_hpo.task import PRETRAINED, Training
 from studies.lab.figures.throughput import throughput_figure
 from studies.lab.options import parse, study_parser
 from studies.lab.results import Row, cores, made_by, markdown_table, spread, write_results
-from studies.throughput.cell import BATCH, Cell, Run, peak_mib
+from studies.throughput.cell import Cell, Run, peak_mib
 from studies.throughput.measuring import PIPELINES, Peaks, Result, matrix_product, measure
 from studies.throughput.ours import TRIAL_TASK, run_trial
 from studies.throughput.plain import PIL_AUGMENTATIONS
@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser = study_parser("throughput", __doc__)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--devices", nargs="+", choices=devices, default=devices)
-    parser.add_argument("--encoders", nargs="+", default=["small", "resnet18"])
+    parser.add_argument("--encoders", nargs="+", default=["small", "resnet18", PRETRAINED.encoder])
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument(
         "--augmentations", nargs="+", choices=PIL_AUGMENTATIONS, default=["cutpaste", "cutavg"]
@@ -104,6 +104,8 @@ def page(
         parts = median_parts(runs)
         parts["all but training"] = sum(parts.values()) - parts["training"]
         trial_rows += [[device, p, f"{s:.3f}", f"{s / parts['training']:.1%}"] for p, s in parts.items()]
+    sizes = {result.cell.encoder: result.cell.batch for result in results}
+    batches = ", ".join(f"{encoder} {batch} of each" for encoder, batch in sizes.items())
     products = ", ".join(f"{d} {p} {peak / 1e9:.0f} GFLOP/s" for (d, p), peak in peaks.items())
     alone, steps = f"{options.imports_mib:.0f}", options.trial_steps
     speed = ["steps", "ours, images/s", "plain, images/s", "ratio", "ours, MiB", "plain, MiB"]
@@ -115,8 +117,8 @@ def page(
 *Plain* is written the way such code is usually written: decoded PIL images in memory, torchvision's
 ColorJitter and a PIL augmentation per image in {options.workers} `DataLoader` workers, float32, contiguous
 layout, one copy to the device and one `loss.item()` a step. *Ours* is `ssad_hpo.detector.train` as it is,
-`precision="auto"`. Both train the same encoder and head with the same optimiser on batches of {BATCH}
-normal and {BATCH} augmented RGB images for the same number of steps, after one step that does not count.
+`precision="auto"`. Both train the same encoder and head with the same optimiser on batches of as many
+normal as augmented RGB images ({batches}) for the same number of steps, after one step that does not count.
 
 ## Speed and memory
 

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssad_hpo.detector import resolve_precision
-from ssad_hpo.encoder import Network, build_network
-from ssad_hpo.task import Training
+from ssad_hpo.detector import resolve_precision, untrained_network
+from ssad_hpo.encoder import Network
+from ssad_hpo.task import PRETRAINED, Training
 
-BATCH = 32  # normal images a step; as many augmented ones go with them
 N_IMAGES = 256
 PATCH = {"patch_area": 0.05, "patch_aspect": 1.0}  # CutPaste's angle is drawn from -45..45 degrees
 
@@ -29,9 +28,18 @@ class Cell:
     image_size: int
     augmentation: str
 
+    @property
+    def training(self) -> Training:
+        """As searches train this encoder: the default one of folders with its weights, some stages frozen."""
+        return PRETRAINED if self.encoder == PRETRAINED.encoder else Training(self.encoder)
+
+    @property
+    def batch(self) -> int:
+        """Normal images a step; as many augmented ones go with them."""
+        return self.training.batch_size
+
     def network(self) -> Network:
-        size = (self.image_size, self.image_size)
-        return build_network(self.encoder, channels=3, image_size=size, width=Training().width)
+        return untrained_network(self.training, (3, self.image_size, self.image_size))
 
     def images(self) -> Tensor:
         """(N_IMAGES, 3, S, S) uint8: smooth noise. What the pictures show does not change the times."""
@@ -42,7 +50,10 @@ class Cell:
     def precision(self, pipeline: str) -> str:
         if pipeline == "plain":
             return "float32"
-        return resolve_precision(Training(), torch.device(self.device), self.image_size**2)
+        depthwise = self.network().depthwise
+        return resolve_precision(
+            self.training, torch.device(self.device), self.image_size**2, depthwise=depthwise
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssad_hpo.encoder import Network
-from studies.throughput.cell import BATCH, Cell, Run
+from studies.throughput.cell import Cell, Run
 from studies.throughput.ours import run_ours, split_ours, wait_for
 from studies.throughput.plain import run_plain
 
@@ -40,7 +40,7 @@ class Result:
 
     def speeds(self, pipeline: str) -> list[float]:
         """Images per second; both halves of a batch count."""
-        return [2 * BATCH * self.steps / run.seconds for run in self.runs[pipeline]]
+        return [2 * self.cell.batch * self.steps / run.seconds for run in self.runs[pipeline]]
 
     def share_of_peak(self, pipeline: str, peaks: Peaks) -> float:
         peak = peaks[self.cell.device, self.cell.precision(pipeline)]

@@ -7,6 +7,7 @@ import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,7 @@ TRIAL_TASK = "gravel/cutavg"
 
 def our_checkpoints(cell: Cell, images: Tensor, steps: int) -> Iterator[Checkpoint]:
     """The library's own training loop, stopping after one step of warm-up and after `steps` more."""
-    settings = Training(cell.encoder, steps=1 + steps, evaluate_at=(1 / (1 + steps), 1.0))
+    settings = replace(cell.training, steps=1 + steps, evaluate_at=(1 / (1 + steps), 1.0))
     return train(images, Augmentation(cell.augmentation, PATCH), settings, cell.device)
 
 
@@ -72,7 +73,7 @@ def run_trial(device: str, steps: int) -> Run:
     task = load(builtin(TRIAL_TASK))
     parts: dict[str, float] = defaultdict(float)
     watched = [
-        ("embeddings", Detector, "_embed"),
+        *(("embeddings", Detector, name) for name in ("learn", "look", "embed_augmented")),
         ("criteria", judgement, "evaluate_all"),
         ("density fit", Detector, "fit_density"),
         ("scores", Detector, "density_score"),

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
-from ssad_hpo.task import Training
-from studies.throughput.cell import BATCH, PATCH, Cell, Run, peak_mib
+from studies.throughput.cell import PATCH, Cell, Run, peak_mib
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -72,14 +71,14 @@ PIL_AUGMENTATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def run_plain(cell: Cell, images: Tensor, steps: int, workers: int) -> Run:
     """Train for one step of warm-up and `steps` measured ones: float32, contiguous, loss.item()."""
-    settings = Training()
+    settings, count = cell.training, cell.batch
     dataset = PlainImages([Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images], cell.augmentation)
     # Drawn with replacement and a little more than needed: no epoch ends while the clock runs, so the
     # plain pipeline is spared the restart of its workers, and they always have a next batch to make.
-    drawn = (1 + steps + 2 * workers + 1) * BATCH
+    drawn = (1 + steps + 2 * workers + 1) * count
     loader = DataLoader(
         dataset,
-        batch_size=BATCH,
+        batch_size=count,
         sampler=RandomSampler(dataset, replacement=True, num_samples=drawn),
         num_workers=workers,
         pin_memory=cell.device == "cuda",
@@ -92,7 +91,7 @@ def run_plain(cell: Cell, images: Tensor, steps: int, workers: int) -> Run:
         weight_decay=settings.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1 + steps)
-    targets = torch.tensor([0] * BATCH + [1] * BATCH, device=cell.device)
+    targets = torch.tensor([0] * count + [1] * count, device=cell.device)
     batches = iter(loader)
     waited = total_loss = 0.0
     for step in range(1 + steps):
