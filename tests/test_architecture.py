@@ -41,6 +41,7 @@ ALLOWED = {
 ALLOWED["serving"] = {"combined", "detector", "data", "bounds", "files"}
 ALLOWED["export"] = {"combined", "detector", "encoder", "files"}
 ALLOWED["search"] |= {"calibration"}
+ALLOWED["raytune"] |= {"detector", "encoder"}  # whose pretrained weights it takes to the nodes
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
