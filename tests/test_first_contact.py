@@ -202,6 +202,14 @@ def test_a_tilde_that_no_shell_has_read_is_the_home(
     assert not Path("~").exists()
 
 
+def test_a_path_from_here_and_the_whole_path_are_the_same_run(task: Task) -> None:
+    start_study(task, run="./r", n_trials=1, training=TRAINING, tracking_uri=None)
+    for other in (Path("r").absolute(), "r/", "r"):
+        with pytest.raises(RunError, match="exists already"):
+            start_study(task, run=other, n_trials=1, training=TRAINING, tracking_uri=None)
+    assert not Path("runs").exists()
+
+
 def test_the_scores_of_two_processes_are_never_mixed_in_one_file() -> None:
     out, image = Path("scores.csv"), Path("a.png")
     with _Table(out) as first:

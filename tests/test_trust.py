@@ -197,6 +197,12 @@ def test_what_is_on_this_machine_is_never_asked_about(place: Path, workplace: Pa
     open_run(place).check_addresses()
 
 
+def test_no_run_gives_ray_the_name_of_a_folder_elsewhere(place: Path) -> None:
+    name_in_settings(place, study_name="../../elsewhere")
+    with pytest.raises(ValueError, match="study_name: expected a name without '/'"):
+        open_run(place)
+
+
 def test_known_addresses_are_in_a_file_of_the_users_alone(place: Path, tmp_path: Path) -> None:
     register = tmp_path / "state" / "ssad_hpo" / "addresses"
     for address in (

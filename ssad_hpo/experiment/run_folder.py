@@ -334,8 +334,9 @@ def _storage_from_environment(folder: Path, starred: str) -> str:
 
 
 def _place(name: str | Path) -> Path:
-    """A bare name is a run below runs/, unless there is such a folder right here."""
+    """A bare name is a run below runs/, unless there is such a folder right here, or ./ says so."""
     path = at_home(name)
-    if len(path.parts) == 1 and not path.is_absolute() and not path.is_dir():
+    bare = len(path.parts) == 1 and not path.is_absolute() and not str(name).startswith("./")
+    if bare and not path.is_dir():
         path = RUNS / path
     return path.absolute()
