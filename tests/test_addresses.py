@@ -113,6 +113,19 @@ def test_an_address_without_secrets_stays_as_it_is(address: str) -> None:
     assert without_password(address) == address and not hides_password(address)
 
 
+def test_why_a_study_failed_is_kept_without_secrets(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"http://me:{SECRET}@{HOST}"
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(f"cannot log in at {uri} with {SECRET}")
+
+    monkeypatch.setattr("ssad_hpo.experiment.study.learn_heatmaps", fail)
+    with pytest.raises(RuntimeError, match="cannot log in"):
+        quick(tracking_uri=uri)
+    assert files_that_hold(f"cannot log in at http://me:***@{HOST}", workplace)
+    assert files_that_hold(SECRET, workplace) == []
+
+
 def test_parameters_of_sqlite_are_starred_out_too() -> None:
     assert without_password(f"sqlite:////a@b/x.db?key={SECRET}") == "sqlite:////a@b/x.db?key=***"
 

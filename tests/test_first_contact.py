@@ -25,7 +25,8 @@ from ssad_hpo.experiment.run_folder import locked
 from ssad_hpo.files import folder_locked
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Range, Search, SearchSpace, Task, Training
-from ssad_hpo.tracking import absolute_uri
+from ssad_hpo.tracking import MlflowRecorder, absolute_uri
+from ssad_hpo.tracking.delivery import deliver
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -186,6 +187,17 @@ def test_a_database_behind_a_link_is_locked_where_it_lies(
     for url in (f"sqlite:///{tmp_path}/b.db", f"sqlite:///{tmp_path}/a/../a/a.db"):
         open_database(url, create=True)
     assert locked_at == [(tmp_path / "a").resolve()] * 2 and (tmp_path / "b.db").is_symlink()
+
+
+def test_an_mlflow_database_behind_a_link_is_locked_where_it_lies(tmp_path: Path, empty_mlflow: Path) -> None:
+    (tmp_path / "a").mkdir()
+    shutil.copy(empty_mlflow, tmp_path / "a" / "a.db")
+    (tmp_path / "b.db").symlink_to("a/a.db")
+    uri = f"sqlite:///{tmp_path}/b.db"
+    recorder = MlflowRecorder(tmp_path / "run" / "outbox.jsonl", uri, "e", "s")
+    recorder.study_tags({"a": "b"})
+    assert deliver(recorder.outbox, uri).error is None
+    assert [path.name for path in tmp_path.rglob(".*.lock")] == [".a.db.lock"]
 
 
 def test_a_tilde_that_no_shell_has_read_is_the_home(
