@@ -39,6 +39,15 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     return open(path, "rb")
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path whose "~/" is the user's home, as a shell has it, which leaves --option=~/x and URLs."""
+    given = Path(path)
+    if given.parts[:1] == ("~",):
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            return given.expanduser()
+    return given
+
+
 @contextlib.contextmanager
 def reading(
     path: str | os.PathLike[str], fault: str, remedy: str, kind: type[FileError] | None = None
@@ -153,10 +162,12 @@ def replaced(path: Path) -> Iterator[Path]:
     """A file beside a path, to be written: it takes the path's place at the end, or goes if that fails.
 
     Threads and processes that replace files of one folder do so one after the other: it cannot be nested. A
-    draft that a kill left is written over by the next.
+    draft that a kill left goes first, and is never written into: it could be a link to somewhere else.
     """
     partial = path.with_name(path.name + ".partial")
     with folder_locked(path.parent):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            partial.unlink()
         try:
             yield partial
             os.replace(partial, path)
@@ -178,6 +189,41 @@ def folder_locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(place, fcntl.LOCK_UN)  # closing alone leaves it to processes forked meanwhile
         os.close(place)
+
+
+def foreign(folder: Path, *, names: bool = True) -> str | None:
+    """What below a folder leads elsewhere, or is no file: a path with the reason; None where all is its own.
+
+    Args:
+        folder: itself may be a link.
+        names: look for files that have another name elsewhere (hard links) as well.
+    """
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+                if (reason := _foreign(path, names)) is not None:
+                    return f"{path}: {reason}"
+    return None
+
+
+def _foreign(path: Path, names: bool) -> str | None:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return "is a link"
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return "is a FIFO, a socket or a device"
+    if names and stat.S_ISREG(mode) and has_other_names(path):
+        return "has another name elsewhere (a hard link)"
+    return None
+
+
+def has_other_names(path: Path) -> bool:
+    """Whether a file is also one outside of its folder (by a hard link)."""
+    found = path.lstat()
+    if found.st_nlink < 2:
+        return False
+    here = [entry for entry in os.scandir(path.parent) if entry.inode() == found.st_ino]
+    return found.st_nlink > len(here)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 
 from ssad_hpo.address import without_password, without_password_of
-from ssad_hpo.files import FileError, folder_locked, open_regular, reading
+from ssad_hpo.files import FileError, at_home, folder_locked, open_regular, reading
 
 
 def open_journal(path: Path) -> JournalStorage:
@@ -131,7 +131,7 @@ def absolute_storage(url: str) -> str:
         raise ValueError(
             f"storage: expected the file of a database, as sqlite:///optuna.db, got {without_password(url)!r}"
         )
-    return f"{driver}:///{Path(path).absolute()}{query}{options}"
+    return f"{driver}:///{at_home(path).absolute()}{query}{options}"
 
 
 def open_database(url: str, *, create: bool = False) -> BaseStorage:
@@ -237,7 +237,8 @@ def _check_file(url: str) -> None:
 def _alone(url: str) -> Iterator[None]:
     """While this is held, no other process that asks for it makes tables in the same database."""
     if url.startswith("sqlite"):
-        with folder_locked(Path(url.partition(":///")[2].partition("?")[0]).parent):
+        # Behind links: who comes by another name waits at the same folder.
+        with folder_locked(Path(url.partition(":///")[2].partition("?")[0]).resolve().parent):
             yield
         return
     import sqlalchemy

@@ -38,6 +38,25 @@ PLACES = [
     f"{HOST}/x?{SECRET}",
     f"{HOST}/x#{SECRET}",
 ]
+# With an "@", or an address, in a parameter; with neither host nor "@"; in parameters of the path.
+ODD = [
+    f"{HOST}/x?token=a@{SECRET}",
+    f"{HOST}?token=a@{SECRET}#b",
+    f"db/x?timeout=3&password=a@b@{SECRET}",
+    f"me:a@{HOST}/x?password=b@{SECRET}",
+    f"me:a@{HOST}/x#b@{SECRET}",
+    f"{HOST}/x#a@{SECRET}",
+    f"{SECRET}#b@{HOST}",
+    f"me:1a/{SECRET}?x@{HOST}",
+    f"bucket/x?region=eu&endpoint_override=http://key:{SECRET}@{HOST}",
+    f"bucket/x?endpoint_override=http%3A%2F%2Fkey%3A{SECRET}%40{HOST}",
+    f"{HOST}/x;token={SECRET}?timeout=3",
+    f"me:{SECRET}",
+    f"me:{SECRET}%40{HOST}/x",
+    f"{SECRET}%40{HOST}",
+    f"me:{SECRET}@[::1]:9/x",
+    f"[::1]:9/x?token=a@{SECRET}",
+]
 every_place = pytest.mark.parametrize("place", PLACES)
 
 
@@ -62,13 +81,49 @@ def test_whatever_may_be_a_secret_is_starred_out(scheme: str, place: str) -> Non
     assert SECRET not in told and HOST in told
 
 
+@pytest.mark.parametrize("place", ODD)
+@pytest.mark.parametrize("scheme", ["HTTPS", "postgresql+psycopg", "s3"])
+def test_an_odd_address_keeps_its_secret_where_its_host_cannot_be_told(scheme: str, place: str) -> None:
+    address = f"{scheme}://{place}"
+    kept = without_password(address)
+    assert SECRET not in kept and hides_password(kept) and kept.startswith(f"{scheme}://")
+    assert without_password(kept) == kept
+    assert SECRET not in without_password_of(address, f"cannot reach {address!r}, host {SECRET}; {kept}")
+
+
+def test_no_port_has_letters_behind_its_digits() -> None:
+    assert without_password(f"http://me:1{SECRET}/x") == "http://me:***/x"
+
+
+def test_a_secret_is_found_however_a_library_writes_it() -> None:
+    address = "postgresql://me:p%C3%A4'ss%5Cw/\u00fcrd@db/x"
+    for form in ("p\u00e4'ss\\w", "p%C3%A4%27ss%5Cw", "%C3%BCrd", "\u00fcrd", repr("p\u00e4'ss\\w")[1:-1]):
+        assert form not in without_password_of(address, f"cannot log in with <{form}>"), form
+
+
 @pytest.mark.parametrize(
     "address",
     ["http://host:5000/", "https://host/mlflow", "postgresql://db/studies?sslmode=require", "databricks",
-     "sqlite:////home/me@work/a#b.db?timeout=30", "s3://bucket/place?region=eu&endpoint_override=h:1"],
+     "sqlite:////home/me@work/a#b.db?timeout=30", "s3://bucket/place?region=eu&endpoint_override=h:1",
+     "http://[::1]:5000/x", "databricks://profile:scope",
+     "postgresql+psycopg://db:5432/studies", "postgresql:///studies?host=/var/run", "http://host/a:b",
+     "hdfs://node:9000/x"],
 )  # fmt: skip
 def test_an_address_without_secrets_stays_as_it_is(address: str) -> None:
     assert without_password(address) == address and not hides_password(address)
+
+
+def test_why_a_study_failed_is_kept_without_secrets(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"http://me:{SECRET}@{HOST}"
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(f"cannot log in at {uri} with {SECRET}")
+
+    monkeypatch.setattr("ssad_hpo.experiment.study.learn_heatmaps", fail)
+    with pytest.raises(RuntimeError, match="cannot log in"):
+        quick(tracking_uri=uri)
+    assert files_that_hold(f"cannot log in at http://me:***@{HOST}", workplace)
+    assert files_that_hold(SECRET, workplace) == []
 
 
 def test_parameters_of_sqlite_are_starred_out_too() -> None:
@@ -133,6 +188,59 @@ def test_the_container_of_an_azure_address_is_no_secret(monkeypatch: pytest.Monk
     monkeypatch.setattr("ssad_hpo.raytune.checkpoints.FileSystem", reached)
     uri = "abfss://container@account.dfs.core.windows.net/place"
     assert absolute_checkpoint_path(uri) == uri
+
+
+@pytest.mark.parametrize("address", [f"ray://me:{SECRET}@{HOST}", f"{SECRET}@{HOST}", f"me:{SECRET}@{HOST}x"])
+def test_a_ray_address_from_the_environment_is_told_without_its_secret(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match="address") as error:
+        check_cluster(Cluster(address="auto"), "cpu")
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "digits/4", "--storage", f"postgresql+psycopg://me:pw@db:{SECRET}/x"],
+        ["search", "digits/4", "--storage", f"nosuch://me:{SECRET}@{HOST}/x"],
+        ["search", f"https://{SECRET}@{HOST}/images"],
+        [
+            "search",
+            "digits/4",
+            "--steps",
+            "1",
+            f"--weights=https://{HOST}/w?token={SECRET}",
+            "--encoder",
+            "resnet18",
+        ],
+        ["score", f"s3://key:{SECRET}@bucket/run", "."],
+        ["select", f"s3://key:{SECRET}@bucket/arrays.npz"],
+        ["sync", f"https://{HOST}/?X-Amz-Signature={SECRET}"],
+    ],
+)
+def test_no_error_and_no_traceback_repeats_a_secret_of_the_command_line(
+    words: list[str], call: Callable[..., Any]
+) -> None:
+    said = call(*words, "--debug")
+    assert said.code in (1, 2) and "Traceback" in said.err and SECRET not in said.out + said.err, said.err
+
+
+def test_what_is_kept_of_an_unforeseen_error_holds_no_secret(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"cannot connect to postgresql://me:{SECRET}@{HOST}/x")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("SSAD_HPO_STORAGE", f"postgresql://me:{SECRET}@{HOST}/x")
+    monkeypatch.setattr("ssad_hpo.experiment.open_run", fail)
+    monkeypatch.setattr("ssad_hpo.experiment.sync_run", fail)
+    said = call("sync", "r")
+    assert said.code == 1 and "something unforeseen" in said.err and SECRET not in said.err
+    (kept,) = tmp_path.glob("ssad-hpo-*.txt")
+    assert f"me:***@{HOST}" in kept.read_text() and SECRET not in kept.read_text()
 
 
 def test_pages_are_opened_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,21 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from click.exceptions import UsageError
 from starting import start_study
 
 import ssad_hpo
 from ssad_hpo import Objective, candidates, controlled_data, select
-from ssad_hpo.experiment import RunError, open_result, open_run, resume_study
+from ssad_hpo.cli.runs import _Table
+from ssad_hpo.data.example import write_example
+from ssad_hpo.data.testbed import photograph_of
+from ssad_hpo.experiment import RunError, open_result, open_run, reporting, resume_study
 from ssad_hpo.experiment.run_folder import locked
+from ssad_hpo.files import folder_locked
 from ssad_hpo.storage import absolute_storage, open_database
 from ssad_hpo.task import Range, Search, SearchSpace, Task, Training
+from ssad_hpo.tracking import MlflowRecorder, absolute_uri
+from ssad_hpo.tracking.delivery import deliver
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -163,6 +170,101 @@ def test_processes_that_meet_the_same_new_database_all_get_it(tmp_path: Path) ->
         assert in_processes(meet_a_new_database, [(url, str(n)) for n in range(6)]) == [0] * 6
         assert len(optuna.get_all_study_names(open_database(url))) == 6
     assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".db"}
+
+
+def test_a_database_behind_a_link_is_locked_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b.db").symlink_to("a/a.db")
+    locked_at = []
+
+    def noted(folder: Path) -> Any:
+        locked_at.append(folder)
+        return folder_locked(folder)
+
+    monkeypatch.setattr("ssad_hpo.storage.folder_locked", noted)
+    for url in (f"sqlite:///{tmp_path}/b.db", f"sqlite:///{tmp_path}/a/../a/a.db"):
+        open_database(url, create=True)
+    assert locked_at == [(tmp_path / "a").resolve()] * 2 and (tmp_path / "b.db").is_symlink()
+
+
+def test_an_mlflow_database_behind_a_link_is_locked_where_it_lies(tmp_path: Path, empty_mlflow: Path) -> None:
+    (tmp_path / "a").mkdir()
+    shutil.copy(empty_mlflow, tmp_path / "a" / "a.db")
+    (tmp_path / "b.db").symlink_to("a/a.db")
+    uri = f"sqlite:///{tmp_path}/b.db"
+    recorder = MlflowRecorder(tmp_path / "run" / "outbox.jsonl", uri, "e", "s")
+    recorder.study_tags({"a": "b"})
+    assert deliver(recorder.outbox, uri).error is None
+    assert [path.name for path in tmp_path.rglob(".*.lock")] == [".a.db.lock"]
+
+
+def test_a_tilde_that_no_shell_has_read_is_the_home(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert absolute_storage("sqlite:///~/a.db") == f"sqlite:///{tmp_path}/home/a.db"
+    assert absolute_uri("sqlite:///~/a.db?timeout=3") == f"sqlite:///{tmp_path}/home/a.db?timeout=3"
+    start_study(task, run="~/r", n_trials=1, training=TRAINING, tracking_uri=None)
+    assert open_run("~/r").folder == tmp_path / "home" / "r"
+    with pytest.raises(RunError, match="exists already"):
+        start_study(task, run=tmp_path / "home" / "r", n_trials=1, training=TRAINING, tracking_uri=None)
+    assert not Path("~").exists()
+
+
+def test_a_path_from_here_and_the_whole_path_are_the_same_run(task: Task) -> None:
+    start_study(task, run="./r", n_trials=1, training=TRAINING, tracking_uri=None)
+    for other in (Path("r").absolute(), "r/", "r"):
+        with pytest.raises(RunError, match="exists already"):
+            start_study(task, run=other, n_trials=1, training=TRAINING, tracking_uri=None)
+    assert not Path("runs").exists()
+
+
+def test_the_scores_of_two_processes_are_never_mixed_in_one_file() -> None:
+    out, image = Path("scores.csv"), Path("a.png")
+    with _Table(out) as first:
+        first.write(image, {"score": "1"})
+        with pytest.raises(UsageError, match="another process writes it; wait for that, or name another"):
+            _Table(out)
+    with _Table(out) as second:
+        second.write(image, {"score": "2"})
+    assert out.read_text() == "path,score\na.png,2\n" and os.listdir() == ["scores.csv"]
+
+
+def test_a_report_takes_no_place_that_another_process_has_just_taken(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_study(task, run="r", n_trials=1, training=TRAINING, tracking_uri=None)
+    gather = reporting._gather
+
+    def gather_while_another_is_faster(*found: Any) -> Any:
+        (tmp_path / "page").mkdir()
+        (tmp_path / "page" / "index.html").write_text("theirs")
+        return gather(*found)
+
+    monkeypatch.setattr(reporting, "_gather", gather_while_another_is_faster)
+    with pytest.raises(ValueError, match="expected a folder that is not there yet"):
+        reporting.report_run("r", task=task, out=tmp_path / "page")
+    assert (tmp_path / "page" / "index.html").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("theirs", ["index.html", None])
+def test_example_images_take_no_place_that_another_process_has_just_taken(
+    theirs: str | None, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_by_another(*_: object) -> Any:
+        (workplace / "images").mkdir(exist_ok=True)
+        if theirs is not None:
+            (workplace / "images" / theirs).touch()
+        return photograph_of("brick")
+
+    monkeypatch.setattr("ssad_hpo.data.example.photograph_of", made_by_another)
+    with pytest.raises(ValueError, match="is there already; name a folder that is not"):
+        write_example(workplace / "images")
+    assert [path.name for path in workplace.iterdir()] == ["images"]
+    assert os.listdir(workplace / "images") == ([] if theirs is None else [theirs])
 
 
 def ask_for_a_run(start: Any, run: Path, seed: int) -> None:

@@ -60,3 +60,35 @@ def test_a_private_file_is_never_replaced_and_never_open(tmp_path: Path) -> None
     write_private(tmp_path / "a", "second")
     assert (tmp_path / "a").read_text() == "first" and os.listdir(tmp_path) == ["a"]
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("what", ["empty", "dangling"])
+def test_a_file_without_a_token_gets_one_that_its_owner_alone_can_read(what: str, tmp_path: Path) -> None:
+    """Ray would write its own into it, for all to read."""
+    token, behind = tmp_path / ".ray" / "auth_token", tmp_path / "kept" / "token"
+    token.parent.mkdir()
+    if what == "empty":
+        token.touch(mode=0o666)
+        behind = token
+    else:
+        token.symlink_to(behind)
+    assert prepared(tmp_path).stdout == "True\n"
+    assert stat.S_IMODE(behind.stat().st_mode) == 0o600 and len(token.read_text()) == 64
+
+
+def test_the_folder_of_a_token_is_its_owners_alone(tmp_path: Path) -> None:
+    prepared(tmp_path)
+    assert stat.S_IMODE((tmp_path / ".ray").stat().st_mode) == 0o700
+
+
+def test_a_home_that_takes_no_token_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssad_hpo.raytune.token import prepare_token
+
+    (tmp_path / ".ray").touch()
+    for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"Ray's token cannot be made in ~/.ray .* set RAY_AUTH_TOKEN_PATH"):
+        prepare_token()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import threading
@@ -15,7 +16,16 @@ import pytest
 from conftest import Ended
 
 from ssad_hpo import trust
-from ssad_hpo.experiment import evaluate_run, load_detector, open_run, resume_study, run_study, sync_run
+from ssad_hpo.experiment import (
+    evaluate_run,
+    load_detector,
+    open_run,
+    report_run,
+    resume_study,
+    run_study,
+    sync_run,
+)
+from ssad_hpo.files import replaced
 from ssad_hpo.task import Search, Training
 from ssad_hpo.tracking import MlflowRecorder
 from ssad_hpo.tracking.delivery import deliver
@@ -187,6 +197,12 @@ def test_what_is_on_this_machine_is_never_asked_about(place: Path, workplace: Pa
     open_run(place).check_addresses()
 
 
+def test_no_run_gives_ray_the_name_of_a_folder_elsewhere(place: Path) -> None:
+    name_in_settings(place, study_name="../../elsewhere")
+    with pytest.raises(ValueError, match="study_name: expected a name without '/'"):
+        open_run(place)
+
+
 def test_known_addresses_are_in_a_file_of_the_users_alone(place: Path, tmp_path: Path) -> None:
     register = tmp_path / "state" / "ssad_hpo" / "addresses"
     for address in (
@@ -288,6 +304,72 @@ def test_a_link_in_a_run_folder_makes_no_run_write_elsewhere(tmp_path: Path) -> 
             place.write_bytes(before)
     assert victim.read_text() == "precious" and not (tmp_path / "not-there").exists()
     resume_study("own")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_with_other_files_than_its_own_is_not_used(tmp_path: Path) -> None:
+    """Folders that are links, hard links, and what a process would wait at for ever."""
+    folder = Path(quick("own", tracking_uri=None).run.folder)
+    victim, elsewhere = tmp_path / "victim", tmp_path / "elsewhere"
+    victim.write_text("precious")
+    elsewhere.mkdir()
+    (trial,) = (folder / "artifacts").glob("trial-*")
+    cases: list[tuple[Path, Callable[[Path], object], str]] = [
+        (folder / "combined", lambda place: place.symlink_to(elsewhere), "is a link"),
+        (folder / "report", lambda place: place.symlink_to(elsewhere), "is a link"),
+        (folder / "artifacts" / "trial-1", lambda place: place.symlink_to(elsewhere), "is a link"),
+        (trial / "detector" / "more.txt", lambda place: place.symlink_to(victim), "is a link"),
+        (folder / "lock", lambda place: place.hardlink_to(victim), "hard link"),
+        (folder / "outbox.jsonl", lambda place: place.hardlink_to(victim), "hard link"),
+        (folder / "outbox.log", os.mkfifo, "is a FIFO"),
+        (folder / "outbox.lock", os.mkfifo, "is a FIFO"),
+        (folder / "choice.png.partial", os.mkfifo, "is a FIFO"),
+        (trial / "detector" / "patches.safetensors.partial", os.mkfifo, "is a FIFO"),
+    ]
+    for place, make, reason in cases:
+        place.unlink(missing_ok=True)
+        make(place)
+        for use in (evaluate_run, resume_study, sync_run, load_detector, report_run):
+            with pytest.raises(ValueError, match=f"{place.name}.* {reason}|{reason}.*{place.name}"):
+                use("own")
+        place.unlink()
+    assert victim.read_text() == "precious" and not list(elsewhere.iterdir())
+    resume_study("own")
+
+
+def test_a_draft_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a.partial").symlink_to("victim")
+    with replaced(tmp_path / "a") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "victim").read_text() == "precious" and (tmp_path / "a").read_text() == "new"
+    assert not (tmp_path / "a").is_symlink()
+
+
+def test_no_model_takes_along_what_a_link_in_its_folder_leads_to(
+    tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    secret = tmp_path / "secret.txt"
+    secret.write_text(PASSWORD)
+    links: dict[str, Callable[[Path], object]] = {
+        "soft": lambda place: place.symlink_to(secret),
+        "hard": lambda place: place.hardlink_to(secret),
+        "folder": lambda place: place.symlink_to(tmp_path),
+    }
+    uri, folder = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run"
+    recorder = MlflowRecorder(folder / "outbox.jsonl", uri, "e", "s")
+    for name, make in links.items():
+        (folder / name / "inner").mkdir(parents=True)
+        make(folder / name / "inner" / "x")
+        recorder.model(folder / name, name, [], {})
+    (folder / "own.txt").hardlink_to(secret)
+    recorder.artifact(folder / "own.txt")
+    result = deliver(recorder.outbox, uri)
+    assert (result.remaining, result.error, len(result.refused)) == (0, None, 4)
+    assert all("own files alone are sent" in reason for reason in result.refused)
+    assert not [path for path in (tmp_path / "mlruns").rglob("*") if path.is_file()]
 
 
 @pytest.mark.usefixtures("workplace")

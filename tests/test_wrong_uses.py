@@ -499,7 +499,7 @@ FILES: list[tuple[str, Callable[[Place], Any], str, str]] = [
         SCORE,
         "journal",
     ),
-    ("journal a FIFO", lambda p: as_fifo(Path("good/journal.log")), SCORE, "first trial"),
+    ("journal a FIFO", lambda p: as_fifo(Path("good/journal.log")), SCORE, "is a FIFO"),
     (
         "journal a text for a number",
         lambda p: rewrite(Path("good/journal.log"), lambda b: re.sub(rb'"loss":[^,}]*', b'"loss":"x"', b)),

@@ -15,6 +15,7 @@ from typing import Any
 import rich_click as click
 
 from ssad_hpo import __version__
+from ssad_hpo.address import without_password_of
 from ssad_hpo.cli.deploy import export, register
 from ssad_hpo.cli.display import warn, write_anything
 from ssad_hpo.cli.example import example
@@ -33,6 +34,7 @@ def app(context: click.Context) -> None:
 
 
 _DEBUG = "--debug"
+_ADDRESSES = ("SSAD_HPO_STORAGE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")  # may hold passwords
 _COMMANDS = (demo, example, search, sweep, tune, evaluate, report, score, export, register, select, sync)
 for _command in _COMMANDS:
     app.add_command(_command)
@@ -61,9 +63,23 @@ def main() -> None:
         code = 1
     except (Exception, KeyboardInterrupt) as error:
         if _DEBUG in sys.argv[1:]:
-            traceback.print_exc()
+            sys.stderr.write(_starred(traceback.format_exc()))
         code = _tell(error)
     sys.exit(code)
+
+
+def _starred(text: str) -> str:
+    """A text of libraries' without the passwords in the addresses that this process was given."""
+    given = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in sys.argv]
+    given += [os.environ.get(name, "") for name in _ADDRESSES]
+    for address in given:
+        if "://" in address:
+            text = without_password_of(address, text)
+    return text
+
+
+def _warn(text: str) -> None:
+    warn(_starred(text))
 
 
 def _tell(error: BaseException) -> int:
@@ -71,39 +87,39 @@ def _tell(error: BaseException) -> int:
     from click.exceptions import Abort  # of Ctrl-C outside of a study
 
     if isinstance(error, Abort | KeyboardInterrupt):
-        warn("stopped")
+        _warn("stopped")
         return 130
     if isinstance(error, click.ClickException):
-        warn(error.format_message())
+        _warn(error.format_message())
         return 2
     if is_full(error):
-        warn(f"the disk is full ({error}); free some space and try again, a study goes on with --resume")
+        _warn(f"the disk is full ({error}); free some space and try again, a study goes on with --resume")
         return 1
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "can't allocate memory" in str(error):
-        warn(f"the memory is not enough ({error}); take smaller images, batches or networks")
+        _warn(f"the memory is not enough ({error}); take smaller images, batches or networks")
         return 1
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
-        warn(f"{named}: the system refuses it ({error.strerror}); check the path and its permissions")
+        _warn(f"{named}: the system refuses it ({error.strerror}); check the path and its permissions")
         return 2
     if isinstance(error, ValueError | OSError):
-        warn(str(error) or type(error).__name__)
+        _warn(str(error) or type(error).__name__)
         return 2
     if (reason := _of_database(error)) is not None:
-        warn(f"the study's database failed ({reason}); mend it, and go on with --resume")
+        _warn(f"the study's database failed ({reason}); mend it, and go on with --resume")
         return 1
     from ssad_hpo.task import DetectorError  # torch, which help and wrong words need not load
 
     if isinstance(error, DetectorError):
-        warn(str(error))
+        _warn(str(error))
         return 1
     told = f"{type(error).__name__}: {error}"
     with tempfile.NamedTemporaryFile(
         "w", prefix="ssad-hpo-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:
-        traceback.print_exception(error, file=file)
-    warn(f"something unforeseen happened ({told:.300}); what is needed to report it is in {file.name}")
+        file.write(_starred("".join(traceback.format_exception(error))))
+    _warn(f"something unforeseen happened ({told:.300}); what is needed to report it is in {file.name}")
     return 1
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import os
 import sys
@@ -194,7 +196,12 @@ class _Table:
         if not out.exists() or out.is_file():
             self.partial = out.with_name(out.name + ".partial")
         try:
-            self.file = open(self.partial or out, "w", newline="", encoding="utf-8", errors="surrogateescape")
+            place = out if self.partial is None else _own_draft(self.partial)
+            self.file = open(place, "w", newline="", encoding="utf-8", errors="surrogateescape")
+        except BlockingIOError as error:
+            raise click.UsageError(
+                f"--out {str(out)!r}: another process writes it; wait for that, or name another file"
+            ) from error
         except OSError as error:
             raise click.UsageError(f"--out {str(out)!r}: cannot be written ({error.strerror})") from error
 
@@ -213,13 +220,39 @@ class _Table:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self.out is None:
             self.file.flush()
-        else:
-            self.file.close()
-        if self.out is None or self.partial is None:
             return
-        if kind is None:
-            os.replace(self.partial, self.out)
-        elif self.count:
-            warn(f"the {self.count} scores before that are in {self.partial}")
-        else:
-            self.partial.unlink()
+        with self.file:  # closed last: the draft is this process's for as long as it is open
+            self.file.flush()
+            if self.partial is None:
+                return
+            if kind is None:
+                os.replace(self.partial, self.out)
+            elif self.count:
+                warn(f"the {self.count} scores before that are in {self.partial}")
+            else:
+                self.partial.unlink()
+
+
+def _own_draft(path: Path) -> int:
+    """A file to write, empty, which no other process that asks for it gets before this one closes it.
+
+    Raises:
+        BlockingIOError: if another process has it. OSError: if it cannot be written.
+    """
+    while True:
+        draft = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            try:
+                fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # file systems of other machines may have no such locks
+                pass
+            with contextlib.suppress(FileNotFoundError):  # another process has just given it its name
+                if os.path.samestat(os.fstat(draft), os.stat(path)):
+                    os.ftruncate(draft, 0)
+                    return draft
+        except BaseException:
+            os.close(draft)
+            raise
+        os.close(draft)

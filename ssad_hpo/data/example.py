@@ -13,6 +13,7 @@ from PIL import Image
 from ssad_hpo.augment import Augmentation, Range, augment
 from ssad_hpo.bounds import MOST_SEED, whole
 from ssad_hpo.data.testbed import crops_of, photograph_of
+from ssad_hpo.files import folder_locked
 
 # Two kinds of defect: a dark stain, and a piece of the wall in the wrong place.
 _DEFECTS = (
@@ -51,8 +52,9 @@ def write_example(folder: str | Path, seed: int = 0) -> dict[str, int]:
     """
     folder = Path(folder)
     whole("seed", seed, 0, MOST_SEED)
+    there = f"{folder}: is there already; name a folder that is not"
     if folder.exists() or folder.is_symlink():
-        raise ValueError(f"{folder}: is there already; name a folder that is not")
+        raise ValueError(there)
     if not folder.absolute().parent.is_dir():
         raise ValueError(f"{folder}: expected a name in a folder that is there")
     generator = torch.Generator().manual_seed(seed)
@@ -74,5 +76,8 @@ def write_example(folder: str | Path, seed: int = 0) -> dict[str, int]:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "label"])
             writer.writerows(row for row in rows if not row[0].startswith("good/"))
-        os.rename(Path(draft) / "images", folder)
+        with folder_locked(folder.absolute().parent):
+            if os.path.lexists(folder):  # another process was faster
+                raise ValueError(there)
+            os.rename(Path(draft) / "images", folder)
     return {name: count for name, (count, _) in _COUNTS.items()}

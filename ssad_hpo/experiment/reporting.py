@@ -21,7 +21,7 @@ from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
 from ssad_hpo.experiment.settings import described, method_described
 from ssad_hpo.experiment.tuning import read_trajectory
-from ssad_hpo.files import unmakeable
+from ssad_hpo.files import folder_locked, unmakeable
 from ssad_hpo.report import (
     Confirmed,
     Course,
@@ -77,7 +77,10 @@ def report_run(
     shown = load_task(opened, task) if at_hand else None
     findings = _gather(open_result(run, trust_addresses=trust_addresses), shown)
     if elsewhere is not None:
-        return write_report(findings, elsewhere)
+        with folder_locked(elsewhere.parent):
+            if (reason := unmakeable(elsewhere)) is not None:  # another process was faster
+                raise ValueError(f"out: {elsewhere}: {reason}")
+            return write_report(findings, elsewhere)
     with locked(opened.folder), opened.open_recorder() as recorder:
         page = write_report(findings, opened.folder / REPORT)
         for file in sorted(page.parent.iterdir()):

@@ -9,7 +9,7 @@ import re
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from ssad_hpo import storage, tracking, trust
 from ssad_hpo.address import hides_password
 from ssad_hpo.experiment.format_1 import in_format_2
 from ssad_hpo.experiment.settings import Settings
-from ssad_hpo.files import FileError, read_json, reading, replaced
+from ssad_hpo.files import FileError, at_home, foreign, has_other_names, read_json, reading, replaced
 from ssad_hpo.task import StudyRecorder
 
 RUNS = Path("runs")  # where runs are looked for by name, below the current directory
@@ -221,12 +221,7 @@ def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
         known = sorted(p.parent.name for p in RUNS.glob(f"*/{_SETTINGS_FILE}"))
         there = f"; runs here: {', '.join(known)}" if known else ""
         raise RunError(f"{folder}: holds no run (no {_SETTINGS_FILE}){there}")
-    links = [entry.name for entry in folder.iterdir() if entry.is_symlink() and not entry.is_dir()]
-    if links := [name for name in links if not name.startswith(_JOURNAL_FILE + ".lock")]:  # Optuna's own
-        raise RunError(
-            f"{folder}: {links[0]!r} is a link, and what a run writes there would go elsewhere; put the file "
-            "itself in its place"
-        )
+    _check_own(folder)
     remedy = "restore it from a copy, or start a new run"
     with reading(path, "cannot be read as a run's settings", remedy, RunError):
         values = read_json(path)
@@ -240,6 +235,28 @@ def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
         if hides_password(values["storage"]):
             values["storage"] = _storage_from_environment(folder, values["storage"])
         return Run(folder, Settings.from_json(values), trust_addresses)
+
+
+def _check_own(folder: Path) -> None:
+    """Raise RunError if what a run writes or sends would be another file's; its artifacts may be on a disk
+    of their own."""
+    for entry in folder.iterdir():
+        if entry.name.startswith(_JOURNAL_FILE + ".lock"):  # Optuna's own
+            continue
+        replaced_whole = entry.name in ("combined", "report")
+        with suppress(FileNotFoundError):  # replaced meanwhile
+            if entry.is_symlink() and (replaced_whole or not entry.is_dir()):
+                fault = "is a link, and what a run writes there would go elsewhere"
+            elif not (entry.is_file() or entry.is_dir()) and os.path.lexists(entry):
+                fault = "is a FIFO, a socket or a device"
+            elif entry.is_file() and has_other_names(entry):
+                fault = "has another name elsewhere (a hard link), whose content a run would change"
+            else:
+                continue
+            raise RunError(f"{folder}: {entry.name!r} {fault}; put the file itself in its place")
+    for inner in ("artifacts", "combined"):
+        if (reason := foreign(folder / inner, names=False)) is not None:
+            raise RunError(f"{reason}, expected a run's own files; put the file itself in its place")
 
 
 @contextmanager
@@ -317,8 +334,9 @@ def _storage_from_environment(folder: Path, starred: str) -> str:
 
 
 def _place(name: str | Path) -> Path:
-    """A bare name is a run below runs/, unless there is such a folder right here."""
-    path = Path(name)
-    if len(path.parts) == 1 and not path.is_absolute() and not path.is_dir():
+    """A bare name is a run below runs/, unless there is such a folder right here, or ./ says so."""
+    path = at_home(name)
+    bare = len(path.parts) == 1 and not path.is_absolute() and not str(name).startswith("./")
+    if bare and not path.is_dir():
         path = RUNS / path
     return path.absolute()

@@ -63,6 +63,8 @@ class Settings:
         check_text(self, "study_name", "task_name", "content_hash", "device", "experiment", "created")
         optional = ("storage", "tracking_uri", "weights_digest")
         check_text(self, *(name for name in optional if getattr(self, name) is not None))
+        if "/" in self.study_name:  # Ray makes a folder of that name
+            raise ValueError(f"study_name: expected a name without '/', got {self.study_name!r:.80}")
         check_whole(self, {"threads": (1, MOST_THREADS)})
         if not re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", self.device):
             raise ValueError(f"device: expected 'cpu' or 'cuda', got {self.device!r:.80}")

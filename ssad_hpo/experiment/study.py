@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 
 from ssad_hpo import data, numerics, tracking, trust
+from ssad_hpo.address import without_password_of
 from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_TRAINING, Tuning
 from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.encoder import NONE
@@ -285,7 +286,10 @@ def _conduct(
                 recorder.study_ended("interrupted")
                 raise StudyInterrupted(run.folder) from None
             if isinstance(error, Exception):
-                recorder.study_ended("failed", str(error))
+                reason = str(error)
+                for address in settings.addresses.values():  # which a driver may repeat
+                    reason = without_password_of(address, reason)
+                recorder.study_ended("failed", reason)
             raise
         record_result(recorder, result)
         tell_summary(recorder, result, task)

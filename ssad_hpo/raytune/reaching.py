@@ -8,6 +8,7 @@ import socket
 import ray
 import torch
 
+from ssad_hpo.address import without_password, without_password_of
 from ssad_hpo.task import Cluster
 
 _PATIENCE = 5.0  # seconds for a connection, and for an answer
@@ -23,7 +24,8 @@ def check_answers(address: str) -> None:
         return  # Ray looks among this machine's processes, at once
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"address: expected 'auto' or HOST:PORT of a Ray cluster, got {address!r:.80}")
+        shown = without_password(address)
+        raise ValueError(f"address: expected 'auto' or HOST:PORT of a Ray cluster, got {shown!r:.80}")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE) as connection:
             if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
@@ -32,10 +34,10 @@ def check_answers(address: str) -> None:
             if not connection.recv(1):
                 raise ConnectionError("it hangs up")
     except (OSError, UnicodeError) as error:
-        reason = str(error) or type(error).__name__
+        reason = without_password_of(address, str(error) or type(error).__name__)
         raise ValueError(
-            f"address: no Ray cluster at {address!r} takes this process ({reason}); start one there by "
-            "`ray start --head`, or give its HOST:PORT"
+            f"address: no Ray cluster at {without_password(address)!r} takes this process ({reason}); start "
+            "one there by `ray start --head`, or give its HOST:PORT"
         ) from error
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ssad_hpo.address import without_password
+from ssad_hpo.files import has_other_names
 from ssad_hpo.tracking.outbox import Record
 from ssad_hpo.tracking.uri import sqlite_file
 
@@ -27,6 +28,8 @@ def log_artifacts(client: MlflowClient, run_id: str, records: Sequence[Record], 
             file = own_path(folder, record["artifact"])
             if not file.is_file():
                 raise ValueError("there is no such file")
+            if has_other_names(file):
+                raise ValueError("has another name elsewhere (a hard link); own files alone are sent")
             client.log_artifact(run_id, str(file), record["folder"])
         except Exception as error:
             if is_unreachable(error):

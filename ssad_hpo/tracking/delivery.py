@@ -158,6 +158,7 @@ def _connect(tracking_uri: str) -> MlflowClient:
     database = sqlite_file(tracking_uri)
     if database is None:
         return MlflowClient(tracking_uri)
+    database = database.resolve()  # behind links: who comes by another name waits for the same lock
     with locked(database.with_name(f".{database.name}.lock"), wait=60.0):
         if not database.exists():
             # MLflow builds its tables in some 50 steps; two processes at once, or a kill between two

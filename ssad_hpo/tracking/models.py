@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssad_hpo.files import foreign
 from ssad_hpo.tracking.artifacts import Refusals, check_store, is_unreachable, own_path
 from ssad_hpo.tracking.outbox import Record
 
@@ -35,6 +36,8 @@ def log_models(client: MlflowClient, run_id: str, records: Sequence[Record], fol
             source = own_path(folder, record["model"])
             if not source.is_dir():
                 raise ValueError("there is no such folder")
+            if (reason := foreign(source)) is not None:
+                raise ValueError(f"{reason}; own files alone are sent")
             with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=folder) as place:
                 built = _build(source, record, Path(place))
                 client.log_artifacts(run_id, str(built), record["folder"])

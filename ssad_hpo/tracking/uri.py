@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ssad_hpo.address import hides_password, without_password
+from ssad_hpo.files import at_home
 
 
 def default_tracking_uri() -> str:
@@ -47,7 +48,7 @@ def absolute_uri(tracking_uri: str) -> str:
     path, mark, options = tracking_uri.removeprefix("sqlite:///").partition("?")
     if path in ("", ":memory:", tracking_uri):
         raise ValueError(f"tracking_uri: expected sqlite:///FILE, got {without_password(tracking_uri)!r}")
-    return f"{sqlite_uri(Path(unquote(path)).absolute())}{mark}{options}"
+    return f"{sqlite_uri(at_home(unquote(path)).absolute())}{mark}{options}"
 
 
 def sqlite_file(tracking_uri: str) -> Path | None:
