@@ -1,7 +1,10 @@
 """What belongs to a whole process: calls in several threads leave it as it was, and it changes no score."""
 
 import logging
+import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -133,3 +136,35 @@ def test_what_is_exported_is_no_network_in_the_middle_of_a_pass(scored):
     copied.set()
     thread.join()
     assert torch.equal(module(images), expected)
+
+
+def test_an_export_leaves_the_choice_of_how_processes_start():
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(None, force=True)
+    try:
+        with _quiet():
+            multiprocessing.RLock()  # as progress bars of exporters have
+        assert multiprocessing.get_start_method(allow_none=True) is None
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+JOINED = """
+import signal
+from ssad_hpo.raytune.sweeping import connected
+
+def own(number, frame):
+    pass
+
+signal.signal(signal.SIGTERM, own)
+with connected(None):
+    assert signal.getsignal(signal.SIGTERM) is not own  # else Ray does so no more
+assert signal.getsignal(signal.SIGTERM) is own
+"""
+
+
+@pytest.mark.slow  # a Ray is started, in a process that has none
+def test_a_ray_of_its_own_leaves_the_users_handlers_of_signals():
+    environment = {**os.environ, "RAY_AUTH_TOKEN": os.urandom(16).hex()}
+    ended = subprocess.run([sys.executable, "-c", JOINED], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

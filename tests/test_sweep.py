@@ -28,7 +28,6 @@ from ssad_hpo.encoder.network import _pretrained
 from ssad_hpo.experiment import RunError, StudyInterrupted, load_detector, open_result, open_run, resume_study
 from ssad_hpo.numerics import seeded
 from ssad_hpo.raytune import StudySearcher, sweep, trainable
-from ssad_hpo.raytune.sweeping import connected
 from ssad_hpo.search import evaluations, is_final, make_sampler, records
 from ssad_hpo.search.record import read_trial
 from ssad_hpo.storage import open_journal
@@ -154,19 +153,6 @@ def test_all_nodes_begin_with_the_drivers_weights_and_need_none_of_their_own(
     assert [trial.value for trial in swept.study.trials] == [t.value for t in searched.study.trials]
     again, there = swept.confirmation, searched.confirmation
     assert again is not None and there is not None and again.values == there.values
-
-
-def test_a_ray_that_was_joined_for_a_time_leaves_the_users_handlers_of_signals(local_ray: str) -> None:
-    def own(number: int, frame: Any) -> None:
-        raise AssertionError
-
-    before = signal.signal(signal.SIGTERM, own)
-    try:
-        with connected(local_ray):
-            pass
-        assert signal.getsignal(signal.SIGTERM) is own
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def go_on(firsts: list[float], factor: int) -> list[bool]:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import logging
+import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,9 +153,11 @@ def _quiet() -> Iterator[None]:
     """Exporters warn of what does not concern a user. Several threads export one after the other."""
     log = logging.getLogger("torch.onnx")
     with without_warnings():  # whose lock guards the level of logs as well
-        level = log.level
+        level, method = log.level, multiprocessing.get_start_method(allow_none=True)
         log.setLevel(logging.ERROR)
         try:
             yield
         finally:
             log.setLevel(level)
+            # A progress bar's lock chooses one, after which the user's own choice would be an error.
+            multiprocessing.set_start_method(method, force=True)
