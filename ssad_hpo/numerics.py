@@ -95,7 +95,8 @@ def check_surroundings() -> None:
     found = {
         "a default dtype of float32": torch.get_default_dtype() == torch.float32,
         "a default device that computes": torch.get_default_device().type != "meta",
-        "gradients switched on (no torch.no_grad or inference_mode around it)": torch.is_grad_enabled(),
+        "gradients switched on (no torch.no_grad or inference_mode around it)": torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled(),  # which `enable_grad` does not end
         "no torch.autocast around it (precision says the same)": not any(
             torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")
         ),

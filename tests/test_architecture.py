@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "bounds": set(),
     "files": set(),
+    "quiet": set(),
     "augment": {"bounds"},
     "task": {"augment", "bounds"},
     "address": set(),
@@ -36,12 +37,12 @@ ALLOWED = {
     "combined": {"task", "criteria", "encoder", "detector", "bounds", "files", "calibration"},
     "search": {"task", "criteria", "consensus", "augment", "detector", "judgement", "bounds", "files"},
     "bilevel": {"task", "criteria", "augment", "encoder", "detector", "judgement", "numerics"},
-    "raytune": {"task", "search", "address", "bounds", "files"},
+    "raytune": {"task", "search", "address", "bounds", "files", "quiet"},
 }
 ALLOWED["serving"] = {"combined", "detector", "data", "bounds", "files"}
-ALLOWED["export"] = {"combined", "detector", "encoder", "files"}
-ALLOWED["search"] |= {"calibration"}
-ALLOWED["raytune"] |= {"detector", "encoder"}  # whose pretrained weights it takes to the nodes
+ALLOWED["export"] = {"combined", "detector", "encoder", "files", "quiet"}
+ALLOWED["search"] |= {"calibration", "quiet"}
+ALLOWED["raytune"] |= {"detector", "encoder"}  # the weights that trainings begin with, for all nodes
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
@@ -53,6 +54,7 @@ ONLY_ROOM_OF = {"ray": "raytune", "mlflow": "tracking", "matplotlib": "report"}
 WITHOUT_LABELS = {
     "task", "criteria", "consensus", "augment", "encoder", "detector", "baselines", "judgement", "search",
     "bilevel", "raytune", "storage", "numerics", "combined", "calibration", "export",
+    "quiet",
 }  # fmt: skip
 LABEL_WORDS = {"label", "labels", "truth"}
 

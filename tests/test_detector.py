@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +203,12 @@ def test_images_that_do_not_fit_the_augmentation_are_an_error_before_training():
         next(train(textures(4), too_large, SHORT))
 
 
+@contextmanager
+def gradients_in_inference_mode():
+    with torch.inference_mode(), torch.enable_grad():
+        yield
+
+
 TRAININGS = {
     "detector": lambda x: next(train(x, Augmentation("cutout", {"patch_area": 0.1}), Training(width=8))),
     "tuning": lambda x: tune(Task("zeros", x, x), Tuning("cutout"), Training(width=8)),
@@ -215,6 +222,7 @@ TRAININGS = {
     [
         ("gradients", torch.no_grad),
         ("gradients", torch.inference_mode),
+        ("gradients", lambda: gradients_in_inference_mode()),
         ("autocast", lambda: torch.autocast("cpu", torch.bfloat16)),
         ("default device", lambda: torch.device("meta")),
     ],

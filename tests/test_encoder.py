@@ -1,11 +1,13 @@
 """The networks: shapes, features and layers of every family, and errors that name the encoder."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from ssad_hpo.encoder import build_network
+from ssad_hpo.encoder import build_network, given_weights
 
 # ImageNet's statistics, which images are normalised by.
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -133,3 +135,19 @@ def test_a_name_that_is_no_classifier_is_rejected(name):
         ValueError, match=rf"^encoder: expected 'small' or a torchvision .*, got '{name}'($|; the nearest )"
     ):
         build_network(name, channels=3, image_size=(32, 32), width=4)
+
+
+def test_given_weights_are_those_of_one_thread_for_as_long_as_they_are_given(tmp_path):
+    name, file = "mobilenet_v3_small", tmp_path / "weights.pt"
+    own, others = (torchvision.models.get_model(name).state_dict() for _ in range(2))
+    torch.save(own, file)
+
+    def begins_with(tensors):
+        network = build_network(name, channels=1, image_size=(32, 32), width=4, weights=str(file))
+        found = network.encoder.model.state_dict()
+        return all(torch.equal(tensor, tensors[key]) for key, tensor in found.items())
+
+    with given_weights(name, str(file), others), ThreadPoolExecutor(1) as pool:
+        assert begins_with(others)
+        assert pool.submit(begins_with, own).result()
+    assert begins_with(own)

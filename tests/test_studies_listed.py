@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FILES = {path.stem: path for path in STUDIES.glob("[a-z]*.py")} | {
@@ -52,3 +53,12 @@ def test_a_smoke_run_does_not_write_over_results(smoke, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", *(["--smoke"] if smoke else [])])
     found = options.parse(options.study_parser("x", None)).out
     assert found == (Path("runs/smoke") if smoke else STUDIES / "results")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_study_for_a_gpu_that_is_not_there_says_so(monkeypatch, capsys):
+    detectors = importlib.import_module("studies.lab.detectors")
+    monkeypatch.setattr("sys.argv", ["x", "--device", "cuda"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("studies.lab.options").parse(detectors.detectors_parser("x", None))
+    assert ended.value.code == 2 and "device: expected 'cpu'" in capsys.readouterr().err

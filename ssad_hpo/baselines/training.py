@@ -80,7 +80,8 @@ def scores_of(
         expected = ", ".join(map(str, image_shape))
         raise ValueError(f"images: expected uint8 (N, {expected}), got {images.dtype} {tuple(images.shape)}")
     device = next(network.parameters()).device
-    blocks = [score_of(to_float(block.to(device))) for block in images.split(SCORE_BATCH)]
+    with torch.autocast(device.type, enabled=False):  # of a user's
+        blocks = [score_of(to_float(block.to(device))) for block in images.split(SCORE_BATCH)]
     scores = torch.cat(blocks).double().cpu()
     if not scores.isfinite().all():
         raise DetectorError("diverged: the scores are not finite")

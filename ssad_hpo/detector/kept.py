@@ -97,7 +97,8 @@ def _read(folder: Path, device: str | torch.device) -> Detector:
         whole(name, side, 1, MOST_PIXELS)
     _check_shapes(folder, training, channels, (height, width))
     # All weights are in the file: none is fetched.
-    network = untrained_network(replace(training, weights="none"), (channels, height, width))
+    # In float32, as they were written, whatever torch's default is.
+    network = untrained_network(replace(training, weights="none"), (channels, height, width)).float()
     most = sum(t.nbytes for t in network.state_dict().values()) + _HEADER_BYTES + MOST_BYTES
     most += 8 * network.features * (network.features + 1)  # the density
     tensors = read_tensors(folder / _WEIGHTS_FILE, most)

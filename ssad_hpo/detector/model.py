@@ -175,7 +175,7 @@ class Detector(Calibrated):
         for _, found, maps in self._passes(images, strides, shared):
             features.append(found)
             if strides and patches is not None:
-                scores.append(image_scores(patches.scores(maps)))  # float32, as they were fitted
+                scores.append(image_scores(self._scored(patches, maps)))
             elif how == "classifier":
                 with autocast(self.device, self.training):
                     scores.append(self.network.head(found).float().softmax(1)[:, 1].double().cpu())
@@ -210,7 +210,7 @@ class Detector(Calibrated):
         if self.patches is None:
             raise ValueError(NO_PATCHES)
         passes = self._passes(images, self.patches.strides, shared)
-        scores = torch.cat([self.patches.scores(maps) for _, _, maps in passes])
+        scores = torch.cat([self._scored(self.patches, maps) for _, _, maps in passes])
         if not scores.isfinite().all():
             raise DetectorError(f"diverged: scores of patches are not finite under {self.augmentation}")
         return scores
@@ -260,6 +260,11 @@ class Detector(Calibrated):
         self._check_images(train)
         strides = map_strides(self.network, to_float(train[:1].to(self.device)))
         return PatchFit(self.training.seed, strides, len(train), n_held_out)
+
+    def _scored(self, patches: PatchDensity, maps: Sequence[Tensor]) -> Tensor:
+        """Scores of patches in float32, as they were fitted, also where a user's autocast is around."""
+        with torch.autocast(self.device.type, enabled=False):
+            return patches.scores(maps)
 
     def _take_patches(self, fit: PatchFit) -> None:
         try:

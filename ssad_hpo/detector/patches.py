@@ -84,7 +84,7 @@ class PatchDensity:
     @torch.inference_mode()
     def check_fit(self, network: Network, image_shape: tuple[int, int, int]) -> None:
         """Raise ValueError if it is not of the feature maps that a network makes of images (C, H, W)."""
-        image = torch.zeros(1, *image_shape, device=network.mean.device)
+        image = torch.zeros(1, *image_shape, device=network.mean.device, dtype=network.mean.dtype)
         sizes = map_sizes(network, image)
         counts = {len(density.normal) for density in self.maps.values()}
         for stride, density in self.maps.items():
@@ -241,7 +241,8 @@ class PatchFit:
             except ValueError as error:
                 raise DetectorError(f"collapsed: patches of the train images {error}") from error
             mean, whitening = mean.float(), whitening.float()
-            normal = [_distances(cells, mean, whitening) for cells in self._normal[stride]]
+            with torch.autocast("cpu", enabled=False):  # of a user's
+                normal = [_distances(cells, mean, whitening) for cells in self._normal[stride]]
             maps[stride] = MapDensity(self._channels[stride], mean, whitening, torch.cat(normal))
         return PatchDensity(maps)
 

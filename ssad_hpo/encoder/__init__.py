@@ -11,7 +11,7 @@ from ssad_hpo.encoder.network import (
     Network,
     build_network,
     draws,
-    give_weights,
+    given_weights,
     memory_format_of,
     network_shapes,
 )
@@ -29,7 +29,7 @@ __all__ = [
     "digest_of",
     "draws",
     "features_and_maps",
-    "give_weights",
+    "given_weights",
     "map_sizes",
     "map_strides",
     "memory_format_of",

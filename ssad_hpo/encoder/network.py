@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -156,22 +158,28 @@ def build_network(
         return Network(SmallEncoder(channels, width), channels)
     if weights == NONE:
         return Network(named_encoder(encoder, image_size), channels)
-    given = _GIVEN.get((encoder, weights))
+    given = _GIVEN.get().get((encoder, weights))
     stamp = stamp_of(weights) if given is None else (digest_of_tensors(given),)
     return Network(copy.deepcopy(_pretrained(encoder, image_size, weights, stamp)), channels)
 
 
-def give_weights(encoder: str, weights: str, tensors: Mapping[str, Tensor]) -> None:
-    """Let networks of this process begin with these, whatever its machine has: all nodes begin alike.
+_Given = Mapping[tuple[str, str], Mapping[str, Tensor]]
+_GIVEN: ContextVar[_Given] = ContextVar("given weights", default=MappingProxyType({}))  # of this thread
+
+
+@contextlib.contextmanager
+def given_weights(encoder: str, weights: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, networks of this thread begin with these, whatever its machine has: all nodes begin alike.
 
     Args:
         encoder, weights: as of `build_network`; what is given stands for these names.
         tensors: of the encoder's model, by their names in its `state_dict`.
     """
-    _GIVEN[encoder, weights] = tensors
-
-
-_GIVEN: dict[tuple[str, str], Mapping[str, Tensor]] = {}
+    before = _GIVEN.set({**_GIVEN.get(), (encoder, weights): tensors})
+    try:
+        yield
+    finally:  # others who train in this process later have weights of their own under these names
+        _GIVEN.reset(before)
 
 
 @functools.lru_cache(maxsize=32)  # of a combined detector's members most are alike
@@ -227,8 +235,9 @@ def _pretrained(
     """An encoder with weights; `stamp` tells a file from another that took its place since."""
     with seeded(0):  # what is drawn here is replaced, and may not move the draws of the head
         encoder = named_encoder(name, image_size)
-        if (name, weights) in _GIVEN:
-            fit(encoder.model, _GIVEN[name, weights], f"the weights of {name}")
+        given = _GIVEN.get().get((name, weights))
+        if given is not None:
+            fit(encoder.model, given, f"the weights of {name}")
         else:
             load_weights(encoder, name, weights)
     return encoder

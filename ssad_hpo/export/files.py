@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import logging
+import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from ssad_hpo.combined import CombinedDetector
 from ssad_hpo.detector import Detector
 from ssad_hpo.export.module import ScoringModule
 from ssad_hpo.files import replaced, unwritable
+from ssad_hpo.quiet import without_warnings
 
 OPSET = 20  # of ONNX: 1.15 and later read it (November 2023), as do OpenVINO and TensorRT of today
 _NEEDED = ("onnx", "onnxscript")
@@ -148,13 +150,14 @@ def _whole(path: Path, what: str) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of what does not concern a user."""
+    """Exporters warn of what does not concern a user. Several threads export one after the other."""
     log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with without_warnings():  # whose lock guards the level of logs as well
+        level, method = log.level, multiprocessing.get_start_method(allow_none=True)
+        log.setLevel(logging.ERROR)
+        try:
             yield
-    finally:
-        log.setLevel(level)
+        finally:
+            log.setLevel(level)
+            # A progress bar's lock chooses one, after which the user's own choice would be an error.
+            multiprocessing.set_start_method(method, force=True)

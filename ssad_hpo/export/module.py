@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ssad_hpo.combined import LEAST_SCORE, CombinedDetector, Part
 from ssad_hpo.detector import Detector, PatchDensity, image_scores
 from ssad_hpo.encoder import FrozenStages, Network, features_and_maps
+from ssad_hpo.encoder.maps import passing
 
 
 class ScoringModule(nn.Module):
@@ -66,7 +67,8 @@ class _Member(nn.Module):
         super().__init__()
         if detector.mean is None or detector.whitening is None:
             raise ValueError("detector: it has no density yet; call fit_density before export")
-        self.network = copy.deepcopy(detector.network).cpu().float().eval()
+        with passing(detector.network):  # of threads that score meanwhile
+            self.network = copy.deepcopy(detector.network).cpu().float().eval()
         self.how = detector.training.score
         self.patches: PatchDensity | None = None
         if self.how == "patches":
@@ -111,7 +113,8 @@ def _stages_of(
 ) -> FrozenStages | None:
     """The stages that members may share; None where there are none, or none that follow each other."""
     stages = FrozenStages(network, "float32")
-    image = torch.rand(1, *image_shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, *image_shape, generator=generator, dtype=torch.float32)
     with torch.inference_mode():
         found, outputs = stages.whole(image, strides)
         return stages if stages.key and stages.follow(found, outputs, image, strides) else None

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from ssad_hpo.raytune.reaching import check_room
 from ssad_hpo.raytune.sweeping import MAX_FAILURES, connected, surroundings
-from ssad_hpo.raytune.worker import arrays_of, take_weights, task_of, weights_of
+from ssad_hpo.raytune.worker import arrays_of, taken_weights, task_of, weights_of
 from ssad_hpo.search import Objective
 from ssad_hpo.search.reseeding import (
     Again,
@@ -84,8 +84,8 @@ def _train_again(
 ) -> Reseeded:
     """One training, in a worker."""
     torch.set_num_threads(threads)
-    take_weights(training, weights)
-    return train_again(task_of(task_name, **images), search, training, device, again)
+    with taken_weights(training, weights):
+        return train_again(task_of(task_name, **images), search, training, device, again)
 
 
 def _result_of(reference: Any, again: Again) -> Reseeded:

@@ -142,28 +142,47 @@ _ENVIRONMENT = {  # where the user has not set them
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard beside MLflow
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the reason is with the trial
 }
+_lock = threading.Lock()
+_before: list[tuple[int, list[str]]] = []  # for each sweep that works: level of logs, added variables
 
 
 @contextlib.contextmanager
 def surroundings() -> Iterator[None]:
-    """Ray Tune's settings while it works; its handlers of signals do not outlive it."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGUSR1)} if in_main_thread else {}
+    """Ray Tune's settings while it works; its handlers of signals do not outlive it.
+
+    Of sweeps in several threads the first sets what belongs to the process, and the last restores it.
+    """
     logger = logging.getLogger("ray.tune")
-    level = logger.level
-    # It misses files that the loggers do not write and, where the storage fails, those that restore a Tuner,
-    # which no sweep needs. What becomes of a trial is with the trial.
-    logger.setLevel(logging.CRITICAL)
-    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
+    with _lock:
+        added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+        _before.append((logger.level, list(added)))
+        # It misses files that the loggers do not write and, where the storage fails, those that restore a
+        # Tuner, which no sweep needs. What becomes of a trial is with the trial.
+        logger.setLevel(logging.CRITICAL)
+        os.environ.update(added)
+    try:
+        with _own_handlers(signal.SIGINT, signal.SIGUSR1):
+            yield
+    finally:
+        with _lock:
+            level, names = _before.pop()
+            if not _before:  # what the first one found
+                for name in names:
+                    os.environ.pop(name, None)
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _own_handlers(*numbers: int) -> Iterator[None]:
+    """Handlers of signals that Ray replaces are there again afterwards."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set them
+    found = {number: signal.getsignal(number) for number in numbers} if in_main_thread else {}
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
-        logger.setLevel(level)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, handler in found.items():
+            if handler is not None:  # one that is not Python's
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -172,6 +191,15 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with _own_handlers(signal.SIGTERM):
+        _join(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _join(address: str | None) -> None:
     if address is None:
         # Ray asks for a token here by itself, unless RAY_AUTH_MODE says otherwise; this is never set by us.
         # It has to: Ray's ports are open to the network also where it serves this machine alone.
@@ -186,7 +214,3 @@ def connected(address: str | None) -> Iterator[None]:
                 f"address: no Ray cluster at {address!r} takes this process ({reason}). Is it up, is this "
                 "machine a node of it, and do RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH give its token?"
             ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from ray import tune
 
 from ssad_hpo.bounds import is_number
 from ssad_hpo.detector import untrained_network
-from ssad_hpo.encoder import NONE, NamedEncoder, give_weights
+from ssad_hpo.encoder import NONE, NamedEncoder, given_weights
 from ssad_hpo.files import FileError, check_archive, reading
+from ssad_hpo.quiet import without_warnings
 from ssad_hpo.raytune.ledger import CHECKPOINT
 from ssad_hpo.search import Objective, evaluations
 from ssad_hpo.search.store import write_trial
@@ -64,10 +65,11 @@ def train_detector(
     """One trial; see `trainable`."""
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1)
     torch.set_num_threads(max(1, int(cpus)))
-    take_weights(training, weights)
     reports: list[dict[str, Any]] = []
     try:
-        _train(config, task_of(task_name, train, unlabeled, held_out), search, training, device, reports)
+        task = task_of(task_name, train, unlabeled, held_out)
+        with taken_weights(training, weights):
+            _train(config, task, search, training, device, reports)
     except Exception as error:
         # The border where a sweep must go on: whatever a trial raises fails this trial, with its reason. A
         # disk that is full or gone is no fault of the trial's, which may be tried again.
@@ -165,21 +167,25 @@ def arrays_of(task: Task) -> Mapping[str, np.ndarray]:
 
 
 def weights_of(objective: Objective) -> Mapping[str, np.ndarray] | None:
-    """Pretrained weights of the encoder as this process has them, for `take_weights`; None without any."""
+    """Pretrained weights of the encoder as this process has them, for `taken_weights`; None without any."""
     training = objective.training
     if training.weights == NONE:
         return None
     channels, height, width = objective.task.train.shape[1:]
     encoder = untrained_network(training, (channels, height, width)).encoder
     assert isinstance(encoder, NamedEncoder)
-    return {name: tensor.numpy() for name, tensor in encoder.model.state_dict().items()}
+    # Ray shares the memory of arrays that are in order, which the network's channels last are not.
+    return {name: tensor.cpu().contiguous().numpy() for name, tensor in encoder.model.state_dict().items()}
 
 
-def take_weights(training: Training, weights: Mapping[str, np.ndarray] | None) -> None:
-    """Begin trainings with the driver's weights, whatever this node has, or has not, under their name."""
-    if weights is not None:
-        tensors = {name: _tensor(array) for name, array in weights.items()}
-        give_weights(training.encoder, training.weights, tensors)
+def taken_weights(
+    training: Training, weights: Mapping[str, np.ndarray] | None
+) -> contextlib.AbstractContextManager[None]:
+    """Trainings inside begin with the driver's weights, whatever this node has, or has not, by their name."""
+    if weights is None:
+        return contextlib.nullcontext()
+    tensors = {name: _tensor(array) for name, array in weights.items()}
+    return given_weights(training.encoder, training.weights, tensors)
 
 
 def task_of(name: str, train: np.ndarray, unlabeled: np.ndarray, held_out: np.ndarray | None = None) -> Task:
@@ -189,7 +195,6 @@ def task_of(name: str, train: np.ndarray, unlabeled: np.ndarray, held_out: np.nd
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # Shared memory is read-only, and nothing writes to a task's images.
-        warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
+    # Shared memory is read-only, and nothing writes to a task's images or to given weights.
+    with without_warnings(UserWarning, ".*not writable"):
         return torch.from_numpy(array)

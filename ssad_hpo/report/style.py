@@ -7,6 +7,7 @@ always says the same as the colour.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.7, 3.9  # inches
 _DPI = 200
+_lock = threading.RLock()
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -126,7 +128,8 @@ def picture(path: Path, *, width: float, height: float) -> Iterator[Figure]:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    with matplotlib.style.context(["default", _STYLE]):
+    # The style belongs to the whole process: threads that draw at once would leave it changed.
+    with _lock, matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 import zlib
 from collections.abc import Callable, Container, Sequence
 from typing import Any, cast
@@ -19,6 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from ssad_hpo.quiet import without_warnings
 from ssad_hpo.search.record import first_attempt, is_final, is_frozen
 from ssad_hpo.task import Search, Training
 
@@ -169,9 +169,8 @@ def make_sampler(search: Search) -> optuna.samplers.BaseSampler:
 
 
 def _grouped_tpe(seed: int) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings():
-        # `group` is marked experimental since Optuna 2.8; it is the way TPE knows conditional spaces.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    # `group` is marked experimental since Optuna 2.8; it is the way TPE knows conditional spaces.
+    with without_warnings(optuna.exceptions.ExperimentalWarning):
         return optuna.samplers.TPESampler(group=True, seed=seed)
 
 

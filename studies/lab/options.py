@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ssad_hpo.numerics import check_device
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -38,6 +40,10 @@ def study_parser(
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options of the command line; a smoke run never writes over results unless told to."""
     options = parser.parse_args()
+    try:
+        check_device(getattr(options, "device", "cpu"))
+    except ValueError as error:
+        parser.error(str(error))
     if options.out is None:
         options.out = Path("runs/smoke") if options.smoke else RESULTS
     return options
