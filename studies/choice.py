@@ -15,43 +15,32 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
-
-import numpy as np
-import torch
+from collections.abc import Iterator, Sequence
 
 from studies.lab.absent import absent_part, absent_summary, detectors_by_set, rows_without
-from studies.lab.choosing import Draw, Seen, draw, figures, judge_of
-from studies.lab.comparing import average_ranks, comparison_table
-from studies.lab.detectors import (
-    DYNAMIC,
-    Cell,
-    arrays_of,
-    cells_of,
-    detectors_parser,
-    extent,
-    run_detectors,
+from studies.lab.choice_tables import (
+    COMPARED,
+    DRAWS,
+    SHARES,
+    against_table,
+    methods,
+    rows_by,
+    share_table,
+    summary,
 )
+from studies.lab.choosing import Seen, draw
+from studies.lab.detectors import Cell, arrays_of, cells_of, detectors_parser, extent, run_detectors
 from studies.lab.options import parse
-from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.results import Row, made_by, write_results
 from studies.lab.searching import truth_of
 
-SHARES: tuple[float | None, ...] = (None, 0.1, 0.02, 0.0)
-DRAWS = 3
-ACROSS, WITHIN = "across kinds", "within a kind"
-COMPARED = ("average", "random dynamic")
 # Title, how detectors were trained, prefix of their scores.
 WAYS = (
     ("fine-tuned", "fine-tuned", ""),
     ("fine-tuned, scored as a whole", "fine-tuned", "whole_"),
     ("scratch", "scratch", ""),
 )
-WorkT = TypeVar("WorkT")
-Run = tuple[str, int]  # (set, number of the draw and of the seed of training)
 
 
 def groups(cells: Sequence[Cell], kept: Sequence[Row], how: str) -> Iterator[tuple[str, int, list[Cell]]]:
@@ -75,16 +64,6 @@ def rows_of(options: argparse.Namespace, cells: Sequence[Cell], kept: Sequence[R
     return rows_by(_rows_of_set, work, options.jobs)
 
 
-def rows_by(function: Callable[[WorkT], list[Row]], work: Sequence[WorkT], jobs: int) -> list[Row]:
-    """All rows of all pieces of work, by so many processes of one thread."""
-    if jobs == 1:
-        torch.set_num_threads(1)
-        return [row for some in map(function, work) for row in some]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return [row for some in pool.map(function, work) for row in some]
-
-
 def _rows_of_set(
     work: tuple[argparse.Namespace, str, str, Cell | None, int, list[Cell]],
 ) -> list[Row]:
@@ -102,88 +81,9 @@ def _rows_of_set(
             frozen = None if of_start is None else Seen.of(of_start, places, prefix)
             whole = [Seen.of(one, places, "whole_") for one in arrays] if by_patches else []
             place = {"how": title, "set": name, "seed": seed, "share": share, "draw": number}
-            rows += _methods(place, members, seen, frozen, labels, places, whole)
+            rows += methods(place, members, seen, frozen, labels, places, whole)
     print(f"{title} {name}, seed {seed}: {len(members)} detectors", flush=True)
     return rows
-
-
-def _methods(
-    place: Row,
-    members: Sequence[Cell],
-    seen: Sequence[Seen],
-    frozen: Seen | None,
-    labels: np.ndarray,
-    places: Draw,
-    whole: Sequence[Seen],
-) -> Iterator[Row]:
-    kinds = list(dict.fromkeys(cell.augmentation.kind for cell in members))
-    for kind in (None, *kinds):
-        chosen = [i for i, cell in enumerate(members) if kind in (None, cell.augmentation.kind)]
-        dynamic = [seen[i] for i in chosen if members[i].candidate == DYNAMIC]
-        static = [seen[i] for i in chosen if members[i].candidate != DYNAMIC]
-        of_whole = [whole[i] for i in chosen if whole and members[i].candidate != DYNAMIC]
-        found = figures(static, dynamic, frozen, judge_of(labels, places), of_whole)
-        group = {"group": ACROSS if kind is None else WITHIN, "kind": kind or "all"}
-        for method, (transductive, inductive) in found.items():
-            yield {**place, **group, "method": method, "transductive": transductive, "inductive": inductive}
-
-
-def column(rows: Sequence[Row], figure: str = "inductive") -> dict[str, dict[Run, float]]:
-    """Method -> run -> AUC, kinds averaged."""
-    values: dict[str, dict[Run, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        values[row["method"]][row["set"], DRAWS * row["seed"] + row["draw"]].append(row[figure])
-    return {m: {run: float(np.mean(v)) for run, v in runs.items()} for m, runs in values.items()}
-
-
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """Means over draws and kinds."""
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    names = ("how", "set", "seed", "share", "group", "method")
-    for row in rows:
-        groups[tuple(row[name] for name in names)].append(row)
-    return [
-        dict(zip(names, place, strict=True))
-        | {f: round(float(np.mean([row[f] for row in some])), 4) for f in ("transductive", "inductive")}
-        for place, some in groups.items()
-    ]
-
-
-def mean(runs: Mapping[Run, float]) -> float:
-    """Over all runs."""
-    return float(np.mean(list(runs.values())))
-
-
-def share_table(rows: Sequence[Row]) -> str:
-    """A line for each method: within and across kinds, by sets, regret, rank, on the unlabelled images."""
-    within = column([row for row in rows if row["group"] == WITHIN])
-    across_rows = [row for row in rows if row["group"] == ACROSS]
-    across, transductive = column(across_rows), column(across_rows, "transductive")
-    sets = list(dict.fromkeys(row["set"] for row in rows))
-    competing = [m for m in across if m not in ("oracle", "worst")]
-    runs = list(across["average"])
-    ranks = average_ranks({m: [across[m][run] for run in runs] for m in competing})
-    lines = []
-    for method, values in across.items():
-        by_set = [mean({r: v for r, v in values.items() if r[0] == name}) for name in sets]
-        regret = mean(across["oracle"]) - mean(values)
-        seen = mean(transductive[method])
-        rank = f"{ranks[method]:.1f}" if method in ranks else ""
-        aucs = [f"{mean(within[method]):.3f}", f"**{mean(values):.3f}**", *(f"{v:.3f}" for v in by_set)]
-        lines.append([method, *aucs, f"{regret:+.3f}", rank, "–" if np.isnan(seen) else f"{seen:.3f}"])
-    titles = ["method", "within a kind", "across kinds", *sets, "regret", "rank", "transductive"]
-    return markdown_table(titles, lines)
-
-
-def against_table(rows: Sequence[Row], hero: str) -> str:
-    """What is gained over a method, across kinds: difference, interval over sets, p."""
-    across = column([row for row in rows if row["group"] == ACROSS])
-    if hero not in across:
-        return ""
-    ordered = {m: across[m] for m in (hero, *(m for m in across if m != hero))}
-    return comparison_table(
-        ordered, hero, {name: name for name, _ in across[hero]}, ordered, ("method", "AUC")
-    )
 
 
 def main() -> None:

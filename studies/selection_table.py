@@ -9,19 +9,14 @@ selector chooses, its regret, and the p-value of DSV against it.
     python -m studies.selection_table --smoke
     python -m studies.selection_table --mvtec DIR --mpdd DIR      (the papers' setting; days on a CPU)
 
-Chosen before any result was seen: textures gravel, brick and grass, each with f_gen CutOut, CutAvg,
-CutPaste and CutDiff at areas 0.02 and 0.1 (aspect 0.5 to 2) and with crops of the two other textures as
-anomalies (30 tasks); digits 1, 4 and 7 against turned and against other digits, under Rotation (6 tasks).
-Candidates: areas 0.005, 0.02, 0.06 and 0.2 at aspects 0.5 and 2 (CutPaste's angle drawn for every
-image), angles 30 to 180 in six steps for Rotation; and one random dynamic detector (Rand.). Added after the
-first results were seen: the choice among the candidates of any kind, DSV without its clamp, and the tables of
-where DSV wins and of what candidates learned.
+Tasks and candidates are those of `studies/lab/embedded.py`, chosen before any result was seen. Added after
+the first results were seen: the choice among the candidates of any kind, DSV without its clamp, and the
+tables of where DSV wins and of what candidates learned.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from collections import defaultdict
@@ -35,30 +30,16 @@ import torch
 from ssad_hpo import tracking
 from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import evaluate_all
-from ssad_hpo.data import Source, builtin, find_categories, load, read_labels
+from ssad_hpo.data import Source, find_categories, load, read_labels
 from ssad_hpo.detector import train
 from ssad_hpo.evaluate import auc
 from ssad_hpo.task import Augmentation, DetectorError, Range, Training
 from studies.lab.cells import cell_path, run_missing
+from studies.lab.embedded import PATCHES, TrainSet, candidates, digit_sets, texture_sets
 from studies.lab.options import parse, study_parser
 from studies.lab.results import Row, made_by, write_results
 from studies.lab.searching import Scores
 from studies.lab.selector_tables import ANY_KIND, RANDOM_DYNAMIC, markdown
-
-AREAS, ASPECTS, ANGLES = (0.005, 0.02, 0.06, 0.2), (0.5, 2.0), (30.0, 60.0, 90.0, 120.0, 150.0, 180.0)
-PATCHES = ("cutout", "cutavg", "cutdiff", "cutpaste")
-F_GEN_AREAS = (0.02, 0.1)
-TEXTURES, DIGITS = ("gravel", "brick", "grass"), (1, 4, 7)
-
-
-@dataclass(frozen=True)
-class TrainSet:
-    """Train images that several tasks share; `sources` are those tasks, for one data seed."""
-
-    name: str
-    sources: tuple[Source, ...]
-    kinds: tuple[str, ...]
-    training: Training
 
 
 @dataclass(frozen=True)
@@ -76,40 +57,11 @@ class Cell:
         return cell_path(folder, name, self.train_set.training, self.augmentation, self.train_set.sources)
 
 
-def texture_sets(seed: int, training: Training) -> Iterator[TrainSet]:
-    for texture in TEXTURES:
-        names = [f"{texture}/{kind}/{area}" for kind in PATCHES for area in F_GEN_AREAS]
-        names += [f"{texture}/{other}" for other in TEXTURES if other != texture]
-        yield TrainSet(texture, tuple(_seeded(builtin(n), seed) for n in names), PATCHES, training)
-
-
-def digit_sets(seed: int, training: Training) -> Iterator[TrainSet]:
-    for digit in DIGITS:
-        names = (f"digits/{digit}/rotated", f"digits/{digit}")
-        sources = tuple(_seeded(builtin(n), seed) for n in names)
-        yield TrainSet(f"digits-{digit}", sources, ("rotation",), training)
-
-
 def folder_sets(root: Path, image_size: int, training: Training) -> Iterator[TrainSet]:
     """MVTec AD or MPDD: one task an object, all its anomalies together."""
     for category in find_categories(root):
         source = Source("folder", {"root": str(root), "category": category, "image_size": image_size})
         yield TrainSet(f"{root.name}-{category}", (source,), PATCHES, training)
-
-
-def _seeded(source: Source, seed: int) -> Source:
-    return Source(source.loader, {**source.arguments, "seed": seed})
-
-
-def candidates(kind: str) -> Iterator[tuple[str, Augmentation]]:
-    """Name and augmentation of every candidate of a kind, the random dynamic one last."""
-    if kind == "rotation":
-        for angle in ANGLES:
-            yield f"{angle:g}", Augmentation(kind, {"angle": angle})
-    else:
-        for area, aspect in itertools.product(AREAS, ASPECTS):
-            yield f"{area:g}x{aspect:g}", Augmentation(kind, {"patch_area": area, "patch_aspect": aspect})
-    yield RANDOM_DYNAMIC, Augmentation(kind)
 
 
 def anomaly_of(source: Source) -> str:

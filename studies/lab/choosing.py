@@ -138,8 +138,7 @@ def figures(
         table["random dynamic"] = _mean([judged(d.scores, d.unseen_scores) for d in dynamic])
         table["dynamic, averaged"] = together(dynamic, heads=False)
     if frozen is not None:
-        table["frozen"] = judged(frozen.scores, frozen.unseen_scores)
-        table["frozen with head"] = together([frozen], heads=True)
+        table |= as_it_comes(frozen, judged)
     matrix = np.stack([c.scores for c in candidates], axis=1)
     for name, selector in SELECTORS.items():
         table[name] = single[int(np.argmax(selector(matrix)))]
@@ -165,6 +164,14 @@ def figures(
     table["oracle"] = single[int(np.argmax(of_unseen))]
     table["worst"] = single[int(np.argmin(of_unseen))]
     return table
+
+
+def as_it_comes(frozen: Seen, judged: Judge) -> Figures:
+    """Two AUCs of the encoder as it comes, and of it with its own head."""
+    return {
+        "frozen": judged(frozen.scores, frozen.unseen_scores),
+        "frozen with head": judged(*combined_scores([frozen], heads=True)),
+    }
 
 
 def combined_scores(members: Sequence[Seen], *, heads: bool) -> tuple[torch.Tensor, torch.Tensor]:
