@@ -27,6 +27,7 @@ from ssad_hpo.cli.live import SearchDisplay, TuningDisplay
 from ssad_hpo.cli.options import (
     CLUSTER,
     DEMO_RUN,
+    DEMO_STEPS,
     IMAGES,
     RUN,
     SEARCH,
@@ -207,15 +208,18 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     """
     from ssad_hpo.data import Source, builtin
     from ssad_hpo.experiment import TASK, run_study
-    from ssad_hpo.task import Search, SearchSpace
+    from ssad_hpo.task import Search, SearchSpace, Training
 
     tell_unused(context, given)
     name = "gravel/cutpaste" if hard else TASK
     source = builtin(name)
     source = Source(source.loader, {**source.arguments, "seed": seed})
     method = Search(SearchSpace(name.partition("/")[2]), n_trials=n_trials, seed=seed)
+    training = Training(steps=DEMO_STEPS)
     with _kept_on_interrupt(context), SearchDisplay() as display:
-        result = run_study(source, method, listeners=[display], announce=display.announce, **tracked(given))
+        result = run_study(
+            source, method, training, listeners=[display], announce=display.announce, **tracked(given)
+        )
     show(result)
 
 
