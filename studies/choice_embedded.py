@@ -7,9 +7,9 @@ Tasks and candidates are those of `studies/lab/embedded.py`, with held-out norma
 detector is trained once for all tasks that share its train images. Choices, averages and combinations are
 those of `studies.choice`, on a half of the test images, with all of their anomalies, or so many that these
 are a tenth or a fiftieth of the images, or none; the other half judges (inductive). Textures are looked at
-once more with held-out images *shifted* against the unlabelled normal ones: from the part of the photograph
-that train images are from. The draw of the halves has the number of the seed. The encoder as it comes stands
-beside them.
+once more, with all of their anomalies and with a tenth, with held-out images *shifted* against the unlabelled
+normal ones: from the part of the photograph that train images are from. The draw of the halves has the number
+of the seed. The encoder as it comes stands beside them.
 """
 
 from __future__ import annotations
@@ -166,13 +166,14 @@ def rows_of_task(work: tuple[argparse.Namespace, Group, int]) -> list[Row]:
     rows: list[Row] = []
     for how in (ALIKE, SHIFTED):
         there = [found for one in kept if (found := of_task(one, place, how)) is not None]
-        for share in SHARES if there else ():
+        for share in SHARES[: len(SHARES) if how == ALIKE else 2] if there else ():
             places = draw(labels, share, seed)
             *seen, frozen = [Seen.of(one, places) for one in there]
             where = {"how": how, "set": load(source).name, "seed": seed, "share": share, "draw": 0}
             found = list(methods(where, group.members, seen, None, labels, places))
+            as_is = as_it_comes(frozen, judge_of(labels, places))
             for row in [row for row in found if row["method"] == "average"]:
-                for method, (of_seen, of_unseen) in as_it_comes(frozen, judge_of(labels, places)).items():
+                for method, (of_seen, of_unseen) in as_is.items():
                     found.append({**row, "method": method, "transductive": of_seen, "inductive": of_unseen})
             rows += found
     print(f"{rows[0]['set']}, seed {seed}: {len(group.members)} detectors", flush=True)

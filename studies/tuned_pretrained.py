@@ -118,7 +118,7 @@ def run_cell(cell: Cell, smoke: bool) -> Row:
         return {"how": how, "unlabeled": seen, "unseen": not_seen, "passes": passes}
 
     single = [row("", (m.scores, m.unseen_scores)) for m in members]
-    criteria = [m.criteria() for m in members]
+    criteria = [m.criteria for m in members]
     if len(members) > 1:
         rows = [{**single[int(np.argmin([c[name] for c in criteria]))], "how": name} for name in CHOICES]
         mean = {name: float(np.mean([s[name] for s in single])) for name in ("unlabeled", "unseen")}

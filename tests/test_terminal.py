@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Ended
+from image_folders import make_category
 from starting import start_study
 
 from ssad_hpo import __version__, controlled_data
@@ -115,6 +116,18 @@ def test_without_a_terminal_every_evaluation_is_a_line_with_what_is_left(
     ended = re.findall(r"^trial +\d  dsv .*\((\d) of 3\)(?:  about (.*) left)?$", said.out, re.M)
     assert [count for count, _ in ended] == ["1", "2", "3"]
     assert all(left for _, left in ended[:2]) and not ended[2][1]
+
+
+@pytest.mark.parametrize(("share", "told"), [((), True), (("0",), False), (("0.5",), False)])
+def test_a_search_of_few_images_says_what_it_lacks_without_held_out_ones(
+    share: tuple[str, ...], told: bool, call: Callable[..., Ended], workplace: Path
+) -> None:
+    place = make_category(workplace / "few", n=12)
+    steps = ["--encoder", "small", "--image-size", "16", *"--steps 2 --batch-size 2 --width 2".split()]
+    given = [*steps, "--evaluate-at", "1", "--no-tracking", "--trials", "1", "--run", "r"]
+    said = call("search", str(place), *given, *(f"--held-out-share={value}" for value in share))
+    assert said.code == 0, said.err
+    assert ("no image is held out, since there are fewer than 200" in " ".join(said.out.split())) == told
 
 
 def test_what_is_done_already_counts_when_a_search_goes_on(

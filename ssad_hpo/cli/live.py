@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ssad_hpo.cli.display import console, plain, say
 
 if TYPE_CHECKING:
+    from ssad_hpo.data import Source
     from ssad_hpo.experiment import Run
     from ssad_hpo.task import Status
 
@@ -132,6 +133,7 @@ class SearchDisplay(_Live):
             f"{settings.how}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}"
             + (f"; {self.done} of {self.n_trials} trials are done" if self.done else "")
+            + _without_held_out(settings.source)
         )
         self.start("trials", MofNCompleteColumn(), total=self.n_trials, done=self.done)
 
@@ -196,7 +198,7 @@ class TuningDisplay(_Live):
             f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images a start, "
             f"{tuning.warm_start_steps(training.steps)} of them before the hyperparameters move; "
             f"{settings.device}, {_threads(settings.threads)}, seed {settings.seed}\n"
-            f"run folder {plain(os.path.relpath(run.folder))}"
+            f"run folder {plain(os.path.relpath(run.folder))}" + _without_held_out(settings.source)
         )
         self.steps, self.criterion, self.starts = training.steps, settings.criterion, settings.n_trials
         self.going, self.told = False, 0
@@ -232,6 +234,19 @@ class TuningDisplay(_Live):
             f"start {trial:>3}  {self.criterion} {value:7.3f}  {time.monotonic() - self.begun:5.1f} s  "
             f"{_hyperparameters(self.params)} became {_hyperparameters(learned)}"
         )
+
+
+def _without_held_out(source: Source | None) -> str:
+    """A line on what a study of few images lacks; nothing where images are held out or were not to be."""
+    from ssad_hpo.data import holds_out
+
+    if source is None or source.arguments.get("held_out_share", 0.0) is not None or holds_out(source):
+        return ""  # a built-in data set, or none was to be held out
+    return (
+        "\nno image is held out, since there are fewer than 200 normal ones: one detector is chosen, none "
+        "are combined, and `score` will not decide. --held-out DIR names others, --held-out-share 0.25 takes "
+        "some of these (with fewer than 50 of them differences between candidates are mostly noise)"
+    )
 
 
 def _threads(count: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -95,8 +96,9 @@ class Seen:
             unlabeled[places.unseen],
         )
 
+    @cached_property
     def criteria(self) -> dict[str, float]:
-        """All criteria on the draw."""
+        """All criteria on the draw; groups of candidates ask for them again."""
         sets = self.embeddings
         scores = torch.from_numpy(self.scores), torch.from_numpy(self.held_out)
         return evaluate_all(sets.train, sets.augmented, sets.unlabeled, *scores)
@@ -131,7 +133,7 @@ def figures(
         return judged(found.scores + of_unlabeled, unseen + of_unseen)
 
     single = [judged(c.scores, c.unseen_scores) for c in candidates]
-    criteria = [c.criteria() for c in candidates]
+    criteria = [c.criteria for c in candidates]
     of_unseen = [pair[1] for pair in single]
     table: Figures = {"average": _mean(single)}
     if dynamic:
@@ -158,9 +160,9 @@ def figures(
     members = [*candidates, *([] if frozen is None else [frozen])]
     scores = [[torch.from_numpy(of) for of in (m.scores, m.held_out)] for m in members]
     if p_anomalies(*map(list, zip(*scores, strict=True))) < NO_EVIDENCE:
-        table["as a search ends"] = together(members, heads=True)
+        table["as a search ends"] = table["combined, all" if frozen is None else "combined, all and frozen"]
     else:
-        table["as a search ends"] = together(members if frozen is None else [frozen], heads=False)
+        table["as a search ends"] = table["z-average, all" if frozen is None else "frozen"]
     table["oracle"] = single[int(np.argmax(of_unseen))]
     table["worst"] = single[int(np.argmin(of_unseen))]
     return table
