@@ -27,7 +27,6 @@ from ssad_hpo.cli.live import SearchDisplay, TuningDisplay
 from ssad_hpo.cli.options import (
     CLUSTER,
     DEMO_RUN,
-    DEMO_STEPS,
     IMAGES,
     RUN,
     SEARCH,
@@ -43,6 +42,7 @@ from ssad_hpo.cli.options import (
     TUNING_RUN,
     search_of_demo,
     tracked,
+    training_of_demo,
 )
 
 _place = click.argument("path", required=False)
@@ -208,17 +208,21 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     """
     from ssad_hpo.data import Source, builtin
     from ssad_hpo.experiment import TASK, run_study
-    from ssad_hpo.task import Search, SearchSpace, Training
+    from ssad_hpo.task import Search, SearchSpace
 
     tell_unused(context, given)
     name = "gravel/cutpaste" if hard else TASK
     source = builtin(name)
     source = Source(source.loader, {**source.arguments, "seed": seed})
     method = Search(SearchSpace(name.partition("/")[2]), n_trials=n_trials, seed=seed)
-    training = Training(steps=DEMO_STEPS)
     with _kept_on_interrupt(context), SearchDisplay() as display:
         result = run_study(
-            source, method, training, listeners=[display], announce=display.announce, **tracked(given)
+            source,
+            method,
+            training_of_demo(seed),
+            listeners=[display],
+            announce=display.announce,
+            **tracked(given),
         )
     show(result)
 
