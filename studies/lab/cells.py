@@ -63,7 +63,7 @@ def run_missing(
                 _keep(work, cell, path)
         return [json.loads(path.read_text()) for path in paths]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=begin_worker, initargs=(os.getpid(),)) as pool:
         futures = [pool.submit(_keep, work, cell, path) for path, cell in missing]
         try:
             for done, future in enumerate(as_completed(futures), 1):
@@ -76,7 +76,7 @@ def run_missing(
     return [json.loads(path.read_text()) for path in paths]
 
 
-def _begin(parent: int) -> None:
+def begin_worker(parent: int) -> None:
     """One thread for each process; and none of them goes on for a study that was killed."""
     torch.set_num_threads(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from ssad_hpo.task import Augmentation
+from studies.lab.cells import begin_worker
 from studies.lab.choosing import Draw, Seen, figures, judge_of
 from studies.lab.comparing import average_ranks, comparison_table
 from studies.lab.detectors import DYNAMIC
@@ -41,7 +43,7 @@ def rows_by(function: Callable[[WorkT], list[Row]], work: Sequence[WorkT], jobs:
         torch.set_num_threads(1)
         return [row for some in map(function, work) for row in some]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=begin_worker, initargs=(os.getpid(),)) as pool:
         return [row for some in pool.map(function, work) for row in some]
 
 
