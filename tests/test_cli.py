@@ -229,8 +229,8 @@ def test_every_option_of_a_search_reaches_its_settings(
 
 
 def test_the_seed_of_the_demonstration_fixes_images_sampler_and_trainings(call: Callable[..., Ended]) -> None:
-    said = call(*"demo --hard -n 1 --seed 5 --no-tracking --run r".split())
-    assert said.code == 0 and "1 candidates of cutpaste" in said.out
+    said = call(*"demo -n 1 --seed 5 --no-tracking --run r".split())
+    assert said.code == 0 and "1 candidates of cutavg" in said.out
     settings = open_run("r").settings
     assert settings.source is not None and isinstance(settings.method, Search)
     assert settings.source.arguments["seed"] == settings.method.seed == settings.training.seed == 5

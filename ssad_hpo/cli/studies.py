@@ -195,7 +195,7 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
 
 
 @click.command(epilog="Example: `ssad-hpo demo --seed 3`")
-@click.option("--hard", is_flag=True, help="Take a harder task: pasted patches.")
+@click.option("--hard", is_flag=True, help="Take a harder task, pasted patches, and twice the time.")
 @Group("Search", TRIALS, defaults=search_of_demo)
 @click.option("--seed", type=int, default=0, help="Fixes the images, the sampler and every training.")
 @DEMO_RUN
@@ -204,7 +204,7 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     """Search on an embedded texture with known anomalies, then compare the choice with the truth.
 
     The task, grey patches on gravel, is one that is known to be clear; `--hard` takes pasted patches,
-    which look like gravel themselves.
+    which look like gravel themselves, and trains twice as long.
     """
     from ssad_hpo.data import Source, builtin
     from ssad_hpo.experiment import TASK, run_study
@@ -219,7 +219,7 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
         result = run_study(
             source,
             method,
-            training_of_demo(seed),
+            training_of_demo(hard, seed),
             listeners=[display],
             announce=display.announce,
             **tracked(given),
