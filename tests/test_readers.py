@@ -43,7 +43,7 @@ from ssad_hpo.data import (
     read_label_file,
     read_whole,
 )
-from ssad_hpo.data.decode import common_size
+from ssad_hpo.data.reading import common_size
 from ssad_hpo.detector import Detector
 from ssad_hpo.encoder import NamedEncoder, build_network
 from ssad_hpo.encoder.weights import load_weights
