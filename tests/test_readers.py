@@ -50,7 +50,7 @@ from ssad_hpo.encoder.weights import load_weights
 from ssad_hpo.experiment import open_run, read_trajectory, run_study
 from ssad_hpo.experiment.outcome import chosen
 from ssad_hpo.search import select_detectors
-from ssad_hpo.search.arrays import read_arrays
+from ssad_hpo.search.store import read_arrays
 from ssad_hpo.serving import Served, _load_pyfunc
 from ssad_hpo.task import Augmentation, Cluster, DetectorError, Range, Search, SearchSpace, Task, Training
 from ssad_hpo.tracking import pending
