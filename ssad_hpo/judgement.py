@@ -1,17 +1,21 @@
-"""A finished detector, judged without labels: for searches, sweeps and tunings alike."""
+"""Detectors judged without labels, in the course of their training or at its end: wherever any are made."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from ssad_hpo.calibration import Calibration
-from ssad_hpo.criteria import CRITERIA, DegenerateError, check_sets, evaluate_all
-from ssad_hpo.detector import Detector, Embeddings
+from ssad_hpo.criteria import CRITERIA, DegenerateError, check_sets, evaluate_all, measured
+from ssad_hpo.detector import Detector, Embeddings, train, untrained_detector
 from ssad_hpo.encoder import FrozenOutputs
-from ssad_hpo.task import DetectorError, Task
+from ssad_hpo.task import Augmentation, DetectorError, Search, Task, Training
 
 # What frozen stages make of a task's images, for all detectors that are judged by them; gone with the task.
 _SHARED: WeakKeyDictionary[Task, FrozenOutputs] = WeakKeyDictionary()
@@ -69,12 +73,12 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
     """
     when = "" if step is None else f" at step {step}"
     shared = _SHARED.setdefault(task, FrozenOutputs())
-    train = detector.learn(task.train, shared)
+    learned = detector.learn(task.train, shared)
     (unlabeled, scores), normal = detector.look(task.unlabeled, shared), None
     held_out = None
     if task.held_out is not None:
         normal, held_out = detector.look(task.held_out, shared)
-    sets = Embeddings(train, detector.embed_augmented(task.train), unlabeled, normal)
+    sets = Embeddings(learned, detector.embed_augmented(task.train), unlabeled, normal)
     try:
         check_sets(sets.train, sets.augmented, sets.unlabeled)
         detector.fit_density(sets.train)
@@ -86,3 +90,65 @@ def judge(detector: Detector, task: Task, step: int | None = None) -> Judged:
     except DegenerateError as error:
         raise DetectorError(f"collapsed{when} under {detector.augmentation}: {error}") from error
     return Judged(criteria, sets, scores, held_out)
+
+
+def metric_names() -> tuple[str, ...]:
+    """What is told of every evaluation, beside its step."""
+    return (*measured(), "loss")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A detector judged in the course of its training.
+
+    Attributes:
+        step: training steps done.
+        loss: mean training loss since the evaluation before.
+        judged: what is known of it without labels.
+        detector: valid until the training goes on.
+        state: from which `evaluations` goes on; see `detector.Checkpoint`.
+    """
+
+    step: int
+    loss: float
+    judged: Judged
+    detector: Detector
+    state: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All of `metric_names` by name."""
+        return {**self.judged.criteria, "loss": self.loss}
+
+
+def evaluations(
+    task: Task,
+    augmentation: Augmentation,
+    training: Training,
+    device: str | torch.device = "cpu",
+    state: dict[str, Any] | None = None,
+) -> Iterator[Evaluation]:
+    """Train a detector and judge it at each of `training.evaluation_steps`, without labels.
+
+    With the `state` of an evaluation of this same training it goes on after that.
+
+    Raises:
+        DetectorError: if the training diverges or the embeddings collapse; it names the hyperparameters.
+        ValueError: if the augmentation does not fit into the images.
+    """
+    for checkpoint in train(task.train, augmentation, training, device, state):
+        judged = judge(checkpoint.detector, task, checkpoint.step)
+        yield Evaluation(checkpoint.step, checkpoint.loss, judged, checkpoint.detector, checkpoint.state)
+
+
+def frozen_evaluation(
+    task: Task, search: Search, training: Training, device: str | torch.device
+) -> Evaluation:
+    """A pretrained encoder as it comes, without a step of training, judged like a detector.
+
+    Criteria of augmented images take the first kind of the search's space.
+    """
+    channels, height, width = task.train.shape[1:]
+    augmentation = Augmentation(*next(iter(search.space.kinds.items())))
+    detector = untrained_detector(training, (channels, height, width), augmentation, torch.device(device))
+    return Evaluation(0, math.log(2), judge(detector, task), detector, {})

@@ -42,7 +42,8 @@ ALLOWED = {
 ALLOWED["serving"] = {"combined", "detector", "data", "bounds", "files"}
 ALLOWED["export"] = {"combined", "detector", "encoder", "files", "quiet"}
 ALLOWED["search"] |= {"calibration", "quiet"}
-ALLOWED["raytune"] |= {"detector", "encoder"}  # the weights that trainings begin with, for all nodes
+# The weights that trainings begin with, for all nodes; and what a trial does there.
+ALLOWED["raytune"] |= {"detector", "encoder", "judgement"}
 ALLOWED["bilevel"] |= {"bounds", "files"}
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
@@ -60,7 +61,7 @@ LABEL_WORDS = {"label", "labels", "truth"}
 
 
 def room_of(path: Path) -> str:
-    """`ssad_hpo/search.py` and `ssad_hpo/search/resume.py` are both the room "search"."""
+    """`ssad_hpo/search.py` and `ssad_hpo/search/sampling.py` are both the room "search"."""
     return path.relative_to("ssad_hpo").parts[0].removesuffix(".py")
 
 
@@ -203,8 +204,8 @@ def test_what_trains_or_chooses_cannot_reach_labels_through_any_chain_of_imports
         ("ssad_hpo/search.py", "from ssad_hpo import tracking", "search may not import tracking"),
         ("ssad_hpo/search.py", "from . import experiment", "search may not import experiment"),
         ("ssad_hpo/search.py", "from .raytune import tune", "search may not import raytune"),
-        ("ssad_hpo/search/resume.py", "from ..cli import main", "search may not import cli"),
-        ("ssad_hpo/search/resume.py", "from .. import data", "search may not import data"),
+        ("ssad_hpo/search/sampling.py", "from ..cli import main", "search may not import cli"),
+        ("ssad_hpo/search/sampling.py", "from .. import data", "search may not import data"),
         ("ssad_hpo/bilevel.py", "def f():\n    from ssad_hpo import data", "bilevel may not import data"),
         ("ssad_hpo/bilevel.py", "from ssad_hpo import search", "bilevel may not import search"),
         ("ssad_hpo/raytune.py", "from ssad_hpo import report", "raytune may not import report"),
@@ -244,8 +245,8 @@ def test_a_forbidden_import_is_reported(path, source, complaint):
     ("path", "source"),
     [
         ("ssad_hpo/search.py", "from ssad_hpo.task import Task\nfrom .detector import train\nimport optuna"),
-        ("ssad_hpo/search/resume.py", "from .objective import Objective\nfrom ..task import Task"),
-        ("ssad_hpo/search/resume.py", "from ssad_hpo.search import select\nfrom . import objective"),
+        ("ssad_hpo/search/sampling.py", "from .objective import Objective\nfrom ..task import Task"),
+        ("ssad_hpo/search/sampling.py", "from ssad_hpo.search import select\nfrom . import objective"),
         ("ssad_hpo/data/testbed.py", "from ssad_hpo.augment import apply"),
         ("ssad_hpo/tracking.py", "def f():\n    import mlflow"),
         ("ssad_hpo/experiment.py", "from ssad_hpo import evaluate, raytune, __version__"),

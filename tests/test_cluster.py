@@ -21,7 +21,7 @@ from told import reports_and_checkpoints
 
 from ssad_hpo import controlled_data
 from ssad_hpo.experiment import load_task, open_result, open_run, resume_study
-from ssad_hpo.search import evaluations
+from ssad_hpo.judgement import evaluations
 from ssad_hpo.search.record import read_trial
 from ssad_hpo.storage import open_database, open_journal
 from ssad_hpo.task import Task, Training

@@ -13,7 +13,7 @@ import torch
 from image_folders import SIZE, colours, make_category, same, save
 
 from ssad_hpo import data
-from ssad_hpo.data import cache, decode
+from ssad_hpo.data import cache, pixels
 
 pytestmark = pytest.mark.usefixtures("cache_folder")
 
@@ -31,7 +31,7 @@ def work(monkeypatch):
         return count
 
     monkeypatch.setattr(cache, "_read_content", counted(cache._read_content, "read"))
-    monkeypatch.setattr(decode, "decode", counted(decode.decode, "decoded"))
+    monkeypatch.setattr(pixels, "decode", counted(pixels.decode, "decoded"))
     return counts
 
 

@@ -30,7 +30,7 @@ from ssad_hpo.experiment import (
     StudyResult,
     evaluate_labelled,
     evaluate_run,
-    labelled,
+    evaluating,
     load_detector,
     open_result,
     report_run,
@@ -292,7 +292,7 @@ def test_what_stands_in_the_way_of_recording_is_told_before_any_image_is_scored(
 
     own = CombinedDetector.score
     monkeypatch.setattr(CombinedDetector, "score", score)
-    open_chosen = labelled.chosen
+    open_chosen = evaluating.chosen
 
     def taken(*args: Any, **settings: Any) -> StudyResult:
         """Another process comes, once the choice has been read."""
@@ -301,7 +301,7 @@ def test_what_stands_in_the_way_of_recording_is_told_before_any_image_is_scored(
         return result
 
     with ExitStack() as other, monkeypatch.context() as patch:
-        patch.setattr(labelled, "chosen", taken)
+        patch.setattr(evaluating, "chosen", taken)
         with pytest.raises(RunError, match=r"copy: in use by process \d+"):
             evaluate_labelled(folder, file)
     settings = json.loads((folder / "settings.json").read_text())

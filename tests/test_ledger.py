@@ -16,8 +16,9 @@ from optuna.trial import TrialState
 from small_sweeps import SEARCH, TRAINING, small_task, states
 
 from ssad_hpo import Objective, candidates, select
+from ssad_hpo.judgement import evaluations, metric_names
 from ssad_hpo.raytune.ledger import CHECKPOINT, Ledger, patiently
-from ssad_hpo.search import evaluations, is_final, make_sampler, metric_names, open_kept, records
+from ssad_hpo.search import is_final, make_sampler, open_kept, records
 from ssad_hpo.search.record import read_trial
 from ssad_hpo.search.store import FolderStore
 from ssad_hpo.storage import open_journal

@@ -15,8 +15,9 @@ from servers import MlflowServer, ObjectStore, kill, wait_until
 from told import reports_and_checkpoints
 
 from ssad_hpo.experiment import load_task, open_run
+from ssad_hpo.judgement import evaluations
 from ssad_hpo.raytune import absolute_checkpoint_path
-from ssad_hpo.search import evaluations, is_final
+from ssad_hpo.search import is_final
 from ssad_hpo.search.record import read_trial
 from ssad_hpo.storage import open_journal
 

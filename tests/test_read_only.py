@@ -110,7 +110,7 @@ def test_what_writes_says_before_its_work_that_a_run_may_only_be_read(
     (workplace / "labels.csv").write_text("path,label\nx.png,1\n")
     seen = read_only(run)
     monkeypatch.setattr("ssad_hpo.experiment.reporting._gather", pytest.fail)
-    monkeypatch.setattr("ssad_hpo.experiment.labelled._evaluate", pytest.fail)
+    monkeypatch.setattr("ssad_hpo.experiment.evaluating._evaluate", pytest.fail)
     for work in (
         report_run,
         lambda place: resume_study(place, n_trials=3),

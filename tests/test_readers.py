@@ -43,14 +43,14 @@ from ssad_hpo.data import (
     read_label_file,
     read_whole,
 )
-from ssad_hpo.data.decode import common_size
+from ssad_hpo.data.reading import common_size
 from ssad_hpo.detector import Detector
 from ssad_hpo.encoder import NamedEncoder, build_network
 from ssad_hpo.encoder.weights import load_weights
 from ssad_hpo.experiment import open_run, read_trajectory, run_study
 from ssad_hpo.experiment.outcome import chosen
 from ssad_hpo.search import select_detectors
-from ssad_hpo.search.arrays import read_arrays
+from ssad_hpo.search.store import read_arrays
 from ssad_hpo.serving import Served, _load_pyfunc
 from ssad_hpo.task import Augmentation, Cluster, DetectorError, Range, Search, SearchSpace, Task, Training
 from ssad_hpo.tracking import pending

@@ -25,10 +25,9 @@ from optuna.trial import FrozenTrial, TrialState
 import ssad_hpo
 from ssad_hpo import Objective, candidates, select
 from ssad_hpo.criteria import CRITERIA, evaluate_all, measured
-from ssad_hpo.judgement import Judged
+from ssad_hpo.judgement import Judged, evaluations
 from ssad_hpo.search import (
     Candidate,
-    evaluations,
     first_rung,
     make_pruner,
     make_sampler,

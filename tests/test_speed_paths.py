@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ssad_hpo.augment import KINDS, augment, jitter
 from ssad_hpo.data import builtin, load, read_labels
 from ssad_hpo.detector import Detector, train
-from ssad_hpo.search.objective import evaluations
+from ssad_hpo.judgement import evaluations
 from ssad_hpo.task import Augmentation, Training
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

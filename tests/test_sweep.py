@@ -26,9 +26,10 @@ from starting import start_study, start_sweep
 from ssad_hpo import Objective, controlled_data, select
 from ssad_hpo.encoder.network import _pretrained
 from ssad_hpo.experiment import RunError, StudyInterrupted, load_detector, open_result, open_run, resume_study
+from ssad_hpo.judgement import evaluations
 from ssad_hpo.numerics import seeded
 from ssad_hpo.raytune import StudySearcher, sweep, trainable
-from ssad_hpo.search import evaluations, is_final, make_sampler, records
+from ssad_hpo.search import is_final, make_sampler, records
 from ssad_hpo.search.record import read_trial
 from ssad_hpo.storage import open_journal
 from ssad_hpo.task import Cluster, Search, SearchSpace, Task, Training

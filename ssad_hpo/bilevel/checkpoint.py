@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssad_hpo.bilevel.descent import Start
+from ssad_hpo.bilevel.descent import Descent, Start
+from ssad_hpo.bilevel.result import OuterStep
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.files import check_archive, reading, replaced
 from ssad_hpo.task import Training
@@ -85,6 +86,38 @@ class CheckpointFile:
         torch.save(content, buffer)
         with replaced(self.path) as partial:
             partial.write_bytes(buffer.getbuffer())
+
+
+def take_up(descent: Descent, file: CheckpointFile) -> None:
+    """Go on where an earlier process left the descent that was under way, or after the shared warm start."""
+    progress = file.progress
+    with file.reading():
+        if progress.current is not None:
+            descent.load(progress.current)
+        elif progress.warm_start is not None:
+            descent.load_warm_start(progress.warm_start)
+
+
+def advance(descent: Descent, file: CheckpointFile, until: int) -> Iterator[OuterStep]:
+    """Every step of the hyperparameters up to a training step, with checkpoints on the way."""
+    tuning = descent.problem.tuning
+    for _ in warm_up(descent):
+        file.progress.current = descent.state()
+        file.save()
+    for outer in descent.train(until=until):
+        yield outer
+        if len(descent.trajectory) % tuning.checkpoint_every == 0:
+            file.progress.current = descent.state()
+            file.save()
+
+
+def warm_up(descent: Descent) -> Iterator[None]:
+    """What is left of a warm start, in stretches as long as those between two checkpoints."""
+    stretch = descent.problem.tuning.checkpoint_every * descent.problem.tuning.detector_steps
+    while descent.step < descent.problem.warm:
+        for _ in descent.train(until=min(descent.step + stretch, descent.problem.warm)):
+            pass  # no step of the hyperparameters comes before the end of the warm start
+        yield
 
 
 _BEFORE = {

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from ssad_hpo.bilevel.checkpoint import CheckpointFile
+from ssad_hpo.bilevel.checkpoint import CheckpointFile, advance, take_up
 from ssad_hpo.bilevel.descent import Descent, Start
 from ssad_hpo.bilevel.result import Cost, FailedStart, OuterStep, StoppedStart
 from ssad_hpo.bilevel.standing import standing_of
-from ssad_hpo.bilevel.steps import advance
 from ssad_hpo.bounds import is_number
 from ssad_hpo.task import DetectorError, Teller
 
@@ -76,16 +75,6 @@ def _look(start: Start, index: int, file: CheckpointFile, tell: Teller) -> Look:
         tell.failure(index, error)
         raise
     return {**found, "point": descent.point.clone(), "step": descent.step, "cost": asdict(descent.cost)}
-
-
-def take_up(descent: Descent, file: CheckpointFile) -> None:
-    """Go on where an earlier process left the descent that was under way, or after the shared warm start."""
-    progress = file.progress
-    with file.reading():
-        if progress.current is not None:
-            descent.load(progress.current)
-        elif progress.warm_start is not None:
-            descent.load_warm_start(progress.warm_start)
 
 
 def take_up_look(descent: Descent, look: Look) -> None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ssad_hpo.augment import check_fits
-from ssad_hpo.bilevel.checkpoint import CheckpointFile
+from ssad_hpo.bilevel.checkpoint import CheckpointFile, advance, take_up, warm_up
 from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.bilevel.descent import Descent, Problem, Start
 from ssad_hpo.bilevel.gradient import check_second_derivatives
-from ssad_hpo.bilevel.looking import first_look, take_up, take_up_look, tell_steps
+from ssad_hpo.bilevel.looking import first_look, take_up_look, tell_steps
 from ssad_hpo.bilevel.result import (
     CollapseWarning,
     Cost,
@@ -29,7 +29,6 @@ from ssad_hpo.bilevel.result import (
 )
 from ssad_hpo.bilevel.settings import Tuning, fits_kind
 from ssad_hpo.bilevel.standing import standing_of
-from ssad_hpo.bilevel.steps import advance, warm_up
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import check_device, untrained_network
 from ssad_hpo.judgement import check_criterion, check_held_out

@@ -1,4 +1,4 @@
-"""What the command line shows of a result, and how it says a sentence."""
+"""What the command line shows of a result, and how it prints a table and says a sentence."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,16 +30,17 @@ _SHORT = {
     "soft_alignment": "soft",
     "dsv_unclamped": "dsv-u",
 }
+_NARROW = 60  # columns of a terminal below which a table has no lines between its cells
 
 
 def show(result: StudyResult) -> None:
     """A study's candidates, the choice, the figures that judge it, and the next commands."""
     from ssad_hpo.experiment import how_sure
-    from ssad_hpo.search import candidates, records
+    from ssad_hpo.search import candidates, ranked, records
 
     settings, criterion = result.run.settings, result.run.settings.criterion
     word, trials = settings.word, records(result.study)
-    choices = sorted(candidates(result.study), key=lambda c: (c.criteria[criterion], c.number))
+    choices = ranked(candidates(result.study), criterion)
     _show_candidates(result, choices)
     if result.confirmation is not None:
         _show_confirmation(result.confirmation, word)
@@ -83,8 +85,6 @@ def show(result: StudyResult) -> None:
 
 def _show_candidates(result: StudyResult, choices: Sequence[Candidate]) -> None:
     """The table of candidates, the best first; hyperparameters go first where there is no room."""
-    from ssad_hpo.cli.tables import Column, print_table
-
     settings, criterion = result.run.settings, result.run.settings.criterion
     values = [choice.augmentation.hyperparameters for choice in choices]
     columns = [
@@ -108,8 +108,6 @@ def _show_candidates(result: StudyResult, choices: Sequence[Candidate]) -> None:
 
 def _show_confirmation(confirmation: Confirmation, word: str) -> None:
     """The best candidates by seed, and whether the choice stands."""
-    from ssad_hpo.cli.tables import Column, print_table
-
     values, means, spreads = confirmation.values, confirmation.means, confirmation.spreads
     columns = [Column(word, [str(number) for number in values])]
     for place, seed in enumerate(confirmation.seeds):
@@ -172,8 +170,6 @@ def show_ranking(ranking: Ranking) -> None:
     """Every detector's value and rank by every selector; the chosen one marked."""
     import numpy as np
 
-    from ssad_hpo.cli.tables import Column, print_table
-
     order = np.argsort(ranking.ranks[ranking.selector], kind="stable").tolist()
     names = _apart(ranking.paths)
     columns = [Column("detector", [visible(names[i]) for i in order], right=False)]
@@ -196,6 +192,60 @@ def _apart(paths: Sequence[Path]) -> list[str]:
     ends = zip(*(reversed(p[first:]) for p in parts), strict=False)
     last = next((i for i, same in enumerate(ends) if len(set(same)) > 1), 0)
     return ["/".join(p[first : len(p) - last]) for p in parts]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: above it; may be broken between words.
+        cells: one for each row, never broken.
+        right: whether they are aligned at the right.
+        rank: of what is left out first, the highest; what has 0 stays.
+    """
+
+    heading: str
+    cells: Sequence[str]
+    right: bool = True
+    rank: int = 0
+
+    @property
+    def least(self) -> int:
+        """The narrowest that it can be, in characters."""
+        words = [*self.heading.split(), *self.cells]
+        return max(map(len, words), default=0)
+
+
+def print_table(title: str, columns: Sequence[Column], chosen: int | None) -> None:
+    """Print a table as wide as the terminal allows.
+
+    Args:
+        chosen: the row that is marked, in the last column and by its style; None for no row.
+    """
+    from rich import box
+    from rich.table import Table
+
+    screen = console()
+    narrow = screen.width < _NARROW
+    rows = len(columns[0].cells)
+    word = "*" if narrow else "selected"
+    mark = Column("", [word if row == chosen else "" for row in range(rows)], right=False)
+    shown, between = [*columns, mark], 2 if narrow else 3
+    left_out: list[str] = []
+    while sum(c.least + between for c in shown) + 1 > screen.width and any(c.rank for c in shown):
+        last = max(shown, key=lambda c: c.rank)
+        shown.remove(last)
+        left_out.insert(0, last.heading)
+    table = Table(title=title, box=None if narrow else box.HEAVY_HEAD, pad_edge=not narrow)
+    for c in shown:
+        table.add_column(c.heading, justify="right" if c.right else "left", min_width=c.least)
+    for row in range(rows):
+        style = "bold green" if row == chosen else None
+        table.add_row(*(plain(c.cells[row]) for c in shown), style=style)
+    screen.print(table, soft_wrap=False)
+    if left_out:
+        say(f"a wider terminal shows {plain(', '.join(left_out))} as well")
 
 
 def run_name(folder: Path) -> str:

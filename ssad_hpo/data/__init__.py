@@ -5,14 +5,6 @@ and is for judging a choice after it was made. A `Source` is the address of a da
 """
 
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import (
-    DataError,
-    find_images,
-    read_contents,
-    read_images,
-    read_whole,
-    skipped,
-)
 from ssad_hpo.data.folder import (
     CategoryError,
     find_categories,
@@ -20,7 +12,8 @@ from ssad_hpo.data.folder import (
     load_folders,
 )
 from ssad_hpo.data.labelled import read_label_file
-from ssad_hpo.data.pixels import WHOLE_DEPTH
+from ssad_hpo.data.pixels import WHOLE_DEPTH, DataError
+from ssad_hpo.data.reading import find_images, read_contents, read_images, read_whole, skipped
 from ssad_hpo.data.source import (
     Source,
     builtin,

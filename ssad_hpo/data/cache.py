@@ -32,8 +32,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 
-from ssad_hpo.data.decode import decode_into, error_about, in_threads
-from ssad_hpo.data.pixels import WHOLE_DEPTH, Decoding, UnreadableError, is_grey
+from ssad_hpo.data.pixels import (
+    WHOLE_DEPTH,
+    Decoding,
+    UnreadableError,
+    decode_into,
+    error_about,
+    in_threads,
+    is_grey,
+)
 from ssad_hpo.files import FileError, open_regular
 
 _log = logging.getLogger(__name__)

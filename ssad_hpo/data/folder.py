@@ -20,14 +20,8 @@ import torch
 from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.data.cache import DecodedSet, FileContent, decode_set, identify
 from ssad_hpo.data.dataset import DataSet
-from ssad_hpo.data.decode import (
-    DataError,
-    check_image_size,
-    common_size,
-    find_images,
-    skipped,
-)
-from ssad_hpo.data.pixels import WHOLE_DEPTH, Decoding
+from ssad_hpo.data.pixels import WHOLE_DEPTH, DataError, Decoding
+from ssad_hpo.data.reading import check_image_size, common_size, find_images, skipped
 from ssad_hpo.task import Task
 
 IMAGE_SIZE = 256  # pixels of the shorter side, unless asked for otherwise

@@ -1,15 +1,17 @@
-"""From one image file to uint8 pixels: its header, its modes, and how much memory it may take."""
+"""From image files to uint8 pixels, many at a time: headers, modes, and how much memory a file may take."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import (
@@ -35,6 +37,12 @@ WHOLE_DEPTH = 16  # bits of a grey value in a file of 16 bits, unless something 
 _BAND = 2**20  # pixels that are converted at a time
 _LARGE = 2**24  # pixels; of larger images one at a time is decoded, however many threads there are
 _one_large = threading.Lock()
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class DataError(ValueError):
+    """Images that cannot be used as they are: names the file or folder, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class UnreadableError(Exception):
         self.of_content = of_content
 
 
+def error_about(path: Path, reason: UnreadableError | str) -> DataError:
+    """The error for a file that was to be read and could not be."""
+    return DataError(f"{path}: {reason}. Repair or remove the file, or skip such files (skip_unreadable)")
+
+
 def is_grey(file: BinaryIO) -> bool:
     """Whether an image has no colour, by its header alone or, if it has one, by its palette.
 
@@ -89,6 +102,42 @@ def ratio(path: Path) -> float | None:
             return image.height / image.width if turned else image.width / image.height
     except UnreadableError:
         return None
+
+
+def decode_into(
+    rows: np.ndarray, paths: Sequence[Path], skip_unreadable: bool, decoding: Decoding
+) -> list[UnreadableError | None]:
+    """Decode paths[i] into rows[i], in parallel; never more originals in memory than threads.
+
+    Args:
+        rows: (N, C, H, W) uint8, C 1 or 3.
+        skip_unreadable: leave rows[i] undefined where paths[i] cannot be read instead of raising.
+
+    Returns:
+        For each path why it could not be read, or None.
+
+    Raises:
+        DataError: naming the first path that cannot be read.
+    """
+
+    def work(i: int) -> UnreadableError | None:
+        try:
+            rows[i] = decode(paths[i], rows.shape[1:], decoding)
+        except UnreadableError as error:
+            if not skip_unreadable:
+                raise error_about(paths[i], error) from error
+            return error
+        return None
+
+    return in_threads(work, range(len(paths)))
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """[work(item) for item in items] with a thread per core. Decoding and hashing free the GIL."""
+    affinity = getattr(os, "sched_getaffinity", None)  # what a container may use, where known
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        return list(pool.map(work, items))
 
 
 def decode(path: Path, shape: tuple[int, ...], decoding: Decoding) -> np.ndarray:

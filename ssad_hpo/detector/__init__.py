@@ -5,12 +5,11 @@ of its embedding to a Gaussian fitted to the train embeddings, as in DSV (Yoo et
 section 2.1).
 """
 
-from ssad_hpo.detector.begun import untrained_network
 from ssad_hpo.detector.density import fit_gaussian
 from ssad_hpo.detector.kept import is_detector
 from ssad_hpo.detector.model import Detector, Embeddings
 from ssad_hpo.detector.patches import PatchDensity, image_scores, maps_of
-from ssad_hpo.detector.training import Checkpoint, train, untrained_detector
+from ssad_hpo.detector.training import Checkpoint, train, untrained_detector, untrained_network
 from ssad_hpo.detector.transform import Transform, pseudo_anomalies
 from ssad_hpo.numerics import check_device, resolve_precision
 

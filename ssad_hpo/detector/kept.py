@@ -11,9 +11,9 @@ import torch
 
 from ssad_hpo.bounds import MOST_PIXELS, whole
 from ssad_hpo.calibration import MOST_BYTES, take_calibration, tensors_of
-from ssad_hpo.detector.begun import untrained_network
 from ssad_hpo.detector.model import Detector
 from ssad_hpo.detector.patches import PATCHES_FILE, PatchDensity
+from ssad_hpo.detector.training import untrained_network
 from ssad_hpo.detector.transform import Transform
 from ssad_hpo.encoder import network_shapes
 from ssad_hpo.files import (

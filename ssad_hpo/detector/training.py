@@ -1,4 +1,4 @@
-"""The training loop: a classifier of normal against augmented images.
+"""A training: the network that it begins with, and the loop, a classifier of normal against augmented images.
 
 As in DSV (Yoo et al., ECML PKDD 2023, section 2.1).
 """
@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import check_fits, jitter
-from ssad_hpo.detector.begun import untrained_network
 from ssad_hpo.detector.model import Detector
 from ssad_hpo.detector.transform import Transform, pseudo_anomalies
-from ssad_hpo.encoder import NONE, Network, draws
+from ssad_hpo.encoder import NONE, Network, build_network, draws, map_strides
 from ssad_hpo.numerics import (
     autocast,
     check_surroundings,
@@ -132,6 +131,32 @@ def train(
             "generator": generator.get_state(),
         }
         yield Checkpoint(end, detector, mean_loss, state)
+
+
+def untrained_network(
+    training: Training, image_shape: tuple[int, int, int], device: torch.device | None = None
+) -> Network:
+    """The network that a training begins with, on the CPU; weights follow the training's seed.
+
+    Raises:
+        ValueError: for an encoder that is unknown, cannot take such images, or lacks the feature maps that
+            scores of patches are made of; or weights that cannot be had.
+    """
+    channels, height, width = image_shape
+    with seeded(training.seed, device):
+        network = build_network(
+            training.encoder,
+            channels=channels,
+            image_size=(height, width),
+            width=training.width,
+            weights=training.weights,
+        )
+    if training.score == "patches":
+        with torch.inference_mode():
+            map_strides(network.eval(), torch.zeros(1, *image_shape))
+        network.train()
+    network.hold(training.frozen_stages, batch_norm=training.encoder_batch_norm == "eval")
+    return network
 
 
 def untrained_detector(

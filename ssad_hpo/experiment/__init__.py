@@ -3,9 +3,13 @@
 from ssad_hpo.experiment.certainty import how_sure
 from ssad_hpo.experiment.confirming import Confirmation, trainings_to_come
 from ssad_hpo.experiment.deploying import register_run
-from ssad_hpo.experiment.evaluating import NoGroundTruthError, evaluate_run
+from ssad_hpo.experiment.evaluating import (
+    LabelledEvaluation,
+    NoGroundTruthError,
+    evaluate_labelled,
+    evaluate_run,
+)
 from ssad_hpo.experiment.heatmaps import Overlays
-from ssad_hpo.experiment.labelled import LabelledEvaluation, evaluate_labelled
 from ssad_hpo.experiment.outcome import StudyResult, finished_trials, load_task, open_result
 from ssad_hpo.experiment.ready_objectives import TASK, ready_objective
 from ssad_hpo.experiment.reporting import report_run

@@ -20,8 +20,7 @@ from optuna.storages import BaseStorage
 
 from ssad_hpo import storage, tracking, trust
 from ssad_hpo.address import hides_password
-from ssad_hpo.experiment.format_1 import in_format_2
-from ssad_hpo.experiment.settings import Settings
+from ssad_hpo.experiment.settings import Settings, in_format_2
 from ssad_hpo.files import FileError, at_home, foreign, has_other_names, read_json, reading, replaced
 from ssad_hpo.task import StudyRecorder
 

@@ -22,6 +22,8 @@ _IMPORTANT = {"sampler", "pruner", "combine", "loss", "order", "starts", "encode
 _IMPORTANT |= {"batch_size", "learning_rate", "precision"}
 _PLACES = ("address", "checkpoint_path")
 _LIBRARIES = ("ssad-hpo", "torch", "torchvision", "optuna", "scikit-learn", "mlflow")
+# Of a search in format 1.
+_SEARCH_1 = ("criterion", "n_trials", "sampler", "pruner", "reduction_factor", "grid_points", "seed", "keep")
 _METHODS: dict[str, type[Search] | type[Tuning]] = {"search": Search, "tuning": Tuning}
 
 
@@ -181,6 +183,27 @@ class Settings:
         for name in ("storage", "tracking_uri"):
             values[name] = values[name] and without_password(values[name])
         return values
+
+
+def in_format_2(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of format 1 as `Settings.to_json` writes them now.
+
+    Format 1 kept the fields of a search for every run; in a tuning most of them said nothing.
+
+    Raises:
+        KeyError: if a setting is missing.
+    """
+    values = dict(values)
+    if values["source"] and values["source"]["loader"] in ("folder", "folders"):
+        values["source"]["arguments"].setdefault("keep_ratio", False)  # images were squeezed into squares
+    values.setdefault("reduction_factor", 2)  # before there was a choice, ASHA let the better half go on
+    search = {name: values.pop(name) for name in _SEARCH_1}
+    space, tuning, cluster = values.pop("space"), values.pop("tuning", None), values.pop("cluster", None)
+    if cluster is not None:
+        cluster["checkpoint_path"] = cluster.pop("storage_path")
+    method = {"search": search} if tuning is None else {"tuning": tuning}
+    ((name, settings),) = method.items()
+    return {**values, "method": {name: {**settings, "space": space}}, "cluster": cluster}
 
 
 def new_study_name(run: Path) -> str:

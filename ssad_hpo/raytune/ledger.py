@@ -18,11 +18,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from ssad_hpo.judgement import metric_names
 from ssad_hpo.search import (
     Objective,
     check_minimises,
     is_exhausted,
-    metric_names,
     position,
     reconcile,
     record,

@@ -19,9 +19,10 @@ from ssad_hpo.bounds import is_number
 from ssad_hpo.detector import untrained_network
 from ssad_hpo.encoder import NONE, NamedEncoder, given_weights
 from ssad_hpo.files import FileError, check_archive, reading
+from ssad_hpo.judgement import evaluations
 from ssad_hpo.quiet import without_warnings
 from ssad_hpo.raytune.ledger import CHECKPOINT
-from ssad_hpo.search import Objective, evaluations
+from ssad_hpo.search import Objective
 from ssad_hpo.search.store import write_trial
 from ssad_hpo.task import DetectorError, Search, Task, Training
 

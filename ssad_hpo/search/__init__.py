@@ -1,11 +1,17 @@
 """Search without labels: the objective, running and resuming a study, selecting a detector."""
 
-from ssad_hpo.search.objective import Evaluation, Objective, check_minimises, evaluations, metric_names
+from ssad_hpo.search.objective import (
+    Objective,
+    check_minimises,
+    reconcile,
+    remaining_trials,
+    run_search,
+    was_interrupted,
+)
 from ssad_hpo.search.offline import Ranking, select_detectors
 from ssad_hpo.search.record import TrialRecord, is_final, records
 from ssad_hpo.search.reseeding import confirm, further_seeds, read_reseeded, to_confirm
-from ssad_hpo.search.resume import open_study, reconcile, remaining_trials, run_search, was_interrupted
-from ssad_hpo.search.sampling import first_rung, is_exhausted, make_pruner, make_sampler, position
+from ssad_hpo.search.sampling import first_rung, is_exhausted, make_pruner, make_sampler, open_study, position
 from ssad_hpo.search.selection import Candidate, candidates, ranked, select
 from ssad_hpo.search.store import (
     FolderStore,
@@ -18,7 +24,6 @@ from ssad_hpo.search.store import (
 
 __all__ = [
     "Candidate",
-    "Evaluation",
     "FolderStore",
     "Kept",
     "Objective",
@@ -28,7 +33,6 @@ __all__ = [
     "check_minimises",
     "confirm",
     "detector_folder",
-    "evaluations",
     "first_rung",
     "further_seeds",
     "is_exhausted",
@@ -37,7 +41,6 @@ __all__ = [
     "keeps_detector",
     "make_pruner",
     "make_sampler",
-    "metric_names",
     "open_kept",
     "open_study",
     "position",

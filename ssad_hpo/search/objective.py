@@ -1,75 +1,27 @@
-"""The objective: one trial is one detector, trained and judged without labels."""
+"""A search: a trial is a detector, trained and judged without labels; trials run until none is missing."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from ssad_hpo.augment import NONE, check_fits
-from ssad_hpo.criteria import CRITERIA, measured
-from ssad_hpo.detector import Detector, train, untrained_detector, untrained_network
-from ssad_hpo.judgement import Judged, check_criterion, judge
+from ssad_hpo.criteria import CRITERIA
+from ssad_hpo.detector import untrained_network
+from ssad_hpo.judgement import check_criterion, evaluations, frozen_evaluation
 from ssad_hpo.search import record
+from ssad_hpo.search.sampling import position
 from ssad_hpo.search.store import FolderStore, MemoryStore, Store, frozen_name, trial_name
-from ssad_hpo.task import Augmentation, DetectorError, Recorder, Search, Task, Teller, Training
-
-
-def metric_names() -> tuple[str, ...]:
-    """What is told of every evaluation, beside its step."""
-    return (*measured(), "loss")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A detector judged in the course of its training.
-
-    Attributes:
-        step: training steps done.
-        loss: mean training loss since the evaluation before.
-        judged: what is known of it without labels.
-        detector: valid until the training goes on.
-        state: from which `evaluations` goes on; see `detector.Checkpoint`.
-    """
-
-    step: int
-    loss: float
-    judged: Judged
-    detector: Detector
-    state: dict[str, Any]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """All of `metric_names` by name."""
-        return {**self.judged.criteria, "loss": self.loss}
-
-
-def evaluations(
-    task: Task,
-    augmentation: Augmentation,
-    training: Training,
-    device: str | torch.device = "cpu",
-    state: dict[str, Any] | None = None,
-) -> Iterator[Evaluation]:
-    """Train a detector and judge it at each of `training.evaluation_steps`, without labels.
-
-    With the `state` of an evaluation of this same training it goes on after that.
-
-    Raises:
-        DetectorError: if the training diverges or the embeddings collapse; it names the hyperparameters.
-        ValueError: if the augmentation does not fit into the images.
-    """
-    for checkpoint in train(task.train, augmentation, training, device, state):
-        judged = judge(checkpoint.detector, task, checkpoint.step)
-        yield Evaluation(checkpoint.step, checkpoint.loss, judged, checkpoint.detector, checkpoint.state)
+from ssad_hpo.task import Augmentation, DetectorError, Recorder, Search, Status, Task, Teller, Training
 
 
 def check_minimises(study: optuna.Study, criterion: str) -> None:
@@ -82,19 +34,6 @@ def check_minimises(study: optuna.Study, criterion: str) -> None:
 
 
 _adding = threading.Lock()  # not an objective's own: objectives are pickled
-
-
-def frozen_evaluation(
-    task: Task, search: Search, training: Training, device: str | torch.device
-) -> Evaluation:
-    """A pretrained encoder as it comes, without a step of training, judged like a detector.
-
-    Criteria of augmented images take the first kind of the search's space.
-    """
-    channels, height, width = task.train.shape[1:]
-    augmentation = Augmentation(*next(iter(search.space.kinds.items())))
-    detector = untrained_detector(training, (channels, height, width), augmentation, torch.device(device))
-    return Evaluation(0, math.log(2), judge(detector, task), detector, {})
 
 
 class Objective:
@@ -263,3 +202,69 @@ class Objective:
             count = ended_with if name == self.criterion else 1
             best.update(finished[kept][0] for kept in ranked[:count])
         self.store.drop_detectors({kept for kept, _ in finished.values()} - best)
+
+
+def run_search(study: optuna.Study, objective: Objective) -> None:
+    """Bring a study to the trials of its objective's search, taking up what an earlier process left.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, after the running trial was marked; call again to go on.
+    """
+    reconcile(study, objective)
+    objective.add_frozen(study)
+    remaining = remaining_trials(study, objective.search.total)
+    if remaining:
+        try:
+            study.optimize(objective, n_trials=remaining)
+        except Exception as error:
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
+            raise
+
+
+def remaining_trials(study: optuna.Study, n_trials: int) -> int:
+    """How many of `n_trials` are still to be run; interrupted ones count as not run."""
+    trials = study.get_trials(deepcopy=False)
+    return max(0, n_trials - sum(record.is_final(t) and not record.is_frozen(t) for t in trials))
+
+
+def reconcile(study: optuna.Study, objective: Objective, alive: Collection[int] = ()) -> None:
+    """Close the trials that an earlier process left open, and queue their parameters again.
+
+    Trials of the numbers `alive` are being run and stay as they are.
+
+    Call it only while this process owns the study (its run folder is locked): then whoever ran an open
+    trial is gone. A trial that was stopped from outside is repeated under a new number, with the same
+    parameters; a trial that failed by its own fault is not.
+    """
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if trial.number in alive:
+            continue
+        # A failure of the trial's own may have been noted just before its process ended.
+        status: Status = "failed" if record.failed_by_itself(trial) else "interrupted"
+        reason = record.read_trial(trial).reason or "its process ended"
+        if status == "interrupted":
+            record.write(study, trial, record.interrupted(reason))
+        # The recorder first: a kill between the two leaves the trial open, and all this is done again.
+        objective.tell.end(trial.number, status, reason=reason)
+        study.tell(trial.number, state=TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False)
+    going = (TrialState.WAITING, TrialState.RUNNING)
+    drawn = [t for t in trials if not record.is_frozen(t)]
+    taken = {position(study, t) for t in drawn if record.is_final(t) or t.state in going}
+    for trial in trials:
+        if trial.state != TrialState.FAIL or record.is_final(trial):
+            continue
+        objective.store.discard(trial_name(study, trial))
+        if position(study, trial) in taken:
+            continue
+        taken.add(position(study, trial))
+        # Not skip_if_exists: it would take the failed trial itself for an existing one.
+        study.enqueue_trial(trial.params, user_attrs=record.repeats(record.first_attempt(trial)))
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: interrupted while it writes, Optuna raises others in its place."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

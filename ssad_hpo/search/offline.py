@@ -20,7 +20,7 @@ from ssad_hpo.bounds import MOST_ARRAY_BYTES, MOST_SEED, whole
 from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import CRITERIA, evaluate_all
 from ssad_hpo.files import FileError
-from ssad_hpo.search.arrays import HELD_OUT_SCORES, SCORES, SETS, read_arrays
+from ssad_hpo.search.store import HELD_OUT_SCORES, SCORES, SETS, read_arrays
 
 _REMEDY = (
     "write it anew with finite train, augmented and unlabeled embeddings, (N, D) each, leave it out or, if "

@@ -19,8 +19,8 @@ from ssad_hpo.augment import NONE
 from ssad_hpo.bounds import MOST_SEED, is_number
 from ssad_hpo.detector import train
 from ssad_hpo.files import reading
-from ssad_hpo.judgement import judge
-from ssad_hpo.search.objective import Objective, frozen_evaluation
+from ssad_hpo.judgement import frozen_evaluation, judge
+from ssad_hpo.search.objective import Objective
 from ssad_hpo.search.selection import Candidate, candidates, ranked
 from ssad_hpo.task import Augmentation, DetectorError, Search, Task, Training
 

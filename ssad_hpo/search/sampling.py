@@ -1,4 +1,4 @@
-"""Samplers and pruners by name, and draws that survive a restart.
+"""Studies, their samplers and pruners by name, and draws that survive a restart.
 
 A sampler that is seeded once and reloaded would repeat its first draws. Here every draw is seeded by the
 study's seed, the trial's position and the parameter's name, so what a trial draws depends on these and on
@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo.quiet import without_warnings
@@ -150,6 +151,25 @@ def is_exhausted(study: optuna.Study) -> bool:
     trials = study.get_trials(deepcopy=False)
     drawn = sum(first_attempt(t) == t.number and not is_frozen(t) for t in trials)
     return drawn >= len(study.sampler.candidates) and all(t.state != TrialState.WAITING for t in trials)
+
+
+def open_study(
+    storage: BaseStorage | str, study_name: str, search: Search, training: Training
+) -> optuna.Study:
+    """Create a study, or open it if it exists, with a sampler whose draws survive a restart.
+
+    Args:
+        search: whose sampler draws, and whose pruner stops trials.
+        training: at whose evaluation steps trials are stopped.
+    """
+    return optuna.create_study(
+        storage=storage,
+        study_name=study_name,
+        sampler=make_sampler(search),
+        pruner=make_pruner(search, training),
+        direction="minimize",
+        load_if_exists=True,
+    )
 
 
 def make_sampler(search: Search) -> optuna.samplers.BaseSampler:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
 from ssad_hpo.data import Source, read_labels
+from ssad_hpo.judgement import Evaluation, evaluations
 from ssad_hpo.search import (
     Candidate,
-    Evaluation,
     Objective,
     candidates,
-    evaluations,
     open_study,
     run_search,
 )

@@ -1,4 +1,4 @@
-"""From image files to uint8 pixels: which files are images, many at a time, and of what size."""
+"""Image files: which there are in a folder, what size they are made, and reading new ones to be scored."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import os
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,29 +16,20 @@ from PIL import Image
 from ssad_hpo.bounds import MOST_IMAGE_PIXELS, MOST_PIXELS, whole
 from ssad_hpo.data.pixels import (
     WHOLE_DEPTH,
+    DataError,
     Decoding,
     UnreadableError,
-    decode,
     decode_bytes,
+    decode_into,
     decode_whole,
+    error_about,
+    in_threads,
     ratio,
 )
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-
 _NEARLY_SQUARE = 1.25  # ratio of sides up to which images become squares
 _LONGEST = 4  # times the shorter side
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class DataError(ValueError):
-    """Images that cannot be used as they are: names the file or folder, the reason and the remedy."""
-
-
-def error_about(path: Path, reason: UnreadableError | str) -> DataError:
-    """The error for a file that was to be read and could not be."""
-    return DataError(f"{path}: {reason}. Repair or remove the file, or skip such files (skip_unreadable)")
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -175,42 +164,6 @@ def check_image_size(image_size: int) -> None:
     if not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"image_size: expected a whole number of pixels >= 1, got {image_size!r:.80}")
     whole("image_size", image_size, 1, MOST_PIXELS)
-
-
-def decode_into(
-    rows: np.ndarray, paths: Sequence[Path], skip_unreadable: bool, decoding: Decoding
-) -> list[UnreadableError | None]:
-    """Decode paths[i] into rows[i], in parallel; never more originals in memory than threads.
-
-    Args:
-        rows: (N, C, H, W) uint8, C 1 or 3.
-        skip_unreadable: leave rows[i] undefined where paths[i] cannot be read instead of raising.
-
-    Returns:
-        For each path why it could not be read, or None.
-
-    Raises:
-        DataError: naming the first path that cannot be read.
-    """
-
-    def work(i: int) -> UnreadableError | None:
-        try:
-            rows[i] = decode(paths[i], rows.shape[1:], decoding)
-        except UnreadableError as error:
-            if not skip_unreadable:
-                raise error_about(paths[i], error) from error
-            return error
-        return None
-
-    return in_threads(work, range(len(paths)))
-
-
-def in_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """[work(item) for item in items] with a thread per core. Decoding and hashing free the GIL."""
-    affinity = getattr(os, "sched_getaffinity", None)  # what a container may use, where known
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:
-        return list(pool.map(work, items))
 
 
 def common_size(paths: Sequence[Path], image_size: int) -> tuple[int, int]:
