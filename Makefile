@@ -24,12 +24,8 @@ demo: install  ## a search on an embedded texture, without labels, then judged w
 test: lint  ## style, types and all tests that need no service
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not ($(NEEDS_SERVICES))"
 
-# A test run that selects nothing is pytest's exit code 5; looked up beforehand, so that no failure of a
-# run is ever excused.
 test-all: test  ## make test, then the slow tests and those that need services
-	@found=0; $(BIN)/pytest --collect-only -q --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)" >/dev/null 2>&1 || found=$$?; \
-	if [ $$found -eq 5 ]; then echo "make test-all: no test is slow or needs a service"; \
-	else OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)"; fi
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)"
 
 # Not part of test-all: it needs root, Debian's packages and some 11 minutes, and starts a Docker engine.
 test-docker: install  ## build docker/'s image and run its services; skipped, with the reason, where that cannot be

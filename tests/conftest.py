@@ -31,11 +31,17 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 )
 
 
+# Files of slow tests, longest first, so that no process waits long for another in the end.
+LONGEST = (
+    "test_docs", "test_cluster", "test_sweep", "test_object_store", "test_kill_loops", "test_sweep_faults",
+    "test_studies_speed", "test_docker_services", "test_st_ssad_studies", "test_confirming",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `--dist loadgroup` keeps in one process: the tests that start a Ray, and those of each file."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Files are begun in the order of `LONGEST`, each as a whole: its tests share what they have made."""
+    last = len(LONGEST)
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.stem) in LONGEST else last)
 
 
 @pytest.fixture

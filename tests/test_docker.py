@@ -11,6 +11,8 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -28,9 +30,6 @@ from compose_files import (
     services,
 )
 from servers import ROOT
-
-BIN = Path(sys.executable).parent
-
 
 # What is open, and to whom
 
@@ -190,22 +189,30 @@ def test_the_lock_file_holds_every_direct_dependency() -> None:
     assert names - {"ssad-hpo"} <= pinned
 
 
-def help_of(*command: str) -> set[str]:
-    told = subprocess.run(
-        [BIN / command[0], *command[1:], "--help"],
-        env={**os.environ, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return options_in(told.stdout)
+@pytest.fixture
+def help_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., set[str]]:
+    """The options of a program, by its own help: what pip put into the PATH, run in this process."""
+
+    def run(name: str, *command: str) -> set[str]:
+        (program,) = set(entry_points(group="console_scripts", name=name))  # packages may share one
+        monkeypatch.setattr(sys, "argv", [name, *command, "--help"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            program.load()()
+        assert ended.value.code == 0
+        return options_in(capsys.readouterr().out)
+
+    monkeypatch.setenv("COLUMNS", "200")
+    return run
 
 
 def options_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
 
 
-def test_every_option_that_a_service_uses_is_known_to_its_program() -> None:
+def test_every_option_that_a_service_uses_is_known_to_its_program(
+    help_of: Callable[..., set[str]],
+) -> None:
     head, worker, mlflow = (services()[name]["command"] for name in ("head", "worker", "mlflow"))
     assert head[:2] == worker[:2] == ["ray", "start"] and mlflow[:2] == ["mlflow", "server"]
     node, sweep = re.findall(

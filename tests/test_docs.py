@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -90,9 +91,15 @@ def steps(name: str) -> tuple[tuple[str, str], ...]:
 
 
 RUNNING = [name for name in PAGES if steps(name)]
-# Pages begin alike, with the same images and the same search, which is then run once: what the folder held
-# after those steps.
+# Pages begin alike, with the same images, the same search and more, which is then run once: what the folder
+# held after those steps.
 KEPT: dict[tuple[tuple[str, str], ...], Path] = {}
+
+
+def alike(name: str, other: str) -> int:
+    """With how many steps that are the same two pages begin."""
+    pairs = zip(steps(name), steps(other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @pytest.mark.slow
@@ -101,6 +108,7 @@ KEPT: dict[tuple[tuple[str, str], ...], Path] = {}
 def test_every_block_of_a_page_runs_in_turn(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     # One place for all pages: the addresses in a run are absolute.
     place, todo = tmp_path_factory.getbasetemp() / "page", steps(name)
+    partings = {alike(name, other) for other in RUNNING if other != name}
     shutil.rmtree(place, ignore_errors=True)
     done = max((n for n in range(len(todo) + 1) if todo[:n] in KEPT), default=0)
     if done:
@@ -113,19 +121,26 @@ def test_every_block_of_a_page_runs_in_turn(name: str, tmp_path_factory: pytest.
         else:
             (place / "block.py").write_text(text, encoding="utf-8")
             run([sys.executable, "block.py"], place)
-        if sum(steps(other)[:n] == todo[:n] for other in RUNNING) > 1:
+        if n in partings:
             KEPT[todo[:n]] = shutil.copytree(place, tmp_path_factory.mktemp("kept") / "page", symlinks=True)
 
 
-def test_the_pages_share_the_search_that_they_begin_with() -> None:
+def test_the_pages_share_the_steps_that_take_longest() -> None:
     (search,) = {steps(name)[:2] for name in ("first-steps", "deployment", "index")}
     assert [text.split()[1] for _, text in search] == ["example", "search"]
+    together = steps("deployment")[: alike("deployment", "first-steps")]
+    words = [text.split()[:2] for _, text in together]
+    assert [second for first, second in words if first == "ssad-hpo"] == [
+        "example", "search", "score", "evaluate", "register", "export",
+    ]  # fmt: skip
+    assert any("mlflow models serve" in text for _, text in together)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [slow(path.stem) for path in sorted(DOCS.glob("examples/*.py"))])
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
-    assert run([sys.executable, str(DOCS / "examples" / f"{name}.py")], tmp_path).strip()
+    sizes = {"researcher": ["4", "20"]}.get(name, [])  # trials and steps
+    assert run([sys.executable, str(DOCS / "examples" / f"{name}.py"), *sizes], tmp_path).strip()
 
 
 def test_the_front_page_and_the_readme_name_files_that_are_there() -> None:

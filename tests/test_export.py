@@ -84,11 +84,36 @@ def sharing(images):
     return CombinedDetector(tuple(members), (part, part))
 
 
-@pytest.fixture(params=["small", "lite0", "patches", "classifier", "combined", "sharing"])
-def detector(request, small):
-    if request.param == "classifier":
-        return with_training(small, score="classifier")
+@pytest.fixture(scope="module")
+def classifier(small):
+    return with_training(small, score="classifier")
+
+
+KINDS = ["small", "lite0", "patches", "classifier", "combined", "sharing"]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(request, tmp_path_factory):
+    """The ONNX file of a kind of detector, which is written once: an export takes seconds."""
+    written = {}
+
+    def of(kind):
+        if kind not in written:
+            written[kind] = tmp_path_factory.mktemp("onnx") / "detector.onnx"
+            export_onnx(request.getfixturevalue(kind), written[kind])
+        return written[kind]
+
+    return of
+
+
+@pytest.fixture(params=KINDS)
+def detector(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def file(detector, request, onnx_file):
+    return onnx_file(request.node.callspec.params["detector"])
 
 
 def assert_same(scores, detector, images):
@@ -100,21 +125,18 @@ def test_the_module_scores_as_the_detector_does(detector, images):
     assert_same(ScoringModule(detector)(images).numpy(), detector, images)
 
 
-def test_onnxruntime_scores_as_the_detector_does_at_any_batch_size(detector, images, tmp_path):
-    export_onnx(detector, tmp_path / "detector.onnx")
-    assert [p.name for p in tmp_path.iterdir()] == ["detector.onnx"]
-    session = onnxruntime.InferenceSession(tmp_path / "detector.onnx", providers=["CPUExecutionProvider"])
+def test_onnxruntime_scores_as_the_detector_does_at_any_batch_size(detector, images, file):
+    assert [p.name for p in file.parent.iterdir()] == ["detector.onnx"]
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for count in (1, 7, 24):
         (scores,) = session.run(["scores"], {"images": images[:count].numpy()})
         assert scores.dtype == np.float32
         assert_same(scores, detector, images[:count])
 
 
-def test_members_of_a_combined_detector_share_frozen_stages_in_an_onnx_file(sharing, tmp_path):
+def test_members_of_a_combined_detector_share_frozen_stages_in_an_onnx_file(onnx_file):
     sizes, convolutions = [], []
-    for name, detector in (("one", sharing.detectors[0]), ("both", sharing)):
-        path = tmp_path / f"{name}.onnx"
-        export_onnx(detector, path)
+    for path in map(onnx_file, ("patches", "sharing")):  # one such detector, and two
         graph = onnx.load(path).graph
         sizes.append(path.stat().st_size)
         convolutions.append(sum(node.op_type == "Conv" for node in graph.node))
@@ -123,11 +145,8 @@ def test_members_of_a_combined_detector_share_frozen_stages_in_an_onnx_file(shar
     assert sizes[1] < 2 * sizes[0]
 
 
-def test_an_onnx_file_says_what_it_takes(small, tmp_path):
-    import onnx
-
-    export_onnx(small, tmp_path / "detector.onnx")
-    model = onnx.load(tmp_path / "detector.onnx")
+def test_an_onnx_file_says_what_it_takes(small, onnx_file):
+    model = onnx.load(onnx_file("small"))
     onnx.checker.check_model(model)
     assert model.opset_import[0].version == OPSET
     kept = {entry.key: entry.value for entry in model.metadata_props}
@@ -140,11 +159,10 @@ def test_an_onnx_file_says_what_it_takes(small, tmp_path):
     )
 
 
-def test_openvino_scores_as_the_detector_does(detector, images, tmp_path):
+def test_openvino_scores_as_the_detector_does(detector, images, file):
     openvino = pytest.importorskip("openvino")
-    export_onnx(detector, tmp_path / "detector.onnx")
     config = {"INFERENCE_PRECISION_HINT": "f32"}  # or it computes in bfloat16 where the processor can
-    model = openvino.compile_model(tmp_path / "detector.onnx", "CPU", config)
+    model = openvino.compile_model(file, "CPU", config)
     assert_same(model(images.numpy())[0], detector, images)
 
 

@@ -1,6 +1,6 @@
 """A researcher compares label-free selectors on a task whose labels are known.
 
-    python docs/examples/researcher.py            a minute or two
+    python docs/examples/researcher.py [TRIALS STEPS]     a minute or two with 8 and 120
 
 Trains candidates of two kinds once and lets every selector choose among them without labels; only then are
 these read.
