@@ -165,7 +165,7 @@ def rows_of_task(work: tuple[argparse.Namespace, Group, int]) -> list[Row]:
             kept.append(dict(arrays))
     rows: list[Row] = []
     for how in (ALIKE, SHIFTED):
-        there = [found for one in kept if (found := of_task(one, place, how)) is not None]
+        there = [own for one in kept if (own := of_task(one, place, how)) is not None]
         for share in SHARES[: len(SHARES) if how == ALIKE else 2] if there else ():
             places = draw(labels, share, seed)
             *seen, frozen = [Seen.of(one, places) for one in there]
