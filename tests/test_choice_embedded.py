@@ -6,7 +6,10 @@ import torch
 from study_runs import run_study
 
 from ssad_hpo.data import load
+from ssad_hpo.detector import Embeddings
+from ssad_hpo.task import Training
 from studies.choice_embedded import ALIKE, SHIFTED, column_title, of_task, shifted
+from studies.lab.choosing import Draw, Seen, combined_scores, figures, judge_of
 from studies.lab.embedded import digit_sets, texture_sets, with_held_out
 
 
@@ -33,8 +36,6 @@ def test_a_task_has_its_own_images_and_either_kind_of_held_out_ones():
 
 @pytest.mark.parametrize("sets", [texture_sets, digit_sets])
 def test_tasks_of_a_train_set_share_their_train_images_and_shifted_held_out_ones_come_from_their_side(sets):
-    from ssad_hpo.task import Training
-
     (first, *_) = sets(0, Training())
     tasks = [load(with_held_out(source)) for source in first.sources]
     assert len({task.name for task in tasks}) == len(tasks)
@@ -65,3 +66,30 @@ def test_a_killed_study_goes_on_and_its_page_has_every_part(tmp_path):
 
 def test_tasks_are_shown_by_their_train_images():
     assert [column_title(name) for name in ("gravel/cutout/0.02", "digits/7")] == ["gravel", "digits"]
+
+
+def detectors(count, gaps):
+    """Detectors whose scores of the first 20 of 60 unlabelled images lie a gap above the held-out ones."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(n):
+        return torch.nn.functional.normalize(torch.randn(n, 6, generator=generator), dim=1)
+
+    for i in range(count):
+        scores = np.exp(
+            torch.randn(60, generator=generator).numpy() + np.where(np.arange(60) < 20, gaps[i], 0)
+        )
+        held_out = np.exp(torch.randn(40, generator=generator).numpy())
+        sets = Embeddings(rows(50), rows(50), rows(60), rows(40))
+        yield Seen(scores, held_out, sets, scores, sets.unlabeled)
+
+
+def test_a_search_ends_with_the_best_eight_by_shift_or_with_the_encoder_where_nothing_is_seen():
+    judge = judge_of((np.arange(60) < 20).astype(np.int8), Draw(np.arange(60), np.arange(60)))
+    *seen, frozen = detectors(12, gaps := [3.0, 0, 2, 0, 1, 0, 2.5, 0, 1.5, 0, 0.5, 2])
+    best = sorted([*seen, frozen], key=lambda one: one.criteria["shift"])[:8]
+    found = figures(seen, [], frozen, judge)
+    assert found["as a search ends"] == judge(*combined_scores(best, heads=True))
+    assert found["as a search ends"] != found["combined, all and frozen"]
+    *seen, frozen = detectors(12, [0.0] * len(gaps))
+    assert figures(seen, [], frozen, judge)["as a search ends"] == judge(frozen.scores, frozen.unseen_scores)

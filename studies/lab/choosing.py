@@ -18,8 +18,10 @@ from ssad_hpo.consensus import SELECTORS
 from ssad_hpo.criteria import CRITERIA, NO_EVIDENCE, evaluate_all, p_anomalies
 from ssad_hpo.detector import Embeddings
 from ssad_hpo.evaluate import auc
+from ssad_hpo.task import COMBINED
 
 TOP = 3
+_DRIVER = COMBINED.criterion  # of searches of folders: it chooses, and whom to combine
 Arrays = Mapping[str, np.ndarray]
 Figures = dict[str, tuple[float, float]]  # method -> two AUCs; oracle and worst are those by the second
 Scores = np.ndarray | torch.Tensor
@@ -146,8 +148,8 @@ def figures(
         table[name] = single[int(np.argmax(selector(matrix)))]
     for name in CRITERIA:
         table[name] = single[int(np.argmin([row[name] for row in criteria]))]
-    best = sorted(range(len(candidates)), key=lambda i: criteria[i]["pu_auc"])[:TOP]
-    for title, members in (("all", candidates), (f"top {TOP}", [candidates[i] for i in best])):
+    first = sorted(range(len(candidates)), key=lambda i: criteria[i]["pu_auc"])[:TOP]
+    for title, members in (("all", candidates), (f"top {TOP}", [candidates[i] for i in first])):
         table[f"z-average, {title}"] = together(members, heads=False)
         table[f"combined, {title}"] = together(members, heads=True)
     if whole:
@@ -160,7 +162,8 @@ def figures(
     members = [*candidates, *([] if frozen is None else [frozen])]
     scores = [[torch.from_numpy(of) for of in (m.scores, m.held_out)] for m in members]
     if p_anomalies(*map(list, zip(*scores, strict=True))) < NO_EVIDENCE:
-        table["as a search ends"] = table["combined, all" if frozen is None else "combined, all and frozen"]
+        best = sorted(members, key=lambda m: m.criteria[_DRIVER])[: COMBINED.combine]
+        table["as a search ends"] = together(best, heads=True)
     else:
         table["as a search ends"] = table["z-average, all" if frozen is None else "frozen"]
     table["oracle"] = single[int(np.argmax(of_unseen))]
