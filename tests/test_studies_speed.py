@@ -11,6 +11,8 @@ import pytest
 import study_runs
 import torch
 
+from studies.throughput.measuring import flops_per_image
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +47,19 @@ def test_the_throughput_study_measures_both_pipelines_and_writes_table_rows_and_
     page = (tmp_path / "throughput.md").read_text()
     assert "smoke run" in page and "nan" not in page
     assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(6, 1), (6, 2), (6, 6)])
+def test_the_gradients_of_a_convolution_in_groups_count_as_its_forward_pass_does(channels, groups):
+    network = (
+        torch.nn.Conv2d(3, channels, 1),
+        torch.nn.Conv2d(channels, channels, 3, padding=1, groups=groups),
+    )
+    first = 2 * 8 * 8 * 3 * channels  # multiplications and additions of an image
+    second = 2 * 8 * 8 * 9 * channels * channels // groups
+    assert (
+        flops_per_image(torch.nn.Sequential(*network), 8) == 2 * first + 3 * second
+    )  # no gradient of images
 
 
 def test_the_scaling_study_predicts_studies_that_its_fit_has_not_seen(tmp_path):

@@ -6,11 +6,12 @@ import contextlib
 import multiprocessing
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ssad_hpo.encoder import Network
 from studies.throughput.cell import Cell, Run
@@ -101,9 +102,31 @@ def serve(pipeline: str, cell: Cell, workers: int, pipe: Connection) -> None:
 
 def flops_per_image(network: Network, image_size: int) -> float:
     """Arithmetic of one image in one training step: convolutions and matrix products, both directions."""
-    with FlopCounterMode(display=False) as counter:
+    gradients = {torch.ops.aten.convolution_backward: _flops_of_gradients}
+    with FlopCounterMode(display=False, custom_mapping=gradients) as counter:
         network(torch.rand(2, 3, image_size, image_size)).sum().backward()
     return counter.get_total_flops() / 2
+
+
+def _flops_of_gradients(
+    out: Sequence[int],
+    images: Sequence[int],
+    weight: Sequence[int],
+    bias: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: int,
+    wanted: Sequence[bool],
+    **_: object,
+) -> int:
+    """Of a convolution: each gradient that is wanted costs what its forward pass does.
+
+    PyTorch's own formula leaves groups out, so that a depthwise gradient counts once for every channel.
+    """
+    return sum(wanted[:2]) * conv_flop_count(list(images), list(weight), list(out), transposed)
 
 
 def matrix_product(device: str, precision: str, size: int) -> float:
