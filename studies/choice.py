@@ -24,6 +24,7 @@ from studies.lab.choice_tables import (
     DRAWS,
     SHARES,
     against_table,
+    kinds_table,
     methods,
     rows_by,
     share_table,
@@ -101,6 +102,8 @@ def main() -> None:
                 where = f"{'Real sets' if real else 'Embedded tasks'}, {how}"
                 title = "anomalies as they are" if share is None else f"anomalies {share:g} of unlabeled"
                 parts.append(f"## {where}: {title}\n\n{share_table(part)}")
+                if share in (None, 0.1):
+                    parts.append(kinds_table(part))
                 parts += [against_table(part, hero) for hero in COMPARED if share is None]
     detectors, draws = detectors_by_set(there, kept), 1 if options.smoke else DRAWS
     absent: list[Row] = []

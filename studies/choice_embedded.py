@@ -30,7 +30,16 @@ from ssad_hpo.detector import Detector, train, untrained_detector
 from ssad_hpo.judgement import judge
 from ssad_hpo.task import PRETRAINED, Augmentation, DetectorError, Training
 from studies.lab.cells import cell_path, run_missing
-from studies.lab.choice_tables import COMPARED, SHARES, against_table, methods, rows_by, share_table, summary
+from studies.lab.choice_tables import (
+    COMPARED,
+    SHARES,
+    against_table,
+    kinds_table,
+    methods,
+    rows_by,
+    share_table,
+    summary,
+)
 from studies.lab.choosing import Arrays, Seen, as_it_comes, draw, judge_of
 from studies.lab.detectors import DYNAMIC, kept_arrays, write_arrays
 from studies.lab.embedded import TrainSet, candidates, digit_sets, texture_sets, with_held_out
@@ -190,6 +199,7 @@ def part_of(rows: Sequence[Row], how: str, share: float | None, tasks: str) -> s
     title = "anomalies as they are" if share is None else f"anomalies {share:g} of unlabeled"
     tables = [share_table(rows, column_title)]
     if share in (None, 0.1) and how == ALIKE:
+        tables.append(kinds_table(rows))
         tables += [against_table(rows, hero, column_title) for hero in COMPARED]
     return "\n".join([f"## {tasks}, {how}: {title}\n", *tables])
 
@@ -229,7 +239,9 @@ it comes, by patches. Regret is the distance across kinds to the oracle, the can
 those images. *Transductive* is across kinds on the unlabelled images themselves.
 
 {chr(10).join(parts)}"""
-    write_results(options, "choice_embedded", page, summary(rows))
+    of_textures = [{**row, "set": column_title(row["set"])} for row in rows]
+    names = ("how", "set", "share", "group", "kind", "method")
+    write_results(options, "choice_embedded", page, summary(of_textures, names))
 
 
 if __name__ == "__main__":

@@ -77,10 +77,12 @@ def column(rows: Sequence[Row], figure: str = "inductive") -> dict[str, dict[Run
     return {m: {run: float(np.mean(v)) for run, v in runs.items()} for m, runs in values.items()}
 
 
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """Means over draws and kinds."""
+PLACES = ("how", "set", "seed", "share", "group", "method")
+
+
+def summary(rows: Sequence[Row], names: Sequence[str] = PLACES) -> list[Row]:
+    """Means over all but what is named."""
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    names = ("how", "set", "seed", "share", "group", "method")
     for row in rows:
         groups[tuple(row[name] for name in names)].append(row)
     return [
@@ -119,6 +121,17 @@ def share_table(rows: Sequence[Row], title: Callable[[str], str] = str) -> str:
         lines.append([method, *aucs, f"{regret:+.3f}", rank, "–" if np.isnan(seen) else f"{seen:.3f}"])
     titles = ["method", "within a kind", "across kinds", *sets, "regret", "rank", "transductive"]
     return markdown_table(titles, lines)
+
+
+def kinds_table(rows: Sequence[Row]) -> str:
+    """A line for each method: within each kind of augmentation; nothing where there is one."""
+    by_kind: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["group"] == WITHIN:
+            by_kind[row["kind"]].append(row)
+    columns = [column(some) for some in by_kind.values()]
+    lines = [[m, *(f"{mean(values[m]):.3f}" for values in columns)] for m in (columns[0] if columns else ())]
+    return markdown_table(["method, within", *by_kind], lines) if len(columns) > 1 else ""
 
 
 def against_table(rows: Sequence[Row], hero: str, title: Callable[[str], str] = str) -> str:
