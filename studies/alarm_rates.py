@@ -41,7 +41,7 @@ from studies.lab.detectors import (
     write_arrays,
 )
 from studies.lab.options import parse, study_parser
-from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.results import Row, made_by, markdown_table, means, write_results
 from studies.lab.searching import truth_of
 
 RATES = (0.01, 0.05, 0.1)
@@ -219,15 +219,8 @@ def _mean(rows: Sequence[Row], name: str) -> float:
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Means over splits and detectors."""
-    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     names = ("set", "split", "way", "n", "rate")
-    for row in rows:
-        groups[tuple(row[name] for name in names)].append(row)
-    figures = ("expected", "weight", FRESH, SEEN, ANOMALOUS, *SHIFTED)
-    return [
-        dict(zip(names, place, strict=True)) | {name: round(_mean(some, name), 4) for name in figures}
-        for place, some in groups.items()
-    ]
+    return means(rows, names, ("expected", "weight", FRESH, SEEN, ANOMALOUS, *SHIFTED))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from ssad_hpo.data import unlabeled_files
 from ssad_hpo.evaluate import auc
 from studies.lab.choosing import Arrays, Draw, Judge, Scores, Seen, draw, figures
 from studies.lab.detectors import DYNAMIC, Cell, arrays_of
-from studies.lab.results import Row, markdown_table
+from studies.lab.results import Row, markdown_table, means
 from studies.lab.searching import truth_of
 
 GOOD = "good"
@@ -174,14 +174,7 @@ def _methods(
 def absent_summary(rows: Sequence[Row]) -> list[Row]:
     """Means over draws."""
     names = ("how", "set", "seed", "absent", "images", "method")
-    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[tuple(row[name] for name in names)].append(row)
-    return [
-        dict(zip(names, place, strict=True))
-        | {f: round(float(np.mean([row[f] for row in some])), 4) for f in ("auc_absent", "auc_there")}
-        for place, some in groups.items()
-    ]
+    return means(rows, names, ("auc_absent", "auc_there"))
 
 
 def absent_table(rows: Sequence[Row]) -> str:

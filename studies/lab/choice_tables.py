@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from studies.lab.cells import begin_worker
 from studies.lab.choosing import Draw, Seen, figures, judge_of
 from studies.lab.comparing import average_ranks, comparison_table
 from studies.lab.detectors import DYNAMIC
-from studies.lab.results import Row, markdown_table
+from studies.lab.results import Row, markdown_table, means
 
 SHARES: tuple[float | None, ...] = (None, 0.1, 0.02, 0.0)  # of anomalies in `unlabeled`; None leaves them
 DRAWS = 3
@@ -82,14 +82,7 @@ PLACES = ("how", "set", "seed", "share", "group", "method")
 
 def summary(rows: Sequence[Row], names: Sequence[str] = PLACES) -> list[Row]:
     """Means over all but what is named."""
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[tuple(row[name] for name in names)].append(row)
-    return [
-        dict(zip(names, place, strict=True))
-        | {f: round(float(np.mean([row[f] for row in some])), 4) for f in ("transductive", "inductive")}
-        for place, some in groups.items()
-    ]
+    return means(rows, names, ("transductive", "inductive"))
 
 
 def mean(runs: Mapping[Run, float]) -> float:

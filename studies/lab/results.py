@@ -10,6 +10,7 @@ import os
 import platform
 import statistics
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
+
+
+def means(rows: Sequence[Row], names: Sequence[str], figures: Sequence[str]) -> list[Row]:
+    """A row for each combination of what is named, with the means of figures over all else."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in names)].append(row)
+    return [
+        dict(zip(names, place, strict=True))
+        | {f: round(statistics.fmean(row[f] for row in some), 4) for f in figures}
+        for place, some in groups.items()
+    ]
 
 
 def write_results(
