@@ -110,7 +110,7 @@ def test_the_gradient_field_writes_table_rows_and_picture(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [[], ["--ablate"]], ids=["table", "ablation"])
+@pytest.mark.parametrize("part", [[], ["--ablate"], ["--by-share"]], ids=["table", "ablation", "by-share"])
 def test_a_killed_recovery_study_goes_on_and_comes_out_the_same(part, tmp_path):
     cells, arguments = tmp_path / "cells", ["--cells", tmp_path / "cells", "--jobs", "1", *part]
     run_study("st_ssad_recovery", *arguments, "--out", tmp_path / "whole")
@@ -119,9 +119,10 @@ def test_a_killed_recovery_study_goes_on_and_comes_out_the_same(part, tmp_path):
     kept[1].unlink()
     said = run_study("st_ssad_recovery", *arguments, "--out", tmp_path / "again")
     assert f"{len(kept) - 2} of {len(kept)} cells are there" in said
-    name = "st_ssad_ablation" if part else "st_ssad_recovery"
+    names = {"--ablate": "st_ssad_ablation", "--by-share": "st_ssad_recovery_by_share"}
+    name = names["".join(part)] if part else "st_ssad_recovery"
     whole, again = (read_rows(tmp_path / place / f"{name}.csv") for place in ("whole", "again"))
-    assert whole == again and len(whole) == 2 * 2 * 2  # variants, seeds, starting points
+    assert whole == again and len(whole) == (3 * 4 * 2 if "--by-share" in part else 2 * 2 * 2)
     assert (tmp_path / "again" / f"{name}.png").exists() == (not part)
     page = (tmp_path / "again" / f"{name}.md").read_text()
     assert "smoke run" in page and "nan" not in page
