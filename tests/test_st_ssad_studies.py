@@ -29,11 +29,14 @@ def read_rows(path):
 def test_the_sizes_that_the_docstrings_state_are_those_of_the_studies(monkeypatch, tmp_path):
     recovery, table = study("st_ssad_recovery", monkeypatch), study("st_ssad_table", monkeypatch)
     options = recovery.argparse.Namespace(
-        cells=tmp_path, smoke=False, seeds=3, ablate=False, contamination=0.5, orders=(1, 2)
+        cells=tmp_path, smoke=False, seeds=3, ablate=False, by_share=False, contamination=0.5, orders=(1, 2)
     )
     cells = recovery.cells_of(options)
-    ablation = recovery.cells_of(recovery.argparse.Namespace(**{**vars(options), "ablate": True}))
-    for these, tunings in ((cells, 180), (ablation, 114)):
+    ablation, by_share = (
+        recovery.cells_of(recovery.argparse.Namespace(**{**vars(options), part: True}))
+        for part in ("ablate", "by_share")
+    )
+    for these, tunings in ((cells, 180), (ablation, 114), (by_share, 90)):
         assert sum(cell.tuning is not None for cell in these) == tunings
         assert len({cell.path for cell in these}) == len(these)
         assert f"{tunings}\ntunings" in recovery.__doc__ or f"{tunings} tunings" in recovery.__doc__
