@@ -151,6 +151,7 @@ def test_an_export_leaves_the_choice_of_how_processes_start():
 
 JOINED = """
 import signal
+import ray
 from ssad_hpo.raytune.sweeping import connected
 
 def own(number, frame):
@@ -160,11 +161,24 @@ signal.signal(signal.SIGTERM, own)
 with connected(None):
     assert signal.getsignal(signal.SIGTERM) is not own  # else Ray does so no more
 assert signal.getsignal(signal.SIGTERM) is own
+
+first, second = connected(None), connected(None)  # as of two sweeps, of which the first ends first
+first.__enter__()
+second.__enter__()
+first.__exit__(None, None, None)
+assert ray.is_initialized() and ray.get(ray.put(1)) == 1
+second.__exit__(None, None, None)
+assert not ray.is_initialized()
+
+ray.init("local", include_dashboard=False, log_to_driver=False)
+with connected(None):
+    pass
+assert ray.is_initialized()  # the user's own
 """
 
 
 @pytest.mark.slow  # a Ray is started, in a process that has none
-def test_a_ray_of_its_own_leaves_the_users_handlers_of_signals():
+def test_a_ray_of_its_own_ends_with_the_last_that_uses_it_and_leaves_the_users_handlers():
     environment = {**os.environ, "RAY_AUTH_TOKEN": os.urandom(16).hex()}
     ended = subprocess.run([sys.executable, "-c", JOINED], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

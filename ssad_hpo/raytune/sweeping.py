@@ -185,18 +185,31 @@ def _own_handlers(*numbers: int) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+_joining = threading.Lock()
+_joined: list[str | None] = []  # the address that each sweep asked for which works in the Ray joined here
+
+
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Ray in this process: the one that runs, a cluster's, or one of its own that ends with this."""
-    if ray.is_initialized():
-        yield
-        return
+    """Ray in this process: the one that runs, a cluster's, or one of its own that ends with this.
+
+    Of sweeps in several threads the first joins, and the last leaves.
+    """
     with _own_handlers(signal.SIGTERM):
-        _join(address)
+        with _joining:
+            theirs = not _joined and ray.is_initialized()  # the user's own, which is left as it is
+            if not theirs:
+                if not _joined:
+                    _join(address)
+                _joined.append(address)
         try:
             yield
         finally:
-            ray.shutdown()
+            with _joining:
+                if not theirs:
+                    _joined.remove(address)
+                    if not _joined:
+                        ray.shutdown()
 
 
 def _join(address: str | None) -> None:
