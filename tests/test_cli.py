@@ -485,7 +485,7 @@ WRONG = [
     ("search cloth --train cloth/train --unlabeled cloth/test", "give PATH, or --train and --unlabeled"),
     ("search --train cloth/train --unlabeled empty", "empty"),
     ("search cloth --bogus", "--bogus"),
-    ("search cloth --trials 0", "n_trials"),
+    ("search cloth --encoder small --trials 0", "n_trials"),
     ("search cloth --trials many", "--trials"),
     ("search cloth --category jeans", "jeans"),
     ("search cloth --anomaly hole", "hole"),

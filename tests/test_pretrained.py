@@ -20,7 +20,7 @@ from starting import start_study
 
 from ssad_hpo import Objective, candidates, controlled_data, select
 from ssad_hpo.augment import NONE
-from ssad_hpo.data import Source
+from ssad_hpo.data import Source, load
 from ssad_hpo.detector import Detector, train, untrained_network
 from ssad_hpo.encoder import build_network, digest_of
 from ssad_hpo.search import records
@@ -250,6 +250,31 @@ def test_without_an_anomaly_to_be_seen_the_encoder_as_it_comes_scores_alone() ->
     assert "trial 0, the encoder as it comes" in told and "1 passes" not in told
     by_both = [load_detector("r").score(clean.unlabeled).numpy(), frozen.scores()]
     assert np.array_equal(*(scores.argsort() for scores in by_both))
+
+
+def test_a_search_of_no_candidate_is_the_encoder_as_it_comes_and_goes_on_to_some(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ssad_hpo.cli.display import show
+    from ssad_hpo.experiment import load_detector, report_run, resume_study
+
+    sizes = {"image_size": 32, "n_train": 24, "n_unlabeled": 40, "n_held_out": 24}
+    source = Source("controlled", {"anomaly": Augmentation("cutout", {"patch_area": 0.2}), **sizes})
+    settings = {"training": TUNED, "combine": 2, "sampler": "random", "tracking_uri": None}
+    result = start_study(source, n_trials=0, run="r", **settings)
+    evidence = result.evidence
+    assert [trial.frozen for trial in records(result.study)] == [True] and result.selected.number == 0
+    assert evidence is not None and evidence.anomalies_seen and evidence.heads and evidence.members == (0,)
+    told = " ".join(evidence.account("trial"))
+    assert "the score of trial 0 in standard deviations" in told and "passes" not in told
+    show(result)
+    page = report_run("r").read_text()
+    assert "steps" not in capsys.readouterr().out and "Hyperparameters tried" not in page
+    assert len(load_detector("r").score(load(source).unlabeled)) == 40
+    went_on = resume_study("r", n_trials=2)
+    at_once = start_study(source, n_trials=2, run="s", **settings)
+    criteria = [[trial.criteria for trial in records(each.study)] for each in (went_on, at_once)]
+    assert len(criteria[0]) == 3 and criteria[0] == criteria[1]
 
 
 def test_what_ends_with_the_encoder_as_it_comes_is_nowhere_called_combined(

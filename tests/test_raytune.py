@@ -123,7 +123,7 @@ def test_a_wrong_argument_of_a_sweep_is_named() -> None:
         with pytest.raises(ValueError, match=message):
             check_cluster(Cluster(**arguments), device)
     of_its_search: list[tuple[dict[str, Any], str]] = [
-        ({"n_trials": 0}, "n_trials: expected a whole number >= 1, got 0"),
+        ({"n_trials": -1}, "n_trials: expected a whole number >= 0, got -1"),
         ({"pruner": "pbt"}, "pruner: expected one of none, asha, median, got 'pbt'"),
         ({"reduction_factor": 0}, "reduction_factor: expected a whole number >= 2, got 0"),
     ]

@@ -716,8 +716,12 @@ def test_a_search_brings_a_study_to_its_number_of_trials(task: Task) -> None:
     assert len(study.trials) == 2
     run_search(study, Objective(task, replace(search, n_trials=3), TRAINING))
     assert len(study.trials) == 3
-    with pytest.raises(ValueError, match="n_trials: expected a whole number >= 1, got 0"):
-        replace(search, n_trials=0)
+    with pytest.raises(ValueError, match="n_trials: expected a whole number >= 0, got -1"):
+        replace(search, n_trials=-1)
+    with pytest.raises(
+        ValueError, match="n_trials: expected a whole number >= 1, got 0, which with pretrained"
+    ):
+        Objective(task, replace(search, n_trials=0), TRAINING)
 
 
 def test_a_gaussian_process_wants_one_kind_and_unknown_samplers_are_named() -> None:

@@ -98,9 +98,11 @@ def _show_candidates(result: StudyResult, choices: Sequence[Candidate]) -> None:
     columns.append(Column(heading, [f"{choice.criteria[criterion]:.4f}" for choice in choices]))
     if (aucs := result.aucs) is not None:
         columns.append(Column("AUC", [f"{aucs[choice.number]:.3f}" for choice in choices]))
+    trained = any(choice.budget for choice in choices)
     title = (
-        f"{plain(settings.task_name)}: {settings.training.steps} steps a candidate, "
-        f"{settings.training.precision}, {settings.how}, seed {settings.seed}"
+        f"{plain(settings.task_name)}: "
+        + (f"{settings.training.steps} steps a candidate, " if trained else "")
+        + f"{settings.training.precision}, {settings.how}, seed {settings.seed}"
     )
     chosen = [choice.number for choice in choices].index(result.selected.number)
     print_table(title, columns, chosen)

@@ -124,11 +124,14 @@ class SearchDisplay(_Live):
         self.n_trials = settings.n_trials + (training.weights != "none") + again  # the encoder as it comes
         self.steps, self.done = training.steps, finished_trials(run)
         kinds, batch = ", ".join(settings.method.space.kinds), training.batch_size
+        what, steps = "the encoder as it comes alone", ""
+        if settings.n_trials:
+            what = f"{settings.n_trials} candidates of {kinds}, the lowest {settings.criterion} is chosen"
+            steps = f"{training.steps} steps of {batch} + {batch} images, "
         say(
-            f"[bold]{plain(settings.task_name)}[/bold]: {settings.n_trials} candidates of {kinds}, "
-            f"the lowest {settings.criterion} is chosen, without labels"
+            f"[bold]{plain(settings.task_name)}[/bold]: {what}, without labels"
             + (f", after {again} more trainings of the best with other seeds\n" if again else "\n")
-            + f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images, "
+            + f"{training.encoder} encoder, {steps}"
             f"{training.precision}, {settings.device}, {_threads(settings.threads)}; "
             f"{settings.how}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}"

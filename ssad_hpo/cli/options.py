@@ -113,7 +113,13 @@ TRUST = option(
 )  # fmt: skip
 DEVICE = option("--device", help="Where to compute: cpu, or cuda for a GPU; by default the processor.")
 THREADS = option("--threads", type=int, help="Processor threads of a training; chosen by default.")
-TRIALS = option("--trials", "-n", "n_trials", type=int, help="How many candidates to train.")
+TRIALS = option(
+    "--trials",
+    "-n",
+    "n_trials",
+    type=int,
+    help="How many candidates to train; 0 for a pretrained encoder as it comes, alone.",
+)
 SEED = option("--seed", type=int, help="Fixes what is drawn by the sampler and in every training.")
 
 IMAGES = Group(

@@ -99,15 +99,20 @@ class Evidence:
                 f"to be seen nothing speaks for another {word}, or for several"
             )
         elif self.combined is not None:
-            members = ", ".join(map(str, self.members))
+            *others, last = map(str, self.members)
+            whose = (
+                f"mean score of {word}s {', '.join(others)} and {last}, each"
+                if others
+                else (f"score of {word} {last}")
+            )
             heads = (
                 ", and a linear look at what sets the suspicious unlabelled images apart from held-out ones"
                 if self.heads
                 else ""
             )
+            cost = f"; it costs {len(self.members)} passes an image" if others else ""
             told.append(
-                f"combined detector: the mean score of {word}s {members}, each in standard deviations of the "
-                f"held-out images{heads}; it costs {len(self.members)} passes an image"
+                f"combined detector: the {whose} in standard deviations of the held-out images{heads}{cost}"
             )
         return told
 

@@ -246,7 +246,9 @@ def resume_study(
     if n_trials is not None:
         if isinstance(settings.method, Tuning):
             raise ValueError(f"n_trials: {opened.folder} is a tuning, whose starting points are its trials")
-        settings = replace(settings, method=replace(settings.method, n_trials=n_trials))
+        search = replace(settings.method, n_trials=n_trials)
+        search.check_trials(settings.training)
+        settings = replace(settings, method=search)
     if address is not None:
         if settings.cluster is None:
             raise ValueError(f"address: {opened.folder} is a local search, and has no Ray cluster")

@@ -108,9 +108,10 @@ def _sections(findings: Findings, folder: Path) -> Iterator[_Section]:
     if findings.spots:
         yield _spots(findings, folder)
     yield _scores(findings, folder)
-    if findings.course is None or findings.anomalous is not None:
-        yield _criterion(findings, folder)
-    yield _hyperparameters(findings, folder)
+    if findings.course is not None or any(trial.curve for trial in findings.trials):  # something was trained
+        if findings.course is None or findings.anomalous is not None:
+            yield _criterion(findings, folder)
+        yield _hyperparameters(findings, folder)
     yield _embeddings(findings, folder)
 
 

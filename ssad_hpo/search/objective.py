@@ -84,6 +84,7 @@ class Objective:
         self.search = replace(search, space=search.space.within(height=height, width=width))
         self.training = training or Training()
         check_criterion("criterion", self.criterion, task)
+        search.check_trials(self.training)
         for kind, hyperparameters in self.search.space.kinds.items():
             check_fits(Augmentation(kind, hyperparameters), height=height, width=width)
         untrained_network(self.training, (channels, height, width))  # an encoder that cannot be, says so now

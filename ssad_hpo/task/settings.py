@@ -147,7 +147,7 @@ class Search:
     Attributes:
         space: what is searched; also a kind's name, several names, or a mapping as `SearchSpace` takes it.
         criterion: what is minimised and chooses, a key of `ssad_hpo.CRITERIA`.
-        n_trials: how many candidates to train.
+        n_trials: how many candidates to train; with pretrained weights 0 gives their encoder as it comes.
         sampler: "tpe", "random", "grid" or "gp" (a space of one kind only).
         grid_points: values per hyperparameter of the sampler "grid".
         pruner: "none", "asha" or "median"; stops poor trials at the evaluation steps of the training.
@@ -183,9 +183,9 @@ class Search:
         if not isinstance(space, SearchSpace):
             object.__setattr__(self, "space", SearchSpace(space))
         check_text(self, "criterion")
-        many = (1, 1_000_000)
-        check_whole(self, {"n_trials": many, "grid_points": (2, 1000), "reduction_factor": (2, 1000)})
-        check_whole(self, {"seed": (0, MOST_SEED), "keep": many, "combine": many, "confirm": (0, many[1])})
+        many, any_number = (1, 1_000_000), (0, 1_000_000)
+        check_whole(self, {"n_trials": any_number, "grid_points": (2, 1000), "reduction_factor": (2, 1000)})
+        check_whole(self, {"seed": (0, MOST_SEED), "keep": many, "combine": many, "confirm": any_number})
         if not isinstance(self.contrast_heads, bool):
             raise ValueError(f"contrast_heads: expected true or false, got {self.contrast_heads!r:.80}")
         check_choices(self, {"sampler": SAMPLERS, "pruner": PRUNERS})
@@ -199,6 +199,14 @@ class Search:
             raise ValueError(
                 f"grid_points: expected a grid of at most {LARGEST_GRID:,} candidates, got "
                 f"{self.space.grid_size(self.grid_points):.3g}; use fewer points, or another sampler"
+            )
+
+    def check_trials(self, training: Training) -> None:
+        """Raise ValueError where no candidate would be judged: none is trained, and no encoder pretrained."""
+        if self.n_trials == 0 and training.weights == "none":
+            raise ValueError(
+                "n_trials: expected a whole number >= 1, got 0, which with pretrained weights alone means "
+                "something: their encoder as it comes"
             )
 
     @property
