@@ -49,7 +49,6 @@ SHARES: tuple[float | None, ...] = (None, 0.1)  # of anomalies among what is loo
 POINTS, GRID, RANGES = "random points", "grid of points", "random ranges"
 BY = ("dsv", "pu_auc", "shift")
 TOGETHER = (3, 4, 8, TRIALS)
-AREA = (0.002, 0.3)  # the default range of all four
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,11 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
 def range_of(trial: optuna.trial.BaseTrial) -> Augmentation:
     """A dynamic augmentation whose area is drawn from a range with a centre and a width of its own."""
     kind = trial.suggest_categorical("augmentation", list(PATCHES))
-    centre = trial.suggest_float(f"{kind}.centre", *AREA, log=True)
+    area = Augmentation(kind).hyperparameters["patch_area"]
+    assert isinstance(area, Range)  # the default, as large as fits
+    centre = trial.suggest_float(f"{kind}.centre", area.low, area.high, log=True)
     width = trial.suggest_float(f"{kind}.width", *WIDTHS, log=True) ** 0.5
-    ends = max(AREA[0], centre / width), min(AREA[1], centre * width)
+    ends = max(area.low, centre / width), min(area.high, centre * width)
     return Augmentation(kind, {"patch_area": Range(*ends, log=True)})
 
 
