@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 from conftest import Ended
 
-from ssad_hpo import data
-from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_TRAINING, Tuning
+from ssad_hpo import CRITERIA, data
+from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_HELD_OUT, PATCHES_TRAINING, Tuning
 from ssad_hpo.cli import app, main
+from ssad_hpo.cli.options import CRITERIA_TOLD
 from ssad_hpo.experiment import open_result, open_run
 from ssad_hpo.search import candidates, select
 from ssad_hpo.task import COMBINED, PRETRAINED, Cluster, Range, Search, Training
@@ -182,12 +183,20 @@ def test_options_have_the_defaults_of_the_product_and_show_them(
     shown = re.sub(r"[│\s]+", " ", call(command, "--help").out)
     for name, value in own.items():
         of_folders = value
-        usual = (PATCHES, PATCHES_TRAINING) if command == "tune" else (PRETRAINED, COMBINED)
-        for settings in usual:
+        for settings in (PATCHES, PATCHES_TRAINING) if command == "tune" else (PRETRAINED,):
             of_folders = getattr(settings, name, of_folders)
-        both = f"({value}; for folders {of_folders})"
+        held_out = getattr(PATCHES_HELD_OUT if command == "tune" else COMBINED, name, of_folders)
+        told = str(value)
+        told += f"; for folders {of_folders}" if of_folders != value else ""
+        told += f"; where good images of folders are held out {held_out}" if held_out != of_folders else ""
         if isinstance(value, int | str) and not isinstance(value, bool):
-            assert f"[default: {value if of_folders == value else both}]" in shown
+            assert f"[default: {told if told == str(value) else f'({told})'}]" in shown
+    assert "(None" not in shown and "((" not in shown  # as Python shows what nobody types
+
+
+def test_help_names_all_criteria() -> None:
+    told = CRITERIA_TOLD.replace("with held-out images ", "").replace(";", ",").split(", ")
+    assert sorted(told) == sorted(CRITERIA)
 
 
 def test_every_option_of_a_search_reaches_its_settings(

@@ -16,7 +16,14 @@ from ssad_hpo.bilevel.result import (
     TunedStart,
     TuningResult,
 )
-from ssad_hpo.bilevel.settings import HELD_OUT_LOSSES, LOSSES, PATCHES, PATCHES_TRAINING, Tuning
+from ssad_hpo.bilevel.settings import (
+    HELD_OUT_LOSSES,
+    LOSSES,
+    PATCHES,
+    PATCHES_HELD_OUT,
+    PATCHES_TRAINING,
+    Tuning,
+)
 from ssad_hpo.bilevel.tuning import DEFAULT_TRAINING, prepare, tune
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "HELD_OUT_LOSSES",
     "LOSSES",
     "PATCHES",
+    "PATCHES_HELD_OUT",
     "PATCHES_TRAINING",
     "CollapseWarning",
     "Coordinates",

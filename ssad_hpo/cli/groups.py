@@ -48,7 +48,8 @@ class _Option(click.RichOption):
 
     Args:
         look_up: its default, by its name.
-        of_folders: that for images of folders, by its name, where this may be another.
+        of_folders, held_out: that for images of folders, and for those of which some are held out, by its
+            name, where these may be others.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class _Option(click.RichOption):
         *flags: Any,
         look_up: Callable[[str], Any],
         of_folders: Callable[[str], Any] | None,
+        held_out: Callable[[str], Any] | None,
         **settings: Any,
     ) -> None:
         self._shown: Any = None
-        self.look_up, self.of_folders = look_up, of_folders
+        self.look_up, self.of_folders, self.held_out = look_up, of_folders or look_up, held_out or of_folders
         super().__init__(*flags, **settings)
 
     def get_default(self, ctx: click.Context, call: bool = True) -> Any:
@@ -67,15 +69,27 @@ class _Option(click.RichOption):
 
     @property
     def show_default(self) -> Any:
-        """What the help says of the default: the context decides, or both of two."""
-        if self.of_folders is None or self.name is None:  # Click asks before it has a name
+        """What the help says of the default: the context decides, or what differs for folders is told."""
+        if not hasattr(self, "name"):  # Click asks before it has one
             return self._shown
         default, of_folders = self.look_up(self.name), self.of_folders(self.name)
-        return self._shown if default == of_folders else f"{default}; for folders {of_folders}"
+        held_out = of_folders if self.held_out is None else self.held_out(self.name)
+        told = [_typed(default)]
+        told += [f"for folders {_typed(of_folders)}"] if of_folders != default else []
+        told += [f"where good images of folders are held out {_typed(held_out)}"] * (held_out != of_folders)
+        is_plain = len(told) == 1 and not isinstance(default, tuple)
+        return self._shown if is_plain else "; ".join(told)
 
     @show_default.setter
     def show_default(self, shown: Any) -> None:
         self._shown = shown
+
+
+def _typed(value: Any) -> str:
+    """A default as it would be typed; where there is none to type, what it stands for."""
+    if isinstance(value, tuple):
+        return ",".join(f"{number:g}" for number in value)
+    return "all" if value is None else str(value)
 
 
 def option(*flags: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -90,7 +104,8 @@ class Group:
         title: above them in the help.
         options: from `option`.
         defaults: gives what has their defaults as attributes; None leaves them without.
-        of_folders: gives what has those for images of folders, where these are others.
+        of_folders, held_out: give what has those for images of folders, and for those of which some are held
+            out, where these are others.
     """
 
     def __init__(
@@ -99,15 +114,17 @@ class Group:
         *options: tuple[tuple[str, ...], dict[str, Any]],
         defaults: Callable[[], object] | None = None,
         of_folders: Callable[[], object] | None = None,
+        held_out: Callable[[], object] | None = None,
     ) -> None:
         self.defaults = defaults
-        beside = of_folders and _attribute_of(of_folders)
+        beside = {
+            "of_folders": of_folders and _attribute_of(of_folders),
+            "held_out": held_out and _attribute_of(held_out),
+        }
         self._options: list[Callable[[Command], Command]] = []
         for flags, settings in options:
             own: dict[str, Any] = (
-                {}
-                if defaults is None
-                else {"cls": _Option, "look_up": _attribute_of(defaults), "of_folders": beside}
+                {} if defaults is None else {"cls": _Option, "look_up": _attribute_of(defaults), **beside}
             )
             self._options.append(click.option(*flags, **own, panel=title, **settings))
         self.names = [_name(flags) for flags, _ in options]

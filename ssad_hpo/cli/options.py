@@ -45,7 +45,7 @@ def search_of_demo() -> Search:
     return replace(_search(), n_trials=12)
 
 
-def _search_of_folders() -> Search:
+def _search_of_held_out() -> Search:
     from ssad_hpo.task import COMBINED
 
     return COMBINED
@@ -81,6 +81,12 @@ def _tuning_of_folders() -> Tuning:
     return PATCHES
 
 
+def _tuning_of_held_out() -> Tuning:
+    from ssad_hpo.bilevel import PATCHES_HELD_OUT
+
+    return PATCHES_HELD_OUT
+
+
 def _tuned_training_of_folders() -> Training:
     from ssad_hpo.bilevel import PATCHES_TRAINING
 
@@ -98,7 +104,7 @@ SKIP_UNREADABLE = option(
 )
 BIT_DEPTH = option(
     "--bit-depth", type=int,
-    help="Bits of a grey value in files of 16 bits, such as 12; by default 16, in a score those of the run.",
+    help="Bits of a grey value in files of 16 bits, such as 12; by default those of the run.",
 )  # fmt: skip
 MAX_PIXELS = option(
     "--max-pixels", type=int, default=MOST_IMAGE_PIXELS,
@@ -113,14 +119,7 @@ TRUST = option(
 )  # fmt: skip
 DEVICE = option("--device", help="Where to compute: cpu, or cuda for a GPU; by default the processor.")
 THREADS = option("--threads", type=int, help="Processor threads of a training; chosen by default.")
-TRIALS = option(
-    "--trials",
-    "-n",
-    "n_trials",
-    type=int,
-    help="How many candidates to train; 0 for a pretrained encoder as it comes, alone.",
-)
-SEED = option("--seed", type=int, help="Fixes what is drawn by the sampler and in every training.")
+SEED = option("--seed", type=int, help="Fixes everything that is drawn.")
 
 IMAGES = Group(
     "Images",
@@ -141,7 +140,7 @@ IMAGES = Group(
         default=True,
         help="Whether tall or wide images stay so, or become squares.",
     ),
-    (BIT_DEPTH[0], {**BIT_DEPTH[1], "default": 16}),
+    option("--bit-depth", type=int, default=16, help="Bits of a grey value in files of 16 bits, such as 12."),
     MAX_PIXELS,
     SKIP_UNREADABLE,
 )
@@ -155,17 +154,24 @@ _RANGES = option(
 SPACE = Group(
     "Search space",
     option("--augmentation", "-a", "kinds", multiple=True,
-           help="A kind of augmentation to search; repeatable. By default cutavg; for folders all patches."),
+           help="A kind of augmentation to search: cutout, cutavg, cutdiff, cutpaste, rotation; repeatable. "
+                "By default cutavg; where good images of folders are held out, all patches."),
     _RANGES,
 )  # fmt: skip
 
 TUNED_SPACE = Group(
     "Search space",
     option("--augmentation", "-a", "kinds", multiple=True,
-           help="A kind to tune; repeatable. By default, for folders, all patches."),
+           help="A kind to tune: cutout, cutavg, cutdiff, cutpaste, rotation; repeatable. By default, for "
+                "folders, all patches."),
     _RANGES,
 )  # fmt: skip
 
+# Those of `ssad_hpo.CRITERIA`, in words here, since libraries load slowly; a test compares.
+CRITERIA_TOLD = (
+    "dsv, dsv_unclamped, discordance, base, mmd, std, smooth_alignment, soft_alignment; with held-out images "
+    "shift, pu_auc, excess"
+)
 _COMBINED = (
     option("--combine", type=int, help="How many of the best candidates score together in the end."),
     option(
@@ -175,8 +181,14 @@ _COMBINED = (
     ),
 )
 _SEARCHED = (
-    option("--criterion", help="What chooses without labels; the lowest is best."),
-    TRIALS,
+    option("--criterion", help=f"What chooses without labels, the lowest: {CRITERIA_TOLD}."),
+    option(
+        "--trials",
+        "-n",
+        "n_trials",
+        type=int,
+        help="How many candidates to train, with --resume in all; 0 for a pretrained encoder as it comes.",
+    ),
     option("--sampler", help="What proposes candidates: tpe, random, grid, or gp for one kind alone."),
     option("--grid-points", type=int, help="Values per hyperparameter that the sampler grid tries."),
     option("--pruner", help="What stops poor trials early: none, asha or median."),
@@ -190,8 +202,8 @@ _SEARCHED = (
         help="Train so many of the best again with two other seeds each, and choose by the mean.",
     ),
 )
-SEARCH = Group("Search", *_SEARCHED, defaults=_search, of_folders=_search_of_folders)
-SWEEP = Group("Search", *_SEARCHED, defaults=_sweep, of_folders=_search_of_folders)
+SEARCH = Group("Search", *_SEARCHED, defaults=_search, held_out=_search_of_held_out)
+SWEEP = Group("Search", *_SEARCHED, defaults=_sweep, held_out=_search_of_held_out)
 
 _TRAINED = (
     option(
@@ -217,7 +229,11 @@ _TRAINED = (
         help="How images are scored: density (as a whole), patches (by what is most anomalous in them), or "
         "classifier.",
     ),
-    option("--contamination", type=float, help="The share of anomalies that you believe in, if you do."),
+    option(
+        "--contamination",
+        type=float,
+        help="The share of anomalies that you believe in, if you do: how many augmented images criteria see.",
+    ),
 )
 TRAINING = Group(
     "Training",
@@ -256,10 +272,11 @@ TUNING = Group(
     option("--look", type=float, help="Share of their steps for that look."),
     option("--detector-steps", type=int, help="Training steps to each step of the hyperparameters."),
     option("--warm-start", type=float, help="Share of the steps before the hyperparameters move."),
-    option("--choose-by", help="What keeps one start, the lowest: a criterion, or validation_loss."),
+    option("--choose-by", help=f"What keeps one start, the lowest: validation_loss, {CRITERIA_TOLD}."),
     *_COMBINED,
     defaults=_tuning,
     of_folders=_tuning_of_folders,
+    held_out=_tuning_of_held_out,
 )  # fmt: skip
 
 _RUN = option(

@@ -16,7 +16,15 @@ from click.exceptions import Exit
 
 from ssad_hpo.cli.decisions import ALARM_RATE, Decisions, show_labelled
 from ssad_hpo.cli.display import plain, say, show, show_ranking, warn
-from ssad_hpo.cli.options import BIT_DEPTH, DEVICE, MAX_BYTES, MAX_PIXELS, SKIP_UNREADABLE, TRUST
+from ssad_hpo.cli.options import (
+    BIT_DEPTH,
+    CRITERIA_TOLD,
+    DEVICE,
+    MAX_BYTES,
+    MAX_PIXELS,
+    SKIP_UNREADABLE,
+    TRUST,
+)
 
 
 @click.command(
@@ -93,12 +101,13 @@ def sync(run: str, trust_addresses: bool) -> None:
 
 @click.command(epilog="Example: `ssad-hpo select runs/NAME/artifacts/*/arrays.npz --by sel`")
 @click.argument("files", type=Path, nargs=-1, required=True)
-@click.option("--by", default="dsv", help="What chooses: a criterion, or mc, hits or sel.")
+@click.option("--by", default="dsv", help=f"What chooses: {CRITERIA_TOLD}; or mc, hits, sel.")
 @click.option(*MAX_BYTES[0], **MAX_BYTES[1])
 def select(files: tuple[Path, ...], by: str, max_bytes: int) -> None:
     """Choose among detectors that were trained already, by any label-free selector.
 
-    FILES are npz files with train, augmented and unlabeled embeddings, and scores.
+    FILES are npz files with embeddings train, augmented and unlabeled, and, where there are any, scores of
+    the unlabelled images and held_out_scores.
     """
     from ssad_hpo.search import select_detectors
 

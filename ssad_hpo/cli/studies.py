@@ -22,7 +22,7 @@ from ssad_hpo.cli.declared import (
     tuning_of,
 )
 from ssad_hpo.cli.display import command, run_name, show, warn
-from ssad_hpo.cli.groups import Group
+from ssad_hpo.cli.groups import Group, option
 from ssad_hpo.cli.live import SearchDisplay, TuningDisplay
 from ssad_hpo.cli.options import (
     CLUSTER,
@@ -34,7 +34,6 @@ from ssad_hpo.cli.options import (
     SWEEP,
     SWEEP_RUN,
     TRAINING,
-    TRIALS,
     TRUST,
     TUNED_SPACE,
     TUNED_TRAINING,
@@ -195,8 +194,12 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
 
 
 @click.command(epilog="Example: `ssad-hpo demo --seed 3`")
-@click.option("--hard", is_flag=True, help="Take a harder task, pasted patches, and twice the time.")
-@Group("Search", TRIALS, defaults=search_of_demo)
+@click.option("--hard", is_flag=True, help="Take a harder task, pasted patches, and three times the images.")
+@Group(
+    "Search",
+    option("--trials", "-n", "n_trials", type=int, help="How many candidates to train."),
+    defaults=search_of_demo,
+)
 @click.option("--seed", type=int, default=0, help="Fixes the images, the sampler and every training.")
 @DEMO_RUN
 @click.pass_context
@@ -204,7 +207,7 @@ def demo(context: click.RichContext, /, hard: bool, n_trials: int, seed: int, **
     """Search on an embedded texture with known anomalies, then compare the choice with the truth.
 
     The task, grey patches on gravel, is one that is known to be clear; `--hard` takes pasted patches,
-    which look like gravel themselves, and trains twice as long.
+    which look like gravel themselves, and trains on three times as many images.
     """
     from ssad_hpo.data import Source, builtin
     from ssad_hpo.experiment import TASK, run_study

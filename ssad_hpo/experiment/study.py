@@ -10,7 +10,7 @@ import optuna
 
 from ssad_hpo import data, numerics, tracking, trust
 from ssad_hpo.address import without_password_of
-from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_TRAINING, Tuning
+from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_HELD_OUT, PATCHES_TRAINING, Tuning
 from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.encoder import NONE
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
@@ -186,8 +186,7 @@ def tuning_for(source: data.Source | None, training: Training) -> Tuning:
     """
     if not _is_own(source) or training.weights == NONE:
         return Tuning()
-    held_out = source is not None and data.holds_out(source)
-    return replace(PATCHES, choose_by="shift", combine=3) if held_out else PATCHES
+    return PATCHES_HELD_OUT if source is not None and data.holds_out(source) else PATCHES
 
 
 def tuned_training_for(source: data.Source | None) -> Training:
