@@ -247,7 +247,7 @@ def test_without_an_anomaly_to_be_seen_the_encoder_as_it_comes_scores_alone() ->
     assert evidence is not None and not evidence.anomalies_seen and frozen.augmentation.kind == NONE
     assert evidence.as_it_comes and evidence.members == (frozen.number,) and not evidence.heads
     (told,) = evidence.account("trial")
-    assert "trial 0, the encoder as it comes" in told and "1 passes" not in told
+    assert "trial 0, the encoder as it comes" in told and "detectors score" not in told
     by_both = [load_detector("r").score(clean.unlabeled).numpy(), frozen.scores()]
     assert np.array_equal(*(scores.argsort() for scores in by_both))
 
@@ -266,7 +266,7 @@ def test_a_search_of_no_candidate_is_the_encoder_as_it_comes_and_goes_on_to_some
     assert [trial.frozen for trial in records(result.study)] == [True] and result.selected.number == 0
     assert evidence is not None and evidence.anomalies_seen and evidence.heads and evidence.members == (0,)
     told = " ".join(evidence.account("trial"))
-    assert "the score of trial 0 in standard deviations" in told and "passes" not in told
+    assert "the score of trial 0 in standard deviations" in told and "detectors score" not in told
     show(result)
     page = report_run("r").read_text()
     assert "steps" not in capsys.readouterr().out and "Hyperparameters tried" not in page

@@ -110,7 +110,7 @@ class Evidence:
                 if self.heads
                 else ""
             )
-            cost = f"; it costs {len(self.members)} passes an image" if others else ""
+            cost = f"; {len(self.members)} detectors score an image" if others else ""
             told.append(
                 f"combined detector: the {whose} in standard deviations of the held-out images{heads}{cost}"
             )
