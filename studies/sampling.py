@@ -25,16 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-import torch
 
-from ssad_hpo.criteria import NO_EVIDENCE, p_anomalies
 from ssad_hpo.data import Source, builtin, load
 from ssad_hpo.detector import train
 from ssad_hpo.judgement import judge
 from ssad_hpo.search import make_sampler
 from ssad_hpo.task import Augmentation, DetectorError, Range, Search, SearchSpace, Task, Training
 from studies.lab.cells import cell_path, run_missing
-from studies.lab.choosing import Seen, combined_scores, draw, judge_of
+from studies.lab.choosing import Seen, combined_scores, draw, judge_of, sees_anomalies
 from studies.lab.comparing import compare
 from studies.lab.detectors import kept_arrays
 from studies.lab.embedded import AREAS, PATCHES, with_held_out
@@ -162,8 +160,7 @@ def figures_of(seen: Sequence[Seen], judge_by: Callable[..., tuple[float, float]
     table = {"average": float(np.mean(aucs))}
     for name in BY:
         table[name] = aucs[int(np.argmin([c.criteria[name] for c in seen]))]
-    scores = [[torch.from_numpy(of) for of in (c.scores, c.held_out)] for c in seen]
-    evidence = p_anomalies(*map(list, zip(*scores, strict=True))) < NO_EVIDENCE
+    evidence = sees_anomalies(seen)
     first = sorted(seen, key=lambda c: c.criteria["shift"])
     for count in TOGETHER:
         members = first[:count] if evidence else seen

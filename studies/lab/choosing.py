@@ -160,8 +160,7 @@ def figures(
         table["combined, all and frozen"] = together([*candidates, frozen], heads=True)
     # What a search does: without evidence of anomalies there is nothing to choose by, and no head.
     members = [*candidates, *([] if frozen is None else [frozen])]
-    scores = [[torch.from_numpy(of) for of in (m.scores, m.held_out)] for m in members]
-    if p_anomalies(*map(list, zip(*scores, strict=True))) < NO_EVIDENCE:
+    if sees_anomalies(members):
         best = sorted(members, key=lambda m: m.criteria[_DRIVER])[: COMBINED.combine]
         table["as a search ends"] = together(best, heads=True)
     else:
@@ -172,11 +171,21 @@ def figures(
 
 
 def as_it_comes(frozen: Seen, judged: Judge) -> Figures:
-    """Two AUCs of the encoder as it comes, and of it with its own head."""
-    return {
+    """Two AUCs of the encoder as it comes, with its own head, and as a search of no candidate ends."""
+    table = {
         "frozen": judged(frozen.scores, frozen.unseen_scores),
         "frozen with head": judged(*combined_scores([frozen], heads=True)),
     }
+    return {
+        **table,
+        "as a first look ends": table["frozen with head" if sees_anomalies([frozen]) else "frozen"],
+    }
+
+
+def sees_anomalies(members: Sequence[Seen]) -> bool:
+    """Whether the unlabelled images stand out against held-out ones by any of the detectors."""
+    scores = [[torch.from_numpy(of) for of in (m.scores, m.held_out)] for m in members]
+    return p_anomalies(*map(list, zip(*scores, strict=True))) < NO_EVIDENCE
 
 
 def combined_scores(members: Sequence[Seen], *, heads: bool) -> tuple[torch.Tensor, torch.Tensor]:
