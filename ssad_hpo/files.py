@@ -269,4 +269,6 @@ def unmakeable(folder: Path) -> str | None:
     for place in (folder, folder.with_name(folder.name + ".partial")):
         if os.path.lexists(place):
             return f"expected a folder that is not there yet, but there is {place.name!r}"
+    if not folder.parent.is_dir():
+        return f"expected a folder in one that is there, but there is no {str(folder.parent)!r}"
     return unwritable(folder)

@@ -72,12 +72,11 @@ class Served:
         channels, height, width = self.detector.image_shape
         scores = [np.zeros(0)]
         for start in range(0, len(contents), _BATCH):
+            some, shape = contents[start : start + _BATCH], (channels, height, width)
             try:
-                images = read_contents(
-                    contents[start : start + _BATCH], (channels, height, width), bit_depth=self.bit_depth
-                )
+                images = read_contents(some, shape, bit_depth=self.bit_depth, first=start)
             except DataError as error:
-                raise ValueError(f"{COLUMN}s {start} to {start + _BATCH - 1}: {error}") from error
+                raise ValueError(str(error)) from error
             scores.append(self.detector.score(torch.from_numpy(images)).numpy())
         return np.concatenate(scores)
 

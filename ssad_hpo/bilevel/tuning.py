@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from ssad_hpo.bilevel.result import (
     collapse_signs,
     last_training_loss,
 )
-from ssad_hpo.bilevel.settings import Tuning, fits_kind
+from ssad_hpo.bilevel.settings import INDIRECT_LOSSES, Tuning, fits_kind
 from ssad_hpo.bilevel.standing import standing_of
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import check_device, untrained_network
@@ -63,6 +63,12 @@ def prepare(
         check_fits(augmentation, height=height, width=width)
     points = _points(tuning, [coordinates for coordinates, _ in places])
     network = untrained_network(training, (channels, height, width))
+    moving = any(p.requires_grad for n, p in network.named_parameters() if n.startswith("encoder."))
+    if tuning.loss in INDIRECT_LOSSES and not (moving and training.encoder_learning_rate != 0):
+        raise ValueError(
+            f"loss: {tuning.loss} knows the augmentation by what it teaches the encoder, which stays as it "
+            "is; freeze fewer stages, give it a learning rate, or use another loss"
+        )
     if tuning.order == 2 and training.encoder != "small":
         check_second_derivatives(network, (channels, height, width))
     prepare_allocator(torch.device(device), height * width)
@@ -179,14 +185,15 @@ def _read_end(start: Start, file: CheckpointFile, place: int) -> TunedStart | Fa
     descent = start.descent()
     with file.reading():
         state = file.progress.finished[place]
+        if (reason := state.get(FAILURE)) is not None:
+            return FailedStart(start.augmentation, reason, Cost(**state["cost"]))
         descent.load(state)
-        reason = state.get(FAILURE)
-    return _finish(descent, start) if reason is None else _failed(descent, start, reason)
+    return _finish(descent, start)
 
 
 def _descend(start: Start, index: int, file: CheckpointFile, tell: Teller) -> TunedStart | FailedStart:
     """Bring a starting point to its end, from its look or where an earlier process left it, if one did."""
-    progress, ended_by, descent = file.progress, {}, start.descent()
+    progress, descent = file.progress, start.descent()
     if progress.looks and progress.current is None:
         with file.reading():
             take_up_look(descent, progress.looks[index])
@@ -196,24 +203,22 @@ def _descend(start: Start, index: int, file: CheckpointFile, tell: Teller) -> Tu
     ended: TunedStart | FailedStart
     try:
         tell_steps(index, advance(descent, file, start.problem.training.steps), tell)
-        ended = _finish(descent, start)
+        ended, end = _finish(descent, start), descent.state()
         tell.end(index, "complete", _metrics(ended))
     except DetectorError as error:
         tell.failure(index, error)
-        ended, ended_by = _failed(descent, start, str(error)), {FAILURE: str(error)}
+        ended = FailedStart(start.augmentation, str(error), descent.cost)
+        # Without its weights, which may not be finite; nothing goes on from them.
+        end = {FAILURE: str(error), "cost": asdict(descent.cost)}
     except BaseException as error:
         tell.failure(index, error)
         raise
-    progress.finished.append({**descent.state(), **ended_by})
+    progress.finished.append(end)
     if progress.looks:
         progress.looks[index]["state"] = None
     progress.current = None
     file.save()
     return ended
-
-
-def _failed(descent: Descent, start: Start, reason: str) -> FailedStart:
-    return FailedStart(start.augmentation, reason, descent.cost)
 
 
 def _finish(descent: Descent, start: Start) -> TunedStart:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,13 +82,14 @@ def tuning_of(context: click.Context, source: Source, options: dict[str, Any], t
     return replace(usual, space=space_of(**space, usual=usual.space), **told)
 
 
-def tell_uncombined(source: Source, given: Iterable[str]) -> None:
+def tell_uncombined(source: Source, given: Mapping[str, Any]) -> None:
     """Say that nothing is combined where no images are held out, if that was asked for."""
     from ssad_hpo.data import holds_out
 
     for name in ("combine", "contrast_heads"):
         if name in given and not holds_out(source):
-            warn(f"--{name.replace('_', '-')} has no effect: no normal images are held out")
+            flag = name.replace("_", "-") if name == "combine" or given[name] else "no-contrast-heads"
+            warn(f"--{flag} has no effect: no normal images are held out")
 
 
 def search_of(context: click.Context, source: Source, options: dict[str, Any], group: Group) -> Search:
@@ -169,8 +170,8 @@ def space_of(
             raise click.UsageError(f"--range {given}: {kind!r} is not searched; add -a {kind}")
         log = hyperparameter_of(kind, hyperparameter).range.log
         try:
-            low, _, high = value.partition(":")
-            space[kind][hyperparameter] = Range(float(low), float(high), log) if high else float(low)
+            low, colon, high = value.partition(":")
+            space[kind][hyperparameter] = Range(float(low), float(high), log) if colon else float(low)
         except ValueError as error:
             raise click.UsageError(f"--range {given}: expected KIND.NAME=LOW:HIGH ({error})") from None
     return SearchSpace(space)

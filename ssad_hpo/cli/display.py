@@ -68,7 +68,7 @@ def show(result: StudyResult) -> None:
         if result.alarms is not None:
             say(plain(result.alarms.sentence()))
     else:
-        say(f"chosen without labels: {word} {result.selected.number}, {result.selected.augmentation}")
+        say(f"chosen without labels: {word} {result.selected.number}, {result.selected.title}")
     if settings.tuning is None and not result.selected.learned:  # a tuning's signs of collapse say so
         say(
             f"[yellow]trial {result.selected.number} hardly tells augmented images from normal ones: loss "
@@ -162,9 +162,9 @@ def _show_evidence(result: StudyResult) -> None:
         say(sentence)
     for sentence in evidence.doubts(word, result.selected.number):
         say(f"[yellow]{sentence}[/]")
-    if evidence.as_it_comes:
+    if evidence.as_it_comes and evidence.members[0] != result.selected.number:
         say(f"`score` uses {word} {evidence.members[0]}, with --single {word} {result.selected.number}")
-    elif evidence.combined is not None:
+    elif evidence.combined is not None and not evidence.as_it_comes:
         say("`score` uses the combined detector, with --single the selected one")
 
 

@@ -24,4 +24,4 @@ def example(folder: Path, seed: int) -> None:
     told = ", ".join(f"{count} in {name}/" for name, count in counts.items())
     say(f"{plain(folder)}: {told}; labels.csv says which of the last two have a defect")
     good, stream = (typed(str(folder / name)) for name in ("good", "stream"))
-    say(f"{command()} search --train {good} --unlabeled {stream}")
+    say(plain(f"{command()} search --train {good} --unlabeled {stream}"))

@@ -203,18 +203,28 @@ class TuningDisplay(_Live):
             f"{settings.device}, {_threads(settings.threads)}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}" + _without_held_out(settings.source)
         )
-        self.steps, self.criterion, self.starts = training.steps, settings.criterion, settings.n_trials
+        self.steps, self.criterion = training.steps, settings.criterion
+        self.shared = tuning.warm_start_steps(self.steps) if tuning.warm_start_on == "range" else 0
+        starts, looked = settings.n_trials, tuning.look_steps(self.steps)
+        survivors = starts if tuning.survivors is None else min(starts, tuning.survivors)
+        total = survivors * (self.steps - self.shared) + (starts - survivors) * (looked - self.shared)
         self.going, self.told = False, 0
-        done = finished_trials(run) * self.steps
-        self.start("starts", total=settings.n_trials * self.steps, done=done)
-        self.update(done, "warm start")
+        self.reached = {str(trial): self.steps for trial in range(finished_trials(run))}
+        self.start("starts", total=total, done=self._done)
+        self.update(self._done, "warm start")
+
+    @property
+    def _done(self) -> int:
+        """Steps of all starts, each of which may have gone on after a look at the others."""
+        return sum(max(0, step - self.shared) for step in self.reached.values())
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         self.params, self.begun = params, time.monotonic()
-        self.update(int(trial) * self.steps)
+        self.update(self._done)
 
     def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
-        done = int(trial) * self.steps + step
+        self.reached[trial] = step
+        done = self._done
         if not self.going:  # a start that goes on has done some of its steps before: the clock begins here
             self.clock, self.going = _Clock(self.clock.total, done), True
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())
@@ -229,8 +239,8 @@ class TuningDisplay(_Live):
     ) -> None:
         if status != "complete":  # whoever stopped it says why
             return
-        done = (int(trial) + 1) * self.steps
-        self.update(done)
+        self.reached[trial] = self.steps
+        self.update(self._done)
         value = metrics.get(self.criterion, metrics["finished.validation_loss"])
         learned = {n: metrics.get(f"learned.{n}", v) for n, v in self.params.items()}
         self.print(

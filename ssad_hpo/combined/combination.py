@@ -45,7 +45,7 @@ class Scale:
     @classmethod
     def of(cls, held_out: Tensor) -> Scale:
         spread = float(held_out.std(correction=0))
-        if not spread > 0:
+        if not _differ(held_out):
             raise DetectorError("combined: the scores of the held-out images are all the same")
         return cls(float(held_out.mean()), spread)
 
@@ -82,8 +82,9 @@ class Combination:
 
     Attributes:
         parts: one for each of them.
-        scores: (N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous; in units
-            of the held-out images' standard deviation.
+        scores: (N_test,) float64 anomaly scores of the unlabelled images, higher is more anomalous: means of
+            candidates' scores, each in standard deviations of the held-out images, so that 0 is these images'
+            mean, but 1 not their standard deviation.
         held_out: (N_held,) those of the held-out images.
     """
 
@@ -140,6 +141,17 @@ def combine(candidates: Sequence[Scored], *, heads: bool = True) -> Combination:
         for scale, head, head_scale in zip(scales, found, head_scales, strict=True)
     ]
     return Combination(tuple(parts), scores + weight * of_unlabeled, normal + weight * of_held_out)
+
+
+def can_be_combined(held_out: np.ndarray | Tensor) -> bool:
+    """Whether a candidate's scores of the held-out images differ, so that they are a scale for others."""
+    return _differ(logarithms(held_out))
+
+
+def _differ(values: Tensor) -> bool:
+    """Whether they do by more than rounding: equal numbers seldom have a standard deviation of 0."""
+    rounding = 8 * torch.finfo(values.dtype).eps * float(values.abs().max())
+    return float(values.std(correction=0)) > rounding
 
 
 def logarithms(scores: np.ndarray | Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class CombinedDetector(Calibrated):
     def score(self, images: Tensor) -> Tensor:
         """Anomaly scores (N,) float64 of (N, C, H, W) uint8 images; higher is more anomalous.
 
-        In standard deviations of the held-out images' scores, where 0 is their mean.
+        The mean of its members' scores, each in standard deviations of the held-out images, whose mean is 0.
 
         Raises:
             ValueError: if the images are of another type or shape.

@@ -55,8 +55,9 @@ def contrast_head(sets: Embeddings, scores: Tensor) -> tuple[Head, Tensor, Tenso
     assert sets.held_out is not None
     unlabeled, held_out = sets.unlabeled.double(), sets.held_out.double()
     _, whitening = fit_gaussian(sets.train)
-    folds = min(_FOLDS, len(unlabeled), len(held_out))
-    of_unlabeled, of_held_out = (torch.arange(len(rows)) % folds for rows in (unlabeled, held_out))
+    of_unlabeled, of_held_out = (copies_together(rows, _FOLDS) for rows in (unlabeled, held_out))
+    folds = int(min(of_unlabeled.max(), of_held_out.max())) + 1
+    of_unlabeled, of_held_out = of_unlabeled % folds, of_held_out % folds
     values = torch.zeros(len(unlabeled)).double(), torch.zeros(len(held_out)).double()
     heads = []
     for fold in range(folds):
@@ -66,6 +67,16 @@ def contrast_head(sets: Embeddings, scores: Tensor) -> tuple[Head, Tensor, Tenso
         heads.append(head)
     mean = Head(torch.stack([h.weights for h in heads]).mean(0), sum(h.bias for h in heads) / len(heads))
     return mean, *values
+
+
+def copies_together(rows: Tensor, groups: int) -> Tensor:
+    """(N,) int64, a group 0..groups - 1 for each row (N, D), in turn; equal rows, of copies, have the same.
+
+    Where almost all are copies, they are shared out like others.
+    """
+    first: dict[bytes, int] = {}
+    places = torch.tensor([first.setdefault(row.numpy().tobytes(), len(first)) for row in rows])
+    return (places if len(first) > 1 else torch.arange(len(rows))) % groups
 
 
 def _direction(unlabeled: Tensor, scores: Tensor, held_out: Tensor, whitening: Tensor) -> Head:

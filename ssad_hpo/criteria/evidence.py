@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import beta, rankdata
+from scipy.stats import rankdata
 from torch import Tensor
 
-from ssad_hpo.calibration import LOWER_PART, MOST_ANOMALIES
+from ssad_hpo.calibration import DRIFT_LEVEL, Calibration
 from ssad_hpo.criteria.pairs import DegenerateError
 
 NO_EVIDENCE = 0.05  # from here on the unlabelled images show no anomaly that any detector sees
@@ -62,12 +62,10 @@ def shifted_as_a_whole(scores: Tensor, held_out: Tensor) -> bool:
 
     Where anomalies are the difference, the normal ones among the unlabelled images still have low scores. If
     almost none has, held-out images are not as the normal ones among the unlabelled, and no criterion of
-    scores can tell that from anomalies.
+    scores can tell that from anomalies. It is what `Calibration.drift` asks of any batch.
 
     Args:
         scores: (N_test,) of the unlabelled images.
         held_out: (N_held,) of held-out normal images.
     """
-    low = int((scores < torch.quantile(held_out, LOWER_PART)).sum())
-    most = beta.ppf(0.95, low + 1, len(scores) - low) if low < len(scores) else 1.0  # Clopper-Pearson
-    return bool(most < (1 - MOST_ANOMALIES) * LOWER_PART)
+    return Calibration(held_out).drift(scores) < DRIFT_LEVEL

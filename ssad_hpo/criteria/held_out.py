@@ -15,6 +15,7 @@ from ssad_hpo.criteria.pairs import DegenerateError
 
 # Tails of the held-out scores in which anomalies may stand out (ARGOS, arXiv 2511.14832).
 _TAILS = (0.05, 0.1, 0.2, 0.3)
+_ROUNDING = 8  # units in the last place by which equal scores may differ from their mean
 
 
 def pu_auc(scores: Tensor, held_out: Tensor) -> Tensor:
@@ -94,9 +95,11 @@ def shift_error(scores: Tensor, held_out: Tensor) -> Tensor:
     """
     scores, held_out = _checked(scores, held_out)
     spread = _spread(held_out)
-    means = scores.var(correction=0) / len(scores) + spread.square() / len(held_out)
-    of_spread = ((scores.mean() - held_out.mean()) / spread).square() / (2 * len(held_out))
-    return (means / spread.square() + of_spread).sqrt()
+    z, distance = (held_out - held_out.mean()) / spread, (scores.mean() - held_out.mean()) / spread
+    # What a held-out image does to both the mean and the standard deviation, whatever the scores' shape.
+    influence = z + distance / 2 * (z.square() - 1)
+    of_scores = scores.var(correction=0) / spread.square() / len(scores)
+    return (of_scores + influence.var(correction=0) / len(held_out)).sqrt()
 
 
 def _placements(scores: Tensor, others: Tensor) -> Tensor:
@@ -117,7 +120,7 @@ def _tails(scores: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _spread(held_out: Tensor) -> Tensor:
     spread = held_out.std(correction=0)
-    if spread == 0:
+    if not spread > _ROUNDING * torch.finfo(held_out.dtype).eps * held_out.abs().max():
         raise DegenerateError(f"held_out: expected scores that differ, got {len(held_out)} equal ones")
     return spread
 

@@ -231,7 +231,7 @@ def _reorder(rows: np.ndarray, order: Sequence[int]) -> None:
 
 def _digest(content: str | np.ndarray) -> str:
     return hashlib.sha256(
-        content.encode() if isinstance(content, str) else content.reshape(-1).data
+        content.encode(errors="surrogateescape") if isinstance(content, str) else content.reshape(-1).data
     ).hexdigest()
 
 

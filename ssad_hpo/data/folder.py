@@ -227,7 +227,7 @@ def _load(name: str, train: _Half, unlabeled: _Half, how: _Reading) -> DataSet:
     for doubt in _doubts(images):
         warnings.warn(f"{name}: {doubt}", stacklevel=3)
     task = Task(name, **{half: torch.from_numpy(read.pixels) for half, read in images.items()})
-    share = _share(how.held_out, how.held_out_share, len(task.train))
+    share = _share(how.held_out, how.held_out_share, len(train.paths))  # as `holds_out` counts them
     if share:
         task = task.set_aside(share)
     if unlabeled.labels is None:

@@ -120,12 +120,19 @@ def read_images(
 
 
 def read_contents(
-    contents: Sequence[bytes], shape: tuple[int, int, int], *, bit_depth: int = WHOLE_DEPTH
+    contents: Sequence[bytes],
+    shape: tuple[int, int, int],
+    *,
+    bit_depth: int = WHOLE_DEPTH,
+    first: int = 0,
 ) -> np.ndarray:
     """What is in image files, (N, C, H, W) uint8, as `read_images` reads them from paths.
 
+    Args:
+        first: the place of the first among all, for messages.
+
     Raises:
-        DataError: naming the place of the first that cannot be read.
+        DataError: naming the place of one that cannot be read.
     """
     decoding = Decoding(bit_depth)
     rows = np.empty((len(contents), *shape), np.uint8)
@@ -134,7 +141,7 @@ def read_contents(
         try:
             rows[i] = decode_bytes(contents[i], shape, decoding)
         except UnreadableError as error:
-            raise DataError(f"image {i} {error}") from error
+            raise DataError(f"image {first + i} {error}") from error
 
     in_threads(work, range(len(contents)))
     return rows

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssad_hpo.augment import KINDS, NONE, hyperparameter_of, kind_of
+from ssad_hpo.combined import copies_together
 from ssad_hpo.criteria import CRITERIA, Criterion, DegenerateError
 from ssad_hpo.experiment.outcome import StudyResult
 from ssad_hpo.search import Candidate, candidates, ranked
@@ -43,7 +44,12 @@ def how_sure(result: StudyResult) -> list[str]:
                 "--steps may"
             )
     others = [kind for kind in KINDS if kind not in settings.method.space.kinds]
-    if result.evidence is not None and not result.evidence.anomalies_seen and others:
+    unseen = result.evidence is not None and not result.evidence.anomalies_seen
+    if unseen and all(choice.augmentation.kind == NONE for choice in choices):
+        told.append(
+            "candidates that are trained may see anomalies where none is seen: go on with --trials 16"
+        )
+    elif unseen and others:
         told.append(f"another kind of augmentation may see anomalies where these do not: {', '.join(others)}")
     return told
 
@@ -87,8 +93,9 @@ def _left_out(choice: Candidate, criterion: str) -> list[NDArray[np.float64]] | 
     values = []
     for group in (("unlabeled", "scores"), ("held_out",)):
         if varied := [name for name in group if name in row.needs]:
-            count = len(sets[varied[0]])
-            index = torch.arange(count) % min(_GROUPS, count)
+            images = embeddings.held_out if group == ("held_out",) else embeddings.unlabeled
+            assert images is not None
+            index = copies_together(images, _GROUPS)
             try:
                 values.append(np.array([_without(row, sets, varied, index != g) for g in index.unique()]))
             except DegenerateError:  # too few images to leave any out

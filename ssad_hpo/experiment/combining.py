@@ -12,10 +12,13 @@ import torch
 from ssad_hpo.augment import NONE
 from ssad_hpo.bilevel import Tuning
 from ssad_hpo.calibration import Calibration
-from ssad_hpo.combined import Combination, CombinedDetector, combine
+from ssad_hpo.combined import Combination, CombinedDetector, can_be_combined, combine
 from ssad_hpo.criteria import CRITERIA, NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.experiment.run_folder import Run
 from ssad_hpo.search import Candidate, candidates, keeps_detector, ranked
+from ssad_hpo.task import Search
+
+_DRAWN_AT_RANDOM = 10  # trials that TPE and GP begin with
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,11 +90,7 @@ class Evidence:
             told.append(
                 "anomalies seen: unlabelled images without any would look like these with p = "
                 f"{self.p_anomalies:.3f}"
-                + (
-                    f", or somewhat more often, since {word}s were tuned by these images"
-                    if self.fitted
-                    else ""
-                )
+                + (f", or somewhat more often, since {word}s were led by these images" if self.fitted else "")
             )
         if self.as_it_comes:
             told.append(
@@ -130,10 +129,12 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
     p = p_anomalies(list(scores.values()), list(held_out.values()))
     shifted = shifted_as_a_whole(scores[selected.number], held_out[selected.number])
     method = run.settings.method
-    fitted = isinstance(method, Tuning) and _is_fitted(method)
+    fitted = _is_fitted(method)
     if method.combine == 1:
         return Evidence(p, shifted, fitted=fitted)
-    among = [c for c in choices if c.number in held_out]
+    among = [c for c in choices if c.number in held_out and can_be_combined(held_out[c.number])]
+    if not among:
+        return Evidence(p, shifted, fitted=fitted)
     members = ranked(among, run.settings.criterion)[: method.combine]
     seen = p < NO_EVIDENCE
     # Runs of earlier versions may not have kept its detector.
@@ -146,11 +147,15 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
     return Evidence(p, shifted, combined, numbers, bool(untrained), fitted)
 
 
-def _is_fitted(tuning: Tuning) -> bool:
-    """Whether held-out images had a part in a tuning, and not only in its choice at the end."""
-    criterion = CRITERIA.get(tuning.choose_by)
-    looked = tuning.survivors is not None and tuning.survivors < tuning.total
-    return tuning.needs_held_out or (looked and criterion is not None and "held_out" in criterion.needs)
+def _is_fitted(method: Search | Tuning) -> bool:
+    """Whether held-out images had a part in a study, and not only in its choice at the end."""
+    if isinstance(method, Tuning):
+        name, parted = method.choose_by, method.survivors is not None and method.survivors < method.total
+    else:
+        guided = method.sampler in ("tpe", "gp") and method.total > _DRAWN_AT_RANDOM
+        name, parted = method.criterion, guided or method.pruner != "none"
+    by_held_out = name in CRITERIA and "held_out" in CRITERIA[name].needs
+    return (isinstance(method, Tuning) and method.needs_held_out) or (parted and by_held_out)
 
 
 def combined_detector(

@@ -74,6 +74,8 @@ class Confirmation:
         analysis of randomised blocks.
         """
         whole = np.array([values for values in self.values.values() if np.isfinite(values).all()])
+        moved = whole[np.ptp(whole, axis=1) > 0]  # the encoder as it comes may be the same with each seed
+        whole = moved if len(moved) > 1 else whole
         if len(whole) < 2:
             return math.nan
         rest = whole - whole.mean(0) - whole.mean(1, keepdims=True) + whole.mean()

@@ -27,7 +27,8 @@ def register_run(
     """Make a run's detector a version of a registered model of the MLflow that its study was tracked by.
 
     The version has files of its own, which no later work on the run changes. The same detector is registered
-    once, however often this is called. What a server cannot take now waits for `sync_run`.
+    again only where another has been since, so that the latest version is always this one. What a server
+    cannot take now waits for `sync_run`.
 
     Args:
         run: the run folder, or its name below runs/.

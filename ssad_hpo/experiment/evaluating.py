@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ssad_hpo import data
+from ssad_hpo.bounds import MOST_IMAGE_PIXELS
 from ssad_hpo.evaluate import Alarms, auc, count_alarms
 from ssad_hpo.experiment.outcome import (
     StudyResult,
@@ -24,7 +25,7 @@ from ssad_hpo.experiment.outcome import (
 )
 from ssad_hpo.experiment.run_folder import UnwritableError, locked
 from ssad_hpo.experiment.scoring import bit_depth_of
-from ssad_hpo.experiment.telling import add_later, read_later, tell_summary
+from ssad_hpo.experiment.telling import add_later, read_later, tell_summary, warn_undelivered
 
 _BLOCK = 256
 
@@ -181,16 +182,19 @@ def _record(result: StudyResult, name: str, evaluation: LabelledEvaluation) -> N
             warnings.warn(f"MLflow's note of the study stays as it was: {error}", stacklevel=3)
         else:
             tell_summary(recorder, whole)
+    warn_undelivered(run, recorder.trouble)
 
 
 def _blocks(
     result: StudyResult, truths: dict[Path, int], image_shape: tuple[int, int, int]
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
     channels, height, width = image_shape
-    paths, depth = list(truths), bit_depth_of(result.run.folder)
+    paths, depth, source = list(truths), bit_depth_of(result.run.folder), result.run.settings.source
+    most = MOST_IMAGE_PIXELS
+    most = most if source is None else source.arguments.get("max_pixels", most)
     for start in range(0, len(paths), _BLOCK):
         some = paths[start : start + _BLOCK]
-        images, read, _ = data.read_images(some, (height, width), channels, bit_depth=depth)
+        images, read, _ = data.read_images(some, (height, width), channels, bit_depth=depth, max_pixels=most)
         yield images, [truths[path] for path in read]
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssad_hpo import data
-from ssad_hpo.augment import augment
+from ssad_hpo.augment import NONE, augment
 from ssad_hpo.calibration import Decided
 from ssad_hpo.experiment.certainty import how_sure
 from ssad_hpo.experiment.confirming import Confirmation
@@ -20,6 +20,7 @@ from ssad_hpo.experiment.heatmaps import check_heatmaps, spots_of
 from ssad_hpo.experiment.outcome import StudyResult, load_task, open_result
 from ssad_hpo.experiment.run_folder import Run, locked, open_run
 from ssad_hpo.experiment.settings import described, method_described
+from ssad_hpo.experiment.telling import warn_undelivered
 from ssad_hpo.experiment.tuning import read_trajectory
 from ssad_hpo.files import folder_locked, unmakeable
 from ssad_hpo.report import (
@@ -85,6 +86,7 @@ def report_run(
         page = write_report(findings, opened.folder / REPORT)
         for file in sorted(page.parent.iterdir()):
             recorder.artifact(file, REPORT)
+    warn_undelivered(opened, recorder.trouble)
     return page
 
 
@@ -290,11 +292,10 @@ def _images(
 ) -> tuple[ImageRow, ...]:
     normal = task.train[:_IMAGES]
     kind = selected.augmentation.kind
-    rows = [
-        ImageRow("normal", "Normal, from train", normal.numpy()),
-        ImageRow("augmented", f"Augmented, as trial {selected.number} ({kind}) does",
-                 _augmented(normal, selected.augmentation).numpy()),
-    ]  # fmt: skip
+    rows = [ImageRow("normal", "Normal, from train", normal.numpy())]
+    if kind != NONE:
+        changed = _augmented(normal, selected.augmentation).numpy()
+        rows.append(ImageRow("augmented", f"Augmented, as trial {selected.number} ({kind}) does", changed))
     ranking, count = np.argsort(-scores, kind="stable"), min(_IMAGES, len(scores) // 2)
     for name, places in (("highest", ranking[:count]), ("lowest", ranking[::-1][:count])):
         truth = None if anomalous is None else anomalous[places]

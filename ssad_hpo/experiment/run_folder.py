@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from ssad_hpo import storage, tracking, trust
-from ssad_hpo.address import hides_password
+from ssad_hpo.address import hides_password, without_password
 from ssad_hpo.experiment.settings import Settings, in_format_2
 from ssad_hpo.files import FileError, at_home, foreign, has_other_names, read_json, reading, replaced
 from ssad_hpo.task import StudyRecorder
@@ -95,11 +96,16 @@ class Run:
         Those of a trusted run are remembered, so that nobody is asked about them again.
 
         Raises:
-            FileError: for a remote one that the user never gave himself.
+            FileError: for a remote one that the user never gave himself, or one whose password is not there.
         """
         for name, address in self.settings.addresses.items():
             if names and name not in names:
                 continue
+            if name == "tracking_uri" and hides_password(address):
+                raise RunError(
+                    f"{self.folder}: the password of {without_password(address)} is not kept; set "
+                    f"{tracking.URI_VARIABLE} to the whole address"
+                )
             if self.trusted:
                 trust.remember(name, address)
             else:
@@ -229,7 +235,7 @@ def open_run(name: str | Path, *, trust_addresses: bool = False) -> Run:
             raise RunError(f"{folder}: written by a newer version of ssad_hpo; update it to read this run")
         if found == 1:
             values = in_format_2(values)
-        if hides_password(values["tracking_uri"]):
+        if hides_password(values["tracking_uri"]) and os.environ.get(tracking.URI_VARIABLE):
             values["tracking_uri"] = tracking.default_tracking_uri()
         if hides_password(values["storage"]):
             values["storage"] = _storage_from_environment(folder, values["storage"])
@@ -304,8 +310,10 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise RunError(f"{folder}: in use by {_owner(lock)}; wait for it or stop it first") from error
+        except OSError as error:  # as on some network mounts
+            warnings.warn(f"{folder}: cannot be locked; let no other process work on it", stacklevel=3)
         if not shared:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")

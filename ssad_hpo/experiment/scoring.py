@@ -48,6 +48,8 @@ def load_detector(
             whose address needs `trust_addresses` (see `open_run`).
     """
     folder = Path(place)
+    if single and is_combined(folder):
+        raise ValueError(f"single: {folder} holds a combined detector alone; give its run")
     if is_combined(folder) or is_detector(folder):
         load = CombinedDetector.load if is_combined(folder) else Detector.load
         detector = load(folder, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -247,17 +248,26 @@ def resume_study(
             raise ValueError(f"n_trials: {opened.folder} is a tuning, whose starting points are its trials")
         search = replace(settings.method, n_trials=n_trials)
         search.check_trials(settings.training)
+        if n_trials == 0 and settings.n_trials:
+            raise ValueError(
+                f"n_trials: expected a whole number >= 1, got 0: {opened.folder} is of {settings.n_trials}"
+            )
         settings = replace(settings, method=search)
     if address is not None:
         if settings.cluster is None:
             raise ValueError(f"address: {opened.folder} is a local search, and has no Ray cluster")
+        from ssad_hpo import raytune
+
         settings = replace(settings, cluster=replace(settings.cluster, address=address))
+        assert settings.cluster is not None
+        raytune.check_cluster(settings.cluster, settings.device, join=True)
         trust.remember("address", address)
     resumed = replace(opened, settings=settings)
     resumed.check_addresses()
     with locked(opened.folder):
         if resumed != opened:
             resumed.write()
+            shutil.rmtree(resumed.combined, ignore_errors=True)  # of fewer candidates than there will be
         return _conduct(resumed, task, listeners, announce)
 
 
@@ -282,6 +292,9 @@ def _conduct(
                 result.detector().save(run.combined)
             # The work is over and the choice is made; only now may ground truth be read.
             result = compare_with_truth(result)
+            record_result(recorder, result)
+            tell_summary(recorder, result, task)
+            log_model(recorder, result)
         except BaseException as error:
             if was_interrupted(error):
                 recorder.study_ended("interrupted")
@@ -292,9 +305,6 @@ def _conduct(
                     reason = without_password_of(address, reason)
                 recorder.study_ended("failed", reason)
             raise
-        record_result(recorder, result)
-        tell_summary(recorder, result, task)
-        log_model(recorder, result)
         recorder.study_ended("complete")
     return replace(result, undelivered=run.undelivered(), lost=recorder.lost, trouble=recorder.trouble)
 

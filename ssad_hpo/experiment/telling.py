@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -70,6 +71,16 @@ def tell_summary(recorder: StudyRecorder, result: StudyResult, task: Task | None
     recorder.study_note(summary(result))
 
 
+def warn_undelivered(run: Run, trouble: str | None) -> None:
+    """Warn where MLflow does not have all that it was told."""
+    if count := run.undelivered():
+        why = f" ({trouble})" if trouble else ""
+        told = f"MLflow did not take {count} records yet{why}; `ssad-hpo sync` delivers them"
+        warnings.warn(told, stacklevel=3)
+    elif trouble:
+        warnings.warn(f"MLflow did not take all: {trouble}", stacklevel=3)
+
+
 def summary(result: StudyResult) -> str:
     """A study's choice, its figures and what is known of them, in Markdown."""
     settings, selected, criterion = result.run.settings, result.selected, result.run.settings.criterion
@@ -77,7 +88,7 @@ def summary(result: StudyResult) -> str:
     confirmation = result.confirmation
     by = f"{criterion}: {selected.criteria[criterion]:.4g}, the lowest of {count} complete {word}s"
     lines = [
-        f"**{word} {selected.number}: {_escaped(str(selected.augmentation))}** was chosen without labels, by "
+        f"**{word} {selected.number}: {_escaped(selected.title)}** was chosen without labels, by "
         f"{by if confirmation is None else _escaped(confirmation.why())}.",
     ]
     if (figures := result.evaluation) is not None:
@@ -107,9 +118,10 @@ def summary(result: StudyResult) -> str:
         lines += ["**Labels that came later**", "\n".join(f"- {_escaped(sentence)}" for sentence in later)]
     statuses = [trial.status for trial in records(result.study)]
     rows = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+    trained = f"{settings.training.steps} steps, {settings.how}, " if settings.n_trials else ""
     lines.append(
         f"{len(statuses)} {word}s: {', '.join(f'{n} {status}' for status, n in rows.items())}. "
-        f"{settings.training.encoder} encoder, {settings.training.steps} steps, {settings.how}, seed "
+        f"{settings.training.encoder} encoder, {trained}seed "
         f"{settings.seed}. All settings: `settings.json` among the artifacts."
     )
     return "\n\n".join(lines)

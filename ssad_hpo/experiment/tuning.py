@@ -76,7 +76,7 @@ def tune_run(run: Run, task: Task, recorder: Recorder, study_recorder: StudyReco
         keep=keep,
     )
     cost = {f"images_{name}": float(count) for name, count in vars(result.cost).items()}
-    study_recorder.study_metrics({**cost, "seconds": cost.pop("images_seconds")})
+    study_recorder.study_metrics({"seconds": cost.pop("images_seconds"), **cost})
     if result.warnings:
         study_recorder.study_tags({COLLAPSE: "; ".join(result.warnings)})
     return study

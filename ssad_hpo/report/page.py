@@ -185,7 +185,7 @@ def _scores(findings: Findings, folder: Path) -> _Section:
     if findings.combined:
         ending = "the encoder as it comes" if findings.as_it_comes else "the combined detector"
         text += (
-            f" Those of {ending}, in standard deviations of the held-out images, are beside it: "
+            f" Those of {ending}, of scores in standard deviations of the held-out images, are beside it: "
             "held-out images are normal ones that no detector has seen, so what lies beyond them is suspect."
         )
         path = folder / "scores-combined.png"

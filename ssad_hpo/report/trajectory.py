@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, pa
         "training_loss": "training loss (cross-entropy; dotted: a coin's)",
         "validation_loss": f"validation loss: {name_of(course.loss)}, of mini-batches (lower is better)",
     }
-    looks = list(zip([look.color for look in KINDS.values()], _LINES, strict=True))
+    looks = list(zip([look.color for look in KINDS.values()], itertools.cycle(_LINES), strict=False))
     with picture(path, width=WIDTH, height=_PANEL * len(titles) + 0.9) as figure:
         panels = figure.subplots(len(titles), 1, sharex=True)
         for axes, (name, title) in zip(panels, titles.items(), strict=True):

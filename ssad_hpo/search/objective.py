@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 import torch
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ssad_hpo.augment import NONE, check_fits
 from ssad_hpo.criteria import CRITERIA
@@ -103,6 +103,9 @@ class Objective:
         return Teller(self.recorder, criterion=self.criterion, task=self.task.name)
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
+        if isinstance(trial, FrozenTrial) and record.is_frozen(trial):
+            untrained = frozen_evaluation(self.task, self.search, self.training, self.device)
+            return untrained.judged.criteria[self.criterion]
         if not isinstance(trial, optuna.Trial):
             *_, last = evaluations(self.task, self.search.space.suggest(trial), self.training, self.device)
             return last.judged.criteria[self.criterion]
@@ -152,7 +155,16 @@ class Objective:
                 return
             started, number = time.monotonic(), len(study.get_trials(deepcopy=False))
             self.tell.start(number, Augmentation(NONE))
-            evaluation = frozen_evaluation(self.task, self.search, self.training, self.device)
+            try:
+                evaluation = frozen_evaluation(self.task, self.search, self.training, self.device)
+            except DetectorError as error:  # as of other candidates: the search goes on
+                self.tell.failure(number, error)
+                told = record.frozen() | record.failed(str(error))
+                study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=told))
+                return
+            except BaseException as error:
+                self.tell.failure(number, error)
+                raise
             judged = evaluation.judged
             self.tell.progress(number, 0, evaluation.metrics)
             address = self.store.put(frozen_name(study), judged, evaluation.detector)

@@ -8,6 +8,7 @@ each, and, where there are any, anomaly `scores` of the unlabelled samples, (N_t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from scipy.stats import rankdata
 
 from ssad_hpo.bounds import MOST_ARRAY_BYTES, MOST_SEED, whole
 from ssad_hpo.consensus import SELECTORS
-from ssad_hpo.criteria import CRITERIA, evaluate_all
+from ssad_hpo.criteria import CRITERIA, DegenerateError, evaluate_all
 from ssad_hpo.files import FileError
 from ssad_hpo.search.store import HELD_OUT_SCORES, SCORES, SETS, read_arrays
 
@@ -84,7 +85,7 @@ def select_detectors(
             )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         scored = [tensors.get(name) for name in (SCORES, HELD_OUT_SCORES)]
-        rows.append(evaluate_all(*(tensors[name] for name in SETS), *scored))
+        rows.append(_criteria(path, [tensors[name] for name in SETS], scored, selector))
         if not np.isfinite(list(rows[-1].values())).all():
             raise FileError(f"{path}: its embeddings are too large for any criterion; normalise their rows")
         if SCORES in arrays:
@@ -101,6 +102,24 @@ def select_detectors(
     if len(scores) == len(paths) > 1:
         matrix = np.stack(scores, axis=1)
         for name, merit in SELECTORS.items():
-            values[name] = merit(matrix)
-            ranks[name] = rankdata(-values[name])
+            try:
+                values[name] = merit(matrix)
+            except ValueError:  # a detector whose scores are all the same
+                if name == selector:
+                    raise
+            else:
+                ranks[name] = rankdata(-values[name])
     return Ranking(paths, values, ranks, selector, int(np.argmin(ranks[selector])))
+
+
+def _criteria(
+    path: Path, sets: Sequence[torch.Tensor], scored: Sequence[torch.Tensor | None], selector: str
+) -> dict[str, float]:
+    """All criteria of a detector; where those of its scores cannot be, and are not asked for, without."""
+    try:
+        return evaluate_all(*sets, *scored)
+    except DegenerateError as error:
+        if selector in CRITERIA and not {"scores", "held_out"} & {*CRITERIA[selector].needs}:
+            with suppress(DegenerateError):
+                return evaluate_all(*sets)
+        raise FileError(f"{path}: {error}") from error

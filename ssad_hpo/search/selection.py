@@ -60,6 +60,11 @@ class Candidate:
         return f"<table>{cells}</table>"
 
     @property
+    def title(self) -> str:
+        """What it was trained with, in words."""
+        return "the encoder as it comes" if self.augmentation.kind == NONE else str(self.augmentation)
+
+    @property
     def learned(self) -> bool:
         """Whether its training told augmented images from normal ones, clearly better than a coin does."""
         return self.augmentation.kind == NONE or self.loss < _CHANCE * math.log(2)

@@ -187,8 +187,10 @@ def open_kept(address: str, device: str | torch.device = "cpu", *, arrays_alone:
         prefix, _, name = address.rpartition("/")
         store = _memory_stores.get(prefix + "/")
         if store is None or name not in store.trials:
+            kind, _, rest = name.partition("-")
+            who = f"trial {int(rest.partition('-')[0])}" if kind == "trial" else "the encoder as it comes"
             raise FileNotFoundError(
-                f"trial {int(name.split('-')[1])}: nothing of it is kept in this process (only the best few "
+                f"{who}: nothing of it is kept in this process (only the best few "
                 "are); give the objective an artifacts folder to keep every trial"
             )
         return store.trials[name]

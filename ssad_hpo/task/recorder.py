@@ -72,7 +72,7 @@ class StudyRecorder(Recorder, Protocol):
         """The study is over; `reason` says why when it failed."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file or folder for the parent run. It is read when it is delivered: leave it where it is."""
+        """A file for the parent run. It is read when it is delivered: leave it where it is."""
 
     def model(
         self,

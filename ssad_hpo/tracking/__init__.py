@@ -10,6 +10,7 @@ from ssad_hpo.tracking.listening import Joined, SilentRecorder
 from ssad_hpo.tracking.outbox import pending
 from ssad_hpo.tracking.recorder import MlflowRecorder, SyncResult, sync
 from ssad_hpo.tracking.uri import (
+    URI_VARIABLE,
     absolute_uri,
     default_experiment,
     default_tracking_uri,
@@ -20,6 +21,7 @@ from ssad_hpo.tracking.uri import (
 from ssad_hpo.tracking.view import study_page
 
 __all__ = [
+    "URI_VARIABLE",
     "Joined",
     "MlflowRecorder",
     "SilentRecorder",

@@ -85,7 +85,7 @@ def _release(package: str) -> str:
 
 
 def _register(client: MlflowClient, run_id: str, folder: str, name: str) -> None:
-    """Make a version of a registered model, unless there is one of this very folder."""
+    """Make a version of a registered model, unless the latest one is of this very folder."""
     from mlflow.exceptions import MlflowException
 
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
@@ -95,5 +95,6 @@ def _register(client: MlflowClient, run_id: str, folder: str, name: str) -> None
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     found = client.search_model_versions(f"name = '{name}'")
-    if not any(known.source == source for known in found):
+    latest = max(found, key=lambda known: int(known.version), default=None)
+    if latest is None or latest.source != source:
         client.create_model_version(name, source, run_id)

@@ -160,7 +160,7 @@ class MlflowRecorder:
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file for MLflow, which lies below the outbox's folder; others are refused."""
-        self._append({"artifact": str(Path(path).absolute()), "folder": folder})
+        self._append({"artifact": self._below(path), "folder": folder})
 
     def model(
         self,
@@ -172,7 +172,12 @@ class MlflowRecorder:
     ) -> None:
         """A detector's folder, below the outbox's, to become an MLflow model; see `task.StudyRecorder`."""
         what = {"requirements": list(requirements), "settings": dict(settings), "register": register}
-        self._append({"model": str(Path(path).absolute()), "folder": folder, **what})
+        self._append({"model": self._below(path), "folder": folder, **what})
+
+    def _below(self, path: Path) -> str:
+        """A path from the outbox's folder on, which may be moved before all is delivered."""
+        path, folder = Path(path).absolute(), self.outbox.parent.absolute()
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def __enter__(self) -> Self:
         self.start()

@@ -13,10 +13,12 @@ from urllib.parse import unquote, urlsplit
 from ssad_hpo.address import hides_password, without_password
 from ssad_hpo.files import at_home
 
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+
 
 def default_tracking_uri() -> str:
     """MLFLOW_TRACKING_URI where it is set, else `mlflow.db` in the working directory; absolute."""
-    return absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+    return absolute_uri(os.environ.get(URI_VARIABLE) or "sqlite:///mlflow.db")
 
 
 def default_experiment() -> str:
