@@ -5,8 +5,10 @@ import warnings
 from dataclasses import replace
 
 import pytest
+import torch
 from tunings import QUICK, TASK, TINY, quick
 
+import ssad_hpo.bilevel.tuning as bilevel_tuning
 from ssad_hpo.bilevel import LOSSES, CollapseWarning, FailedStart, Tuning, tune
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.task import Augmentation, DetectorError, Range
@@ -79,6 +81,27 @@ def test_a_starting_point_that_fails_fails_alone_also_after_a_resume(listener, t
     assert tuned.trajectory == alone.kept.trajectory
     again = run()
     assert again.starts[0] == failed and again.cost == replace(result.cost, seconds=again.cost.seconds)
+
+
+def test_a_start_whose_weights_are_no_numbers_leaves_a_checkpoint_that_can_be_read(tmp_path, monkeypatch):
+    tuning, checkpoint = quick("cutdiff", starts=(0.5, 0.8)), tmp_path / "tuning.pt"
+    advance, calls = bilevel_tuning.advance, []
+
+    def diverges(descent, file, steps):
+        calls.append(steps)
+        if len(calls) == 1:
+            with torch.no_grad():
+                next(descent.network.parameters()).fill_(float("nan"))
+            raise DetectorError("diverged: loss nan by step 5")
+        yield from advance(descent, file, steps)
+
+    monkeypatch.setattr(bilevel_tuning, "advance", diverges)
+    with pytest.warns(CollapseWarning, match="start 0: diverged"):
+        first = tune(TASK, tuning, TINY, checkpoint=checkpoint)
+    with pytest.warns(CollapseWarning, match="start 0: diverged"):
+        again = tune(TASK, tuning, TINY, checkpoint=checkpoint)
+    assert len(calls) == 2 and again.starts[0] == first.starts[0]
+    assert again.cost == replace(first.cost, seconds=again.cost.seconds)
 
 
 def spread(train, augmented, unlabeled):

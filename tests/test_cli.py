@@ -606,3 +606,9 @@ def test_wrong_usage_in_a_real_process_shows_no_traceback() -> None:
     assert said.code == 2 and said.out == ""
     assert len(said.err.splitlines()) == 1
     assert said.err.startswith("ssad-hpo: ") and "--trials" in said.err
+
+
+def test_a_range_without_an_end_is_no_number(call: Callable[..., Ended]) -> None:
+    for value in ("0.01:", ":0.1", ":"):
+        said = call("search", "gravel/cutavg", "--range", f"cutavg.patch_area={value}")
+        assert said.code == 2 and "expected KIND.NAME=LOW:HIGH" in said.err

@@ -20,8 +20,10 @@ from ssad_hpo import data
 from ssad_hpo.combined import (
     Combination,
     CombinedDetector,
+    can_be_combined,
     combine,
     contrast_head,
+    copies_together,
     head_weight,
     is_combined,
 )
@@ -343,3 +345,28 @@ def test_score_is_of_the_combined_detector_and_with_single_of_the_selected_one(
     assert said(together.run.combined) == pytest.approx(combined, abs=1e-4)
     assert said(together.run.folder, "--single") == pytest.approx(single, abs=1e-4)
     assert combined != pytest.approx(single, abs=1e-2)
+
+
+def test_copies_of_an_image_stay_in_one_fold() -> None:
+    rows = unit_rows(np.random.default_rng(0), 12)
+    assert copies_together(rows, 5).tolist() == [i % 5 for i in range(12)]
+    twice = copies_together(rows.repeat_interleave(2, 0), 5)
+    assert twice.tolist() == [i % 5 for i in range(12) for _ in range(2)]
+    assert copies_together(rows[:1].repeat(4, 1), 3).tolist() == [0, 1, 2, 0]
+
+
+def test_copies_of_normal_images_do_not_make_heads_see_anomalies() -> None:
+    weights = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        unlabeled = unit_rows(rng, 50, 64).repeat_interleave(2, 0)
+        sets = Embeddings(unit_rows(rng, 80, 64), unit_rows(rng, 5, 64), unlabeled, unit_rows(rng, 100, 64))
+        scores = torch.from_numpy(rng.normal(size=50)).repeat_interleave(2)
+        _, of_unlabeled, of_held_out = contrast_head(sets, scores)
+        weights.append(head_weight(of_unlabeled, of_held_out))
+    assert weights == [0.0] * 8
+
+
+def test_a_candidate_whose_held_out_scores_are_all_the_same_is_no_scale() -> None:
+    assert not can_be_combined(np.full(57, 0.1)) and not can_be_combined(np.linspace(1e-14, 1e-13, 20))
+    assert can_be_combined(np.linspace(0.1, 0.2, 20))

@@ -492,6 +492,15 @@ def test_passwords_in_addresses_are_never_written(
     assert files_that_hold("s3cret", workplace) == []
     with pytest.raises(RunError, match=r"the password of postgresql.* is not kept; set SSAD_HPO_STORAGE"):
         open_run("other")
+    with pytest.raises(
+        RunError, match=r"the password of http://me:\*\*\*@.* is not kept; set MLFLOW_TRACKING_URI"
+    ):
+        sync_run("study")
+    settings = open_run("study").folder / "settings.json"
+    before = settings.read_bytes()
+    with pytest.raises(RunError, match="set MLFLOW_TRACKING_URI"):
+        resume_study("study", task=task, n_trials=2)
+    assert settings.read_bytes() == before and not (workplace / "mlflow.db").exists()
     monkeypatch.setenv("SSAD_HPO_STORAGE", database)
     assert open_run("other").settings.storage == database
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@elsewhere:9")

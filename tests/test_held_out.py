@@ -89,8 +89,10 @@ def slow_shift(unlabeled: list[int], held_out: list[int]) -> float:
 
 
 def slow_shift_error(unlabeled: list[int], held_out: list[int]) -> float:
-    variance = np.var(unlabeled) / len(unlabeled) / np.var(held_out) + 1 / len(held_out)
-    return float(np.sqrt(variance + slow_shift(unlabeled, held_out) ** 2 / (2 * len(held_out))))
+    distance, of_scores = -slow_shift(unlabeled, held_out), np.var(unlabeled) / np.var(held_out)
+    apart = [(h - np.mean(held_out)) / np.std(held_out) for h in held_out]
+    influences = [z + distance / 2 * (z**2 - 1) for z in apart]  # on the mean and on its unit
+    return float(np.sqrt(of_scores / len(unlabeled) + np.mean(np.square(influences)) / len(held_out)))
 
 
 SLOW = {
@@ -292,3 +294,23 @@ def test_a_criterion_of_images_that_a_task_lacks_is_refused_with_both_remedies(n
         ValueError, match=rf"^criterion: {name} is of held-out .*--held-out.*--held-out-share"
     ):
         Objective(task, Search(criterion=name))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 3.0])
+@pytest.mark.parametrize("count", [3, 7, 50, 57])
+def test_scores_that_are_all_the_same_are_no_scale_whatever_rounding_makes_of_them(value, count):
+    same = torch.full((count,), value, dtype=torch.float64)
+    with pytest.raises(DegenerateError, match="held_out: expected scores that differ"):
+        CRITERIA["shift"].function(torch.linspace(0, 1, 20).double(), same)
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential", "lognormal"])
+def test_the_error_of_shift_is_its_spread_over_draws_for_skewed_scores_too(draw):
+    rng, row = np.random.default_rng(0), CRITERIA["shift"]
+    values, errors = [], []
+    for _ in range(400):
+        held_out, unlabeled = (torch.from_numpy(getattr(rng, draw)(size=count)) for count in (75, 150))
+        unlabeled[:75] += 2
+        values.append(float(row.function(unlabeled, held_out)))
+        errors.append(float(row.error(unlabeled, held_out)))
+    assert 0.75 < np.mean(errors) / np.std(values) < 1.25

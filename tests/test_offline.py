@@ -111,3 +111,19 @@ def test_a_criterion_of_held_out_scores_needs_both_in_every_file(tmp_path):
     assert "pu_auc" not in select_detectors(some).ranks
     with pytest.raises(ValueError, match=told):
         select_detectors(some, "pu_auc")
+
+
+def test_scores_that_cannot_be_ranked_are_no_reason_to_refuse_a_choice_by_embeddings(tmp_path):
+    paths = write_detectors(tmp_path, held_out=True)
+    wanted = select_detectors(paths, "dsv")
+    for name in ("scores", "held_out_scores"):
+        arrays = dict(np.load(paths[1]))
+        np.savez(paths[1], **{**arrays, name: np.full_like(arrays[name], 0.1)})
+        found = select_detectors(paths, "dsv")
+        assert found.selected == wanted.selected and found.values["dsv"] == pytest.approx(
+            wanted.values["dsv"]
+        )
+    with pytest.raises(ValueError, match=r"detector1\.npz: held_out: expected scores that differ"):
+        select_detectors(paths, "shift")
+    with pytest.raises(ValueError, match="constant scores"):
+        select_detectors(paths, "mc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from ssad_hpo.augment import NONE
 from ssad_hpo.data import Source, load
 from ssad_hpo.detector import Detector, train, untrained_network
 from ssad_hpo.encoder import build_network, digest_of
-from ssad_hpo.search import records
-from ssad_hpo.task import Augmentation, Search, SearchSpace, Task, Training
+from ssad_hpo.search import records, run_search
+from ssad_hpo.search.store import open_kept
+from ssad_hpo.task import Augmentation, DetectorError, Search, SearchSpace, Task, Training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -275,6 +277,34 @@ def test_a_search_of_no_candidate_is_the_encoder_as_it_comes_and_goes_on_to_some
     at_once = start_study(source, n_trials=2, run="s", **settings)
     criteria = [[trial.criteria for trial in records(each.study)] for each in (went_on, at_once)]
     assert len(criteria[0]) == 3 and criteria[0] == criteria[1]
+
+
+def test_the_encoder_as_it_comes_is_evaluated_again_like_any_best_trial(task: Task) -> None:
+    search = Search("cutavg", n_trials=0)
+    objective, study = Objective(task, search, TUNED), optuna.create_study()
+    run_search(study, objective)
+    assert objective(study.best_trial) == study.best_value
+    address = select(study).address
+    del objective
+    gc.collect()
+    with pytest.raises(FileNotFoundError, match="the encoder as it comes: nothing of it is kept"):
+        open_kept(address)
+
+
+def test_a_search_goes_on_where_the_encoder_as_it_comes_cannot_be_judged(
+    task: Task, monkeypatch: pytest.MonkeyPatch, listener: Any
+) -> None:
+    def degenerate(*_: Any) -> None:
+        raise DetectorError("collapsed: all scores are the same")
+
+    monkeypatch.setattr("ssad_hpo.search.objective.frozen_evaluation", degenerate)
+    result = start_study(
+        task, training=TUNED, n_trials=1, sampler="random", run="r", tracking_uri=None, listeners=[listener]
+    )
+    first, second = records(result.study)
+    assert (first.frozen, first.status, second.status) == (True, "failed", "complete")
+    assert first.reason == "collapsed: all scores are the same"
+    assert [ended[:2] for ended in listener.of("ended")] == [["0", "failed"], ["1", "complete"]]
 
 
 def test_what_ends_with_the_encoder_as_it_comes_is_nowhere_called_combined(

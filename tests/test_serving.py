@@ -196,6 +196,9 @@ def test_a_detector_is_registered_once_with_files_of_its_own(study, paths, monke
     assert "/registered-" in versions[0].source
     register_run(folder, "screws", single=True)
     assert len(client.search_model_versions("name = 'screws'")) == 2
+    register_run(folder, "screws")  # back again: the latest is what was registered last
+    latest = max(client.search_model_versions("name = 'screws'"), key=lambda found: int(found.version))
+    assert (int(latest.version), latest.source) == (3, versions[0].source)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/screws/1")
@@ -219,6 +222,11 @@ def test_a_calibrated_detector_decides(served, contents):
     assert list(sure["decision"]) == ["alarm" if p <= 0.99 else "good" for p in sure["p_value"]]
     with pytest.raises(ValueError, match="alarm_rate"):
         Served(detector, 16).predict(table, {"alarm_rate": 0.001})
+
+
+def test_an_image_that_cannot_be_read_is_named_by_its_row(served, contents):
+    with pytest.raises(ValueError, match=r"^image 66 "):
+        served.predict(pd.DataFrame({"image": [contents[0]] * 66 + [b"none"]}))
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a:b"])

@@ -312,7 +312,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(f"{folder}: in use by {_owner(lock)}; wait for it or stop it first") from error
-        except OSError as error:  # as on some network mounts
+        except OSError:  # as on some network mounts
             warnings.warn(f"{folder}: cannot be locked; let no other process work on it", stacklevel=3)
         if not shared:
             lock.truncate(0)
