@@ -121,6 +121,19 @@ def test_a_share_of_train_is_set_aside_whatever_its_files_are_called(tmp_path: P
     assert data.load(source).content_hash == task.content_hash
 
 
+def test_what_is_held_out_is_decided_by_the_files_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_category(tmp_path / "cloth", n=12)
+    files = sorted((root / "train" / "good").iterdir())
+    monkeypatch.setattr("ssad_hpo.data.folder._LEAST_TO_SHARE", len(files))
+    files[0].write_bytes(b"no image")
+    source = find_source(root, image_size=SIZE, skip_unreadable=True)
+    with pytest.warns(UserWarning, match="skipped 1 unreadable"):
+        task = data.load(source)
+    assert data.holds_out(source) and task.held_out is not None
+
+
 def test_a_folder_and_a_share_at_once_are_refused(tmp_path: Path) -> None:
     root, extra = make_category(tmp_path / "cloth"), more(tmp_path / "extra")
     with pytest.raises(DataError, match=r"^held_out_share: there is a folder of held-out images already"):

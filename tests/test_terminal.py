@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from image_folders import make_category
 from starting import start_study
 
 from ssad_hpo import __version__, controlled_data
+from ssad_hpo.bilevel import Tuning
 from ssad_hpo.cli import app
-from ssad_hpo.cli.live import SearchDisplay, spoken
+from ssad_hpo.cli.live import SearchDisplay, TuningDisplay, spoken
 from ssad_hpo.data import Source, load_folder, load_folders
 from ssad_hpo.data.folder import IMAGE_SIZE
 from ssad_hpo.experiment import StudyResult, open_result
@@ -155,6 +157,26 @@ def test_a_pruned_trial_is_told_with_its_step_and_never_as_the_best(
     assert "pruned at step 2 of 4, dsv 0.100" in re.sub(r"\x1b\[[\d;]*m", "", lines["8"])
     green = "\x1b[1;32m"
     assert green not in lines["8"] and green in lines["7"] and green in lines["9"]
+
+
+def test_a_tuning_that_looks_at_all_starts_first_is_as_far_as_its_steps(
+    study: StudyResult, workplace: Path
+) -> None:
+    tuning = Tuning("cutavg", starts=(0.2, 0.4, 0.6, 0.8), survivors=2, warm_start=0.25, look=0.5)
+    settings = replace(
+        study.run.settings, method=tuning, training=replace(TINY, steps=16, evaluate_at=(1.0,))
+    )
+    display = TuningDisplay()
+    display.announce(replace(study.run, folder=workplace / "new", settings=settings))
+    looked = tuning.look_steps(16)
+    assert (tuning.warm_start_steps(16), looked) == (4, 12) and display.clock.total == 2 * 12 + 2 * 8
+    done = []
+    for trial, step in (*((str(trial), looked) for trial in range(4)), ("2", 14), ("2", 16), ("0", 16)):
+        display.trial_started(trial, {"augmentation": "cutavg"}, {})
+        display.trial_progress(trial, step, {"dsv": 0.5})
+        done.append(display._done)
+    assert done == [8, 16, 24, 32, 34, 36, 40]
+    display.__exit__()
 
 
 def test_durations_are_told_as_people_say_them() -> None:

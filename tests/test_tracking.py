@@ -573,3 +573,16 @@ def test_a_silent_recorder_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         record_study(recorder, trials=1)
         recorder.artifact(Path("nothing"))
     assert recorder.lost == 0 and list(tmp_path.iterdir()) == []
+
+
+def test_files_of_a_run_that_was_moved_before_they_were_delivered_arrive(
+    recorder: MlflowRecorder, database: str, tmp_path: Path
+) -> None:
+    record_study(recorder, 1)
+    (tmp_path / "run" / "figure.txt").write_text("dsv falls", encoding="utf-8")
+    recorder.artifact(tmp_path / "run" / "figure.txt", "figures")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    result = deliver(tmp_path / "elsewhere" / "outbox.jsonl", database)
+    assert not result.refused and (result.remaining, result.error) == (0, None)
+    parent = next(run for run in runs_of(database).values() if "mlflow.parentRunId" not in run.data.tags)
+    assert (tmp_path / "mlruns" / "1" / parent.info.run_id / "artifacts/figures/figure.txt").exists()
