@@ -51,7 +51,7 @@ NUMBERS = {
     "--bit-depth": ("bit_depth", "7", "17", "-1"),
     "--threads": ("threads", "0", "-1", "1000000"),
     "--seed": ("seed", "-1", str(2**63), str(HUGE)),
-    "--trials": ("n_trials", "0", "-3", str(HUGE)),
+    "--trials": ("n_trials", "-1", "-3", str(HUGE)),
     "--grid-points": ("grid_points", "1", "1000000"),
     "--reduction-factor": ("reduction_factor", "1", str(HUGE)),
     "--keep": ("keep", "0", str(HUGE)),

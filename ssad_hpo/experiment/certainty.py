@@ -94,8 +94,9 @@ def _left_out(choice: Candidate, criterion: str) -> list[NDArray[np.float64]] | 
     for group in (("unlabeled", "scores"), ("held_out",)):
         if varied := [name for name in group if name in row.needs]:
             images = embeddings.held_out if group == ("held_out",) else embeddings.unlabeled
-            assert images is not None
-            index = copies_together(images, _GROUPS)
+            count = len(sets[varied[0]])
+            rows_of = torch.arange(count)[:, None] if images is None or len(images) != count else images
+            index = copies_together(rows_of, _GROUPS)
             try:
                 values.append(np.array([_without(row, sets, varied, index != g) for g in index.unique()]))
             except DegenerateError:  # too few images to leave any out

@@ -85,12 +85,17 @@ class Evidence:
 
     def account(self, word: str) -> list[str]:
         """What was found and combined, in sentences."""
-        told = []
+        told: list[str] = []
+        how = "tuned" if word == "start" else "proposed"
         if self.anomalies_seen:
             told.append(
                 "anomalies seen: unlabelled images without any would look like these with p = "
                 f"{self.p_anomalies:.3f}"
-                + (f", or somewhat more often, since {word}s were led by these images" if self.fitted else "")
+                + (
+                    f", or somewhat more often, since {word}s were {how} by these images"
+                    if self.fitted
+                    else ""
+                )
             )
         if self.as_it_comes:
             told.append(

@@ -35,7 +35,7 @@ def log_artifacts(client: MlflowClient, run_id: str, records: Sequence[Record], 
             if is_unreachable(error):
                 raise
             # A missing file, a store that needs a package, no permission: the rest must not wait for it.
-            yield record, f"{record['artifact']}: {error}"
+            yield record, f"{folder / record['artifact']}: {error}"
 
 
 def check_store(client: MlflowClient, run_id: str) -> None:

@@ -47,7 +47,7 @@ def log_models(client: MlflowClient, run_id: str, records: Sequence[Record], fol
             if is_unreachable(error):
                 raise
             # As of other artifacts: the rest must not wait for it.
-            yield record, f"{record['model']}: {error}"
+            yield record, f"{folder / record['model']}: {error}"
 
 
 def _build(source: Path, record: Record, place: Path) -> Path:
