@@ -249,6 +249,7 @@ def page(
     shares = "/".join(f"{share:.0%}" for share in dict.fromkeys(cell.contamination for cell in cells))
     command = "st_ssad_recovery" + (" --ablate" if options.ablate else "")
     command += " --by-share" if options.by_share else ""
+    command += "" if options.textures == TEXTURES else f" --textures {' '.join(options.textures)}"
     command += "" if options.contamination == EVEN else f" --contamination {options.contamination:g}"
     title = "ST-SSAD: what the defaults rest on" if options.ablate else "ST-SSAD: is f_gen found?"
     picture = f"\n![Hyperparameters on their way to those of f_gen]({name}.png)\n"
@@ -273,7 +274,7 @@ def drawn(options: argparse.Namespace) -> bool:
 
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
-    tasks: Sequence[tuple[str, float]] = tuple(itertools.product(TEXTURES, AREAS))
+    tasks: Sequence[tuple[str, float]] = tuple(itertools.product(options.textures, AREAS))
     seeds: Sequence[int] = range(options.seeds)
     training, size = TRAINING, 32
     variants = {name: t for name, t in VARIANTS.items() if t is None or t.order in options.orders}
@@ -298,6 +299,7 @@ def main() -> None:
     parser = study_parser("st_ssad_recovery", __doc__, cells=True, seeds=3)
     parser.add_argument("--ablate", action="store_true", help="the settings one at a time, on other seeds")
     parser.add_argument("--by-share", action="store_true", help="with few anomalies, by first order")
+    parser.add_argument("--textures", nargs="+", choices=TEXTURES, default=TEXTURES, help="of the tasks")
     parser.add_argument("--contamination", type=float, default=EVEN, help="share of anomalies, unlabeled")
     parser.add_argument("--orders", type=int, nargs="+", choices=ORDERS, default=ORDERS, help="of the table")
     options = parse(parser)

@@ -29,8 +29,9 @@ def read_rows(path):
 def test_the_sizes_that_the_docstrings_state_are_those_of_the_studies(monkeypatch, tmp_path):
     recovery, table = study("st_ssad_recovery", monkeypatch), study("st_ssad_table", monkeypatch)
     options = recovery.argparse.Namespace(
-        cells=tmp_path, smoke=False, seeds=3, ablate=False, by_share=False, contamination=0.5, orders=(1, 2)
-    )
+        cells=tmp_path, smoke=False, seeds=3, ablate=False, by_share=False, contamination=0.5, orders=(1, 2),
+        textures=recovery.TEXTURES,
+    )  # fmt: skip
     cells = recovery.cells_of(options)
     ablation, by_share = (
         recovery.cells_of(recovery.argparse.Namespace(**{**vars(options), part: True}))
