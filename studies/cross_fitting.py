@@ -72,7 +72,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
     sizes = itertools.product(PATCHES, F_GEN_AREAS)
     chosen = tuple(Augmentation(k, {"patch_area": area, "patch_aspect": 1.0}) for k, area in sizes)
     tasks: Sequence[str] = TASKS
-    pools: Sequence[int] = POOLS
+    pools: Sequence[int] = options.pools
     training = TRAINING
     if options.smoke:
         tasks, pools, chosen = TASKS[:1], POOLS[:1], chosen[:2]
@@ -158,7 +158,11 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    options = parse(study_parser("cross_fitting", __doc__, cells=True, seeds=2))
+    parser = study_parser("cross_fitting", __doc__, cells=True, seeds=2)
+    parser.add_argument(
+        "--pools", type=int, nargs="+", choices=POOLS, default=POOLS, help="sizes of the pool"
+    )
+    options = parse(parser)
     cells = cells_of(options)
     kept = run_missing(cells, lambda cell: cell.path(options.cells), run_cell, options.jobs)
     rows = list(rows_of(cells, kept))
