@@ -76,7 +76,7 @@ class Cell:
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """Every arm on every task and seed."""
-    tasks: Sequence[str] = TASKS
+    tasks: Sequence[str] = options.tasks
     training, trials = TRAINING, TRIALS
     if options.smoke:
         tasks, trials = TASKS[:1], 4
@@ -207,7 +207,9 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    options = parse(study_parser("sampling", __doc__, cells=True, seeds=2))
+    parser = study_parser("sampling", __doc__, cells=True, seeds=2)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of those that there are")
+    options = parse(parser)
     cells = cells_of(options)
     kept = run_missing(cells, lambda cell: cell.path(options.cells), run_cell, options.jobs)
     rows = list(rows_of(cells, kept))
