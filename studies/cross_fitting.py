@@ -2,6 +2,7 @@
 
     python -m studies.cross_fitting --jobs 2                (20 minutes on two cores)
     python -m studies.cross_fitting --smoke
+    python -m studies.cross_fitting --real DIR              (what users of folders get)
 
 A pool of good images that are as the unlabelled normal ones, 40 or 120 of them, eight candidates of four
 kinds of patches, 160 steps of 16 + 16 images of 32 pixels, float32. *Held out*: a quarter of the pool
@@ -10,6 +11,11 @@ criterion the mean of four, its score the mean of theirs, each on the scale of t
 seen. That costs four times as much, so a third way costs as much: held out, each candidate trained with four
 seeds, its criterion and score the means of theirs. A half of 128 unlabelled images is looked at, with all of
 its anomalies or so many that they are a tenth; the other half judges.
+
+With --real the same on the data sets of DIR, in the layout of MVTec AD, with the pretrained default at 128
+pixels, the eight static candidates of `studies.pretrained` and the encoder as it comes, whose density learns
+from what trains. A pool are train images drawn by seed. *Combined* is then with contrast heads, as a search
+ends; of several detectors of a candidate, the mean of combinations of the first, the second and so on.
 
 Chosen before any result was seen: all of it. Labels share out the halves, and judge in the end.
 """
@@ -23,15 +29,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from ssad_hpo.augment import NONE
 from ssad_hpo.data import Source, builtin, load
-from ssad_hpo.detector import train
+from ssad_hpo.detector import Detector, train, untrained_detector
 from ssad_hpo.judgement import judge
 from ssad_hpo.task import Augmentation, Task, Training
 from studies.lab.cells import cell_path, run_missing
 from studies.lab.choosing import Seen, combined_scores, draw, judge_of
 from studies.lab.comparing import compare
-from studies.lab.detectors import kept_arrays
+from studies.lab.detectors import DYNAMIC, TUNED, kept_arrays
+from studies.lab.detectors import candidates as real_candidates
 from studies.lab.embedded import F_GEN_AREAS, PATCHES
 from studies.lab.options import parse, study_parser
 from studies.lab.results import Row, made_by, markdown_table, means, write_results
@@ -43,6 +52,7 @@ POOLS, FOLDS = (40, 120), 4
 SHARES: tuple[float | None, ...] = (None, 0.1)  # of anomalies among what is looked at; None leaves them
 HELD, HELD_4, CROSS = "held out", "held out, four seeds", "cross-fitted"
 CHOICES = ("pu_auc", "shift")
+AS_IT_COMES = Augmentation(NONE)
 
 
 @dataclass(frozen=True)
@@ -54,12 +64,24 @@ class Cell:
     seed: int
     training: Training
     candidates: tuple[Augmentation, ...]
+    root: Path | None = None
+    image_size: int = 32
 
     @property
     def source(self) -> Source:
+        if self.root is not None:
+            return Source("folder", {"root": str(self.root), "image_size": self.image_size})
         named = builtin(self.task)
-        sizes = {"image_size": 32, "n_train": 2, "n_held_out": self.pool, "seed": self.seed}
+        sizes = {"image_size": self.image_size, "n_train": 2, "n_held_out": self.pool, "seed": self.seed}
         return Source(named.loader, {**named.arguments, **sizes})
+
+    def load(self) -> Task:
+        """The task, with the whole pool as its held-out images."""
+        task = load(self.source)
+        if self.root is None:
+            return task
+        drawn = np.random.default_rng(self.seed).permutation(len(task.train))[: self.pool]
+        return replace(task, held_out=task.train[drawn])
 
     def path(self, folder: Path) -> Path:
         """Where the cell is kept."""
@@ -78,6 +100,14 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
         tasks, pools, chosen = TASKS[:1], POOLS[:1], chosen[:2]
         training = replace(training, steps=4, width=4, batch_size=8)
     seeds = range(1 if options.smoke else options.seeds)
+    if options.real is not None:
+        static = (a for name, a in real_candidates(options.smoke) if name != DYNAMIC)
+        chosen = (*static, AS_IT_COMES)
+        roots = sorted(path for path in options.real.iterdir() if (path / "train").is_dir())
+        return [
+            Cell(root.name, pool, seed, replace(TUNED, seed=seed), chosen, root, options.image_size)
+            for seed, pool, root in itertools.product(seeds, pools, roots)
+        ]
     return [
         Cell(task, pool, seed, replace(training, seed=seed), chosen)
         for seed, pool, task in itertools.product(seeds, pools, tasks)
@@ -94,7 +124,7 @@ def fold_of(task: Task, fold: int) -> Task:
 
 def run_cell(cell: Cell) -> Row:
     """Train every candidate by all ways, and judge every choice with labels."""
-    task, labels = load(cell.source), truth_of(cell.source)
+    task, labels = cell.load(), truth_of(cell.source)
     draws = {share: draw(labels, share, cell.seed) for share in SHARES}
     # way -> share -> candidate -> its detectors
     found: dict[str, dict[float | None, list[list[Seen]]]] = {
@@ -121,21 +151,36 @@ def run_cell(cell: Cell) -> Row:
             row[name] = aucs[int(np.argmin(values))]
         whole = [one for m in members for one in m]
         row["all together"] = judge_by(*combined_scores(whole, heads=False))[1]
+        if AS_IT_COMES in cell.candidates:
+            row["encoder as it comes"] = aucs[cell.candidates.index(AS_IT_COMES)]
+            together = [combined_scores(some, heads=True) for some in zip(*members, strict=True)]
+            means_of = (torch.stack(scores).mean(0) for scores in zip(*together, strict=True))
+            row["combined"] = judge_by(*means_of)[1]
         figures.append(row)
     return {"figures": figures}
 
 
 def judged(task: Task, augmentation: Augmentation, training: Training, turn: int) -> dict[str, np.ndarray]:
     """What is kept of a candidate that was trained with one of its seeds."""
-    (last,) = train(task.train, augmentation, replace(training, seed=training.seed + 1000 * turn))
-    return kept_arrays(judge(last.detector, task))
+    training = replace(training, seed=training.seed + 1000 * turn)
+    return kept_arrays(judge(trained(task, augmentation, training), task))
+
+
+def trained(task: Task, augmentation: Augmentation, training: Training) -> Detector:
+    """A candidate's detector."""
+    if augmentation == AS_IT_COMES:
+        channels, height, width = task.train.shape[1:]
+        first = Augmentation(PATCHES[0])  # of the criteria's augmented images
+        return untrained_detector(training, (channels, height, width), first, torch.device("cpu"))
+    (last,) = train(task.train, augmentation, training)
+    return last.detector
 
 
 def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> Iterator[Row]:
     """A row for every way, share and choice."""
     for cell, content in zip(cells, kept, strict=True):
         for figures in content["figures"]:
-            for choice in ("average", *CHOICES, "all together", "oracle"):
+            for choice in (name for name in figures if name not in ("way", "share")):
                 place = {"task": cell.task, "pool": cell.pool, "seed": cell.seed}
                 place |= {name: figures[name] for name in ("way", "share")}
                 yield {**place, "choice": choice, "auc": figures[choice]}
@@ -162,6 +207,8 @@ def main() -> None:
     parser.add_argument(
         "--pools", type=int, nargs="+", choices=POOLS, default=POOLS, help="sizes of the pool"
     )
+    parser.add_argument("--real", type=Path, help="folder of data sets in the layout of MVTec AD")
+    parser.add_argument("--image-size", type=int, default=128, help="of these, the shorter side")
     options = parse(parser)
     cells = cells_of(options)
     kept = run_missing(cells, lambda cell: cell.path(options.cells), run_cell, options.jobs)
@@ -173,7 +220,7 @@ def main() -> None:
         parts.append(f"## {pool} good images, {title}\n\n{table_of(of)}")
     page = f"""# Few good images: hold some out, or cross-fit?
 
-{made_by("cross_fitting", options)}
+{made_by("cross_fitting" + ("" if options.real is None else " --real DIR"), options)}
 
 {len(cells)} cells of {len(cells[0].candidates)} candidates, seven trainings each,
 {sum(content["seconds"] for content in kept) / 60:.0f} minutes of one core. Mean AUC on images that no
@@ -181,7 +228,8 @@ method has seen; tasks: {len({cell.task for cell in cells})}, seeds: {len({cell.
 
 {chr(10).join(parts)}"""
     places = ("task", "pool", "seed", "way", "share", "choice")
-    write_results(options, "cross_fitting", page, means(rows, places, ("auc",)))
+    name = "cross_fitting" if options.real is None else "cross_fitting_real"
+    write_results(options, name, page, means(rows, places, ("auc",)))
 
 
 if __name__ == "__main__":
