@@ -170,6 +170,26 @@ assert ray.is_initialized() and ray.get(ray.put(1)) == 1
 second.__exit__(None, None, None)
 assert not ray.is_initialized()
 
+import threading
+import time
+
+joined, left = threading.Event(), threading.Event()
+def sweep():
+    with connected(None):
+        joined.set()
+        left.wait(60)
+
+thread = threading.Thread(target=sweep)
+thread.start()
+joined.wait()
+with connected(None):
+    left.set()
+    thread.join()
+    time.sleep(2)  # Ray's processes would be dead by now
+    assert [node["Alive"] for node in ray.nodes()] == [True]
+    assert ray.get(ray.remote(lambda: 5).remote()) == 5
+assert not ray.is_initialized()
+
 ray.init("local", include_dashboard=False, log_to_driver=False)
 with connected(None):
     pass

@@ -44,7 +44,7 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
         return
     with surroundings(), connected(cluster.address):
         check_room(cluster)
-        task, running = objective.task, dict[Any, Again]()
+        task, running, over = objective.task, dict[Any, Again](), set[Any]()
         started = ray.remote(_train_again).options(
             num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial, max_retries=MAX_FAILURES
         )
@@ -57,12 +57,16 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
                     again = waiting.pop(0)
                     tell_start(objective, again)
                     running[started.remote(place, weights, *given, again, threads)] = again
-                for done in ray.wait(list(running))[0]:
-                    found = _result_of(done, running[done])
-                    keep(study, objective, running.pop(done), found)
+                done, _ = ray.wait(list(running))
+                over.update(done)
+                for reference in done:
+                    found = _result_of(reference, running[reference])
+                    keep(study, objective, running.pop(reference), found)
         except BaseException as error:
             for reference, again in running.items():
                 tell_interruption(objective, again, repr(error))
+                if reference in over:  # to cancel what has just ended can abort this whole process
+                    continue
                 with contextlib.suppress(RayError, OSError):  # there may be no cluster any more
                     ray.cancel(reference, force=True)
             if isinstance(error, RayError):

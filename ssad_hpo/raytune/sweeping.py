@@ -9,6 +9,8 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import optuna
 import ray
@@ -186,6 +188,9 @@ def _own_handlers(*numbers: int) -> Iterator[None]:
 
 
 _joining = threading.Lock()
+# Where a sweep that is not in the main thread starts Ray: Ray's processes die with the thread that has
+# started them, and a minute later this whole process, in the middle of other sweeps.
+_lasting = ThreadPoolExecutor(1, "ray")
 _joined: list[str | None] = []  # the address that each sweep asked for which works in the Ray joined here
 
 
@@ -217,7 +222,13 @@ def _join(address: str | None) -> None:
         # Ray asks for a token here by itself, unless RAY_AUTH_MODE says otherwise; this is never set by us.
         # It has to: Ray's ports are open to the network also where it serves this machine alone.
         prepare_token()
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        begin = partial(
+            ray.init, "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+        if threading.current_thread() is threading.main_thread():
+            begin()
+        else:
+            _lasting.submit(begin).result()
     else:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
