@@ -9,11 +9,15 @@ NEEDS_SERVICES := services or slow
 ON_ITS_OWN := tests/test_docker_image.py
 # Tests run beside each other in processes of one thread: two threads that wait for each other lose more.
 WORKERS ?= 2
+# Of files that share what they have made, one after another. A process that dies ends it all: xdist gives one
+# in its place nothing to do, and waits for it.
+BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore=$(ON_ITS_OWN)
+COMMITS = $$(git rev-list --count HEAD 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := help
 STUDIES := $(filter-out lab,$(notdir $(basename $(wildcard studies/[a-z]*.py)) $(patsubst %/__main__.py,%,$(wildcard studies/*/__main__.py))))
 
-.PHONY: help demo test test-all test-docker bench studies docs lint format install clean
+.PHONY: help demo test test-ci test-all test-docker bench studies docs lint format install clean
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,10 +26,13 @@ demo: install  ## a search on an embedded texture, without labels, then judged w
 	@$(BIN)/ssad-hpo demo
 
 test: lint  ## style, types and all tests that need no service
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "not ($(NEEDS_SERVICES))"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal --max-worker-restart 0 -m "not ($(NEEDS_SERVICES))"
+
+test-ci: test  ## make test, then a quarter of the tests that test-all adds, the next one with each commit
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(BY_FILE) -m "$(NEEDS_SERVICES)" --part $(COMMITS)/4 --durations=10
 
 test-all: test  ## make test, then the slow tests and those that need services
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=$(ON_ITS_OWN) -m "$(NEEDS_SERVICES)"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(BY_FILE) -m "$(NEEDS_SERVICES)"
 
 # Not part of test-all: it needs root, Debian's packages and some 11 minutes, and starts a Docker engine.
 test-docker: install  ## build docker/'s image and run its services; skipped, with the reason, where that cannot be

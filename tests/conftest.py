@@ -38,10 +38,22 @@ LONGEST = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part", metavar="K/N", help="every N-th of the chosen tests alone; which, K tells, any whole number"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after those that -m leaves out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files are begun in the order of `LONGEST`, each as a whole: its tests share what they have made."""
     last = len(LONGEST)
     items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.stem) in LONGEST else last)
+    if part := config.getoption("--part"):
+        number, count = map(int, part.split("/"))
+        taken = {item.nodeid for item in items[number % count :: count]}
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in taken])
+        items[:] = [item for item in items if item.nodeid in taken]
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def test_a_baseline_learns_and_finds_other_images(name, task, channels):
     assert np.mean(found) > CLEAR[name], found
 
 
+@pytest.mark.slow
 def test_deep_svdd_finds_other_digits_from_a_pretrained_encoder_too():
     found = []
     for seed in range(2):

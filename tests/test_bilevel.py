@@ -174,6 +174,7 @@ def test_a_recorder_hears_of_every_starting_point(listener):
         assert metrics["learned.patch_area"] == tuned.augmentation.hyperparameters["patch_area"]
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_steps():
     training = replace(TINY, steps=200)
     tuning = quick("cutpaste", detector_steps=1, warm_start=0.0)

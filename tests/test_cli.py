@@ -237,6 +237,7 @@ def test_every_option_of_a_search_reaches_its_settings(
             assert values["patch_aspect"] == 1.0 and -10 <= float(values["angle"]) <= 10
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_demonstration_fixes_images_sampler_and_trainings(call: Callable[..., Ended]) -> None:
     said = call(*"demo -n 1 --seed 5 --no-tracking --run r".split())
     assert said.code == 0 and "1 candidates of cutavg" in said.out
@@ -293,6 +294,7 @@ def all_that_is_shown(terminal: int) -> bytes:
     return shown
 
 
+@pytest.mark.slow
 def test_a_resumed_search_gives_the_terminal_back_as_it_was(searched: Searched) -> None:
     """The bar hides the cursor; at the end it must be visible again."""
     screen, keyboard = pty.openpty()

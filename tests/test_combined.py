@@ -247,6 +247,7 @@ np.save(scores, np.stack([load_detector(folder).score(images).numpy() for folder
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_combined_detector_in_another_process_scores_the_same(
     together: StudyResult, tmp_path: Path

@@ -318,6 +318,7 @@ def test_what_stands_in_the_way_of_recording_is_told_before_any_image_is_scored(
     assert evaluate_labelled(folder, file).n_unlabeled == 1 and scored == [1]
 
 
+@pytest.mark.slow
 def test_later_labels_add_to_what_is_told_of_a_study_and_take_nothing_away(
     pictures: Path, tmp_path: Path, empty_mlflow: Path
 ) -> None:
@@ -388,6 +389,7 @@ def test_drift_is_told_and_a_rate_that_few_images_keep() -> None:
     assert len(Calibration(torch.arange(9).double()).decided(torch.zeros(3).double(), 0.2).sentences()) == 1
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_decisions_as_figures_and_a_run_without_held_out_images_has_none(
     tmp_path: Path, empty_mlflow: Path
 ) -> None:

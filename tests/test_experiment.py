@@ -349,6 +349,7 @@ def test_a_run_without_a_name_gets_one_of_its_own(task: Task, workplace: Path) -
         assert folder.parent == workplace / "runs" and folder.name.startswith("gravel-cutavg-")
 
 
+@pytest.mark.slow
 def test_threads_are_those_that_were_asked_for(task: Task) -> None:
     class Counts:
         def __init__(self) -> None:
@@ -522,6 +523,7 @@ def test_flat_settings_are_plain_and_hide_passwords(task: Task) -> None:
 # A server that is dead from the start
 
 
+@pytest.mark.slow
 def test_a_dead_server_loses_nothing_and_another_gets_it_all(
     task: Task, workplace: Path, empty_mlflow: Path
 ) -> None:

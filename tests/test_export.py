@@ -175,6 +175,7 @@ print(json.dumps([json.loads(facts["ssad_hpo.json"]), program(torch.load(sys.arg
 """
 
 
+@pytest.mark.slow
 def test_pytorch_loads_its_program_without_ssad_hpo(combined, images, tmp_path):
     export_torch(combined, tmp_path / "detector.pt2")
     torch.save(images, tmp_path / "images.pt")
@@ -250,6 +251,7 @@ def test_images_are_prepared_as_ssad_hpo_reads_them(tmp_path, name, channels):
     assert np.array_equal(prepare(io.BytesIO(path.read_bytes()), 32, 48, channels), expected.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", sorted(FORMATS))
 def test_a_run_is_exported_from_the_command_line(call, tmp_path, file_format):
     folder = clear_run(tmp_path / "run", combine=2).run.folder

@@ -164,6 +164,7 @@ def meet_a_new_database(start: Any, url: str, study: str) -> None:
     optuna.create_study(storage=storage, study_name=study)
 
 
+@pytest.mark.slow
 def test_processes_that_meet_the_same_new_database_all_get_it(tmp_path: Path) -> None:
     for attempt in range(2):
         url = f"sqlite:///{tmp_path}/new-{attempt}.db"
@@ -353,6 +354,7 @@ def test_a_grid_is_counted_before_it_is_listed() -> None:
     assert (grid.total, grid.space.grid_size(4)) == (9, 16)
 
 
+@pytest.mark.slow
 def test_mlflows_own_choice_of_an_experiment_is_kept_to(
     task: Task, workplace: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ print("all alike")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["AVX2", "DEFAULT"])
 def test_narrow_networks_train_as_without_onednn_on_every_kind_of_cpu(isa, request):
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}

@@ -254,6 +254,7 @@ def test_without_an_anomaly_to_be_seen_the_encoder_as_it_comes_scores_alone() ->
     assert np.array_equal(*(scores.argsort() for scores in by_both))
 
 
+@pytest.mark.slow
 def test_a_search_of_no_candidate_is_the_encoder_as_it_comes_and_goes_on_to_some(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

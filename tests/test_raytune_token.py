@@ -33,6 +33,7 @@ def prepared(home: Path, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_a_ray_of_this_machine_finds_a_token_that_its_owner_alone_can_read(tmp_path: Path) -> None:
     token = tmp_path / ".ray" / "auth_token"
     assert prepared(tmp_path).stdout == "True\n"

@@ -101,6 +101,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_what_the_recipes_add_is_searched_over_reported_and_resumed(package):
     told = json.loads(run(package, "-c", SEARCH).splitlines()[-1])
     first, again, whole = told["values"]

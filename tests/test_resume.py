@@ -394,6 +394,7 @@ def wait_for(folder: Path, name: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_a_search_on_the_command_line_survives_a_kill_and_then_ctrl_c(
     tmp_path: Path, make_category: Callable[..., Path]
 ) -> None:

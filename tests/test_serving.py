@@ -150,6 +150,7 @@ print(json.dumps([scores, sorted(foreign & set(json.loads(sys.argv[3])))]))
 """
 
 
+@pytest.mark.slow
 def test_the_model_of_a_study_is_loaded_with_its_requirements_alone(study, paths, tmp_path):
     folder, uri = study
     client, run_id = parent_run(uri)
@@ -183,6 +184,7 @@ def test_a_model_has_a_signature_and_an_example(study, tmp_path):
     assert model.saved_input_example_info is not None
 
 
+@pytest.mark.slow
 def test_a_detector_is_registered_once_with_files_of_its_own(study, paths, monkeypatch):
     import mlflow
 

@@ -132,6 +132,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iter
     server.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_dead_from_the_start_gets_the_study_by_sync_later(
     tmp_path: Path, server: MlflowServer
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_server_that_is_dead_from_the_start_gets_the_study_by_sync_later(
     client_of(server.uri).delete_experiment(experiment.experiment_id)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_and_comes_back_misses_nothing(
     tmp_path: Path, server: MlflowServer
 ) -> None:
@@ -212,6 +214,7 @@ with MlflowRecorder(Path(sys.argv[1]), sys.argv[2], "testbed", "study") as recor
 """
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_study_in_mid_delivery_loses_and_doubles_nothing(tmp_path: Path, database: str) -> None:
     outbox = tmp_path / "run" / "outbox.jsonl"
     study = subprocess.Popen(
@@ -359,6 +362,7 @@ def test_the_writers_environment_is_its_own_and_the_users_settings_win(
         assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_processes_that_die_or_meet_at_a_database_that_does_not_exist_yet_leave_it_whole(
     tmp_path: Path,
 ) -> None:

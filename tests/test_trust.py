@@ -172,6 +172,7 @@ def test_an_address_from_the_environment_is_the_users_own(
         open_run(place).check_addresses()
 
 
+@pytest.mark.slow
 def test_who_made_a_run_is_never_asked(place: Path, server: Server) -> None:
     """Nor for a copy of it, nor for another run at the same server."""
     uri = f"http://{server.place}"

@@ -119,6 +119,7 @@ def test_collapse_is_told_as_a_sentence_with_its_remedy(call: Callable[..., Any]
     assert told[0] in call("evaluate", "r").err.splitlines()
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_the_command_line_says_how_to_go_on_and_resume_ends_alike(
     call: Callable[..., Any], make_category: Callable[..., Path], workplace: Path
 ) -> None:
