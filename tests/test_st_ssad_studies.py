@@ -44,8 +44,9 @@ def test_the_sizes_that_the_docstrings_state_are_those_of_the_studies(monkeypatc
     assert not {cell.seed for cell in cells} & {cell.seed for cell in ablation}
 
     options = table.argparse.Namespace(
-        cells=tmp_path, smoke=False, seeds=2, steps=500, mvtec=None, augmentation=None, device="cpu"
-    )
+        cells=tmp_path, smoke=False, first_seed=0, seeds=2, steps=500, mvtec=None, augmentation=None,
+        device="cpu",
+    )  # fmt: skip
     cells = table.cells_of(options)
     searches, tunings = (sum(c.method in m for c in cells) for m in ({table.SEARCH}, table.TUNED))
     said = f"{searches} searches of 16 trials, {tunings} tunings and {len(cells) - searches - tunings} plain"
@@ -76,7 +77,9 @@ def test_the_toy_problem_is_aligned_and_collapsed_where_the_figure_says(monkeypa
     assert torch.allclose(collapsed.mean(0), train.mean(0))
 
 
-@pytest.mark.parametrize("method", ["AE", "D-SVDD", "RS-CO", "RD-CP", "DSV search", "ST-SSAD", "FO"])
+@pytest.mark.parametrize(
+    "method", ["AE", "D-SVDD", "RS-CO", "RD-CP", "DSV search", "ST-SSAD", "FO", "PU-AUC"]
+)
 def test_the_cost_of_every_method_is_the_number_of_images_that_pass_its_encoder(
     method, monkeypatch, tmp_path, workplace
 ):

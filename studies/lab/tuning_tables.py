@@ -20,11 +20,11 @@ from studies.lab.results import Row, markdown_table
 METHODS = (
     *("AE", "D-SVDD", "RS-CO", "RD-CO", "RS-CP", "RD-CP", "RS-CD", "RD-CD", "DSV search"),
     *("ST-SSAD", "MMD1", "MMD2", "FO", "soft alignment", "two-sided alignment"),
-    "two-sided, second order",
+    *("two-sided, second order", "contrast alignment", "PU-AUC"),
 )
-SHORT_SEARCH, BEST_TRIAL = "DSV search, 4 trials", "best trial"
+SHORT_SEARCH, BY_PU_AUC, BEST_TRIAL = "DSV search, 4 trials", "DSV search, by PU-AUC", "best trial"
 RS_TUNED, RD_TUNED = "RS, tuned kind", "RD, tuned kind"
-BEYOND = (SHORT_SEARCH, RS_TUNED, RD_TUNED, BEST_TRIAL)
+BEYOND = (SHORT_SEARCH, BY_PU_AUC, RS_TUNED, RD_TUNED, "frozen", BEST_TRIAL)
 # What a method that failed on a task is worth there: a coin.
 FAILED = 0.5
 
