@@ -141,6 +141,11 @@ def seeded(seed: int, device: torch.device | None = None, *, draws: bool = True)
         yield
 
 
+def seed_at(seed: int, step: int) -> int:
+    """A seed for the draws at a training step, which those of no other seed near it has at any step."""
+    return (seed * 0x9E3779B97F4A7C15 + step) % 2**63
+
+
 # Overloads of torch's operations -> those of the same operations that take a generator.
 _WITH_GENERATOR = {
     "default": "generator",

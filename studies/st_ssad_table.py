@@ -325,8 +325,8 @@ def main() -> None:
     header = (
         f"{made_by(command, options)}\n\n"
         f"{len({row['task'] for row in rows})} tasks, seeds {options.first_seed} to "
-        f"{cells[-1].training.seed}, {training.steps} steps of {training.batch_size} (+ {training.batch_size}) "
-        f"images, encoder {training.encoder}; {len(cells)} trainings, searches and tunings, "
+        f"{cells[-1].training.seed}, {training.steps} steps of {training.batch_size} "
+        f"(+ {training.batch_size}) images, encoder {training.encoder}; {len(cells)} trainings, searches and tunings, "
         f"{sum(content['seconds'] for content in kept) / 60:.0f} minutes of one core. Tasks, methods, "
         "starting points, seeds and sizes were fixed before any result of this table was seen."
     )

@@ -18,9 +18,10 @@ from tunings import TASK, TINY, all_of, quick
 
 from ssad_hpo.baselines import train_autoencoder, train_deep_svdd
 from ssad_hpo.bilevel import tune
+from ssad_hpo.bounds import MOST_SEED
 from ssad_hpo.detector import resolve_precision, train, untrained_network
 from ssad_hpo.encoder import build_network
-from ssad_hpo.numerics import seeded, threads
+from ssad_hpo.numerics import seed_at, seeded, threads
 from ssad_hpo.search import Objective, open_kept, records
 from ssad_hpo.task import Augmentation, Search, Training
 
@@ -277,6 +278,14 @@ def test_draws_of_a_seed_are_those_that_a_global_generator_of_this_seed_would_gi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         assert torch.equal(found, every_draw())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 17, MOST_SEED - 1])
+def test_a_seed_draws_at_no_step_what_its_neighbour_draws_at_another(seed):
+    most_steps = 10_000_000
+    assert seed_at(seed, most_steps) == (seed_at(seed, 0) + most_steps) % 2**63
+    apart = (seed_at(seed + 1, 0) - seed_at(seed, 0)) % 2**63
+    assert most_steps < apart < 2**63 - most_steps and 0 <= seed_at(seed, 0) <= MOST_SEED
 
 
 def test_the_dropout_of_gpus_is_drawn_from_the_seed_as_well():

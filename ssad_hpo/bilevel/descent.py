@@ -22,7 +22,7 @@ from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import untrained_network
 from ssad_hpo.detector.training import encoder_rate, optimizer_of
 from ssad_hpo.encoder import draws
-from ssad_hpo.numerics import autocast, draw_batches, seeded, to_float
+from ssad_hpo.numerics import autocast, draw_batches, seed_at, seeded, to_float
 from ssad_hpo.task import Augmentation, DetectorError, Task, Training
 
 
@@ -123,7 +123,8 @@ class Descent:
             began = time.monotonic()
             outer, moving = None, self.step + 1 - problem.warm
             # Seeded at every step, dropout draws the same after a resume.
-            with seeded(problem.training.seed + self.step, problem.device, draws=self.draws):
+            seed = seed_at(problem.training.seed, self.step)
+            with seeded(seed, problem.device, draws=self.draws):
                 batch = self._training_batch()
                 if moving > 0 and moving % tuning.detector_steps == 0:
                     outer = self._outer_step(batch)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssad_hpo.combined.heads import Head, contrast_head, head_weight
+from ssad_hpo.criteria import differ
 from ssad_hpo.detector import Embeddings
 from ssad_hpo.task import DetectorError
 
@@ -44,10 +45,9 @@ class Scale:
 
     @classmethod
     def of(cls, held_out: Tensor) -> Scale:
-        spread = float(held_out.std(correction=0))
-        if not _differ(held_out):
+        if not differ(held_out):
             raise DetectorError("combined: the scores of the held-out images are all the same")
-        return cls(float(held_out.mean()), spread)
+        return cls(float(held_out.mean()), float(held_out.std(correction=0)))
 
     def __call__(self, scores: Tensor) -> Tensor:
         return (scores - self.centre) / self.spread
@@ -145,13 +145,7 @@ def combine(candidates: Sequence[Scored], *, heads: bool = True) -> Combination:
 
 def can_be_combined(held_out: np.ndarray | Tensor) -> bool:
     """Whether a candidate's scores of the held-out images differ, so that they are a scale for others."""
-    return _differ(logarithms(held_out))
-
-
-def _differ(values: Tensor) -> bool:
-    """Whether they do by more than rounding: equal numbers seldom have a standard deviation of 0."""
-    rounding = 8 * torch.finfo(values.dtype).eps * float(values.abs().max())
-    return float(values.std(correction=0)) > rounding
+    return differ(logarithms(held_out))
 
 
 def logarithms(scores: np.ndarray | Tensor) -> Tensor:

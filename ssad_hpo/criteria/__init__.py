@@ -15,7 +15,7 @@ from ssad_hpo.criteria.functions import (
     std,
     two_sided_alignment,
 )
-from ssad_hpo.criteria.held_out import excess, pu_auc, shift
+from ssad_hpo.criteria.held_out import differ, excess, pu_auc, shift
 from ssad_hpo.criteria.pairs import DegenerateError, check_rows, check_sets
 from ssad_hpo.criteria.table import (
     CRITERIA,
@@ -37,6 +37,7 @@ __all__ = [
     "check_sets",
     "contrast_alignment",
     "density_pu_auc",
+    "differ",
     "discordance",
     "discriminant_pu_auc",
     "dsv",

@@ -118,11 +118,16 @@ def _tails(scores: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (share - tails) / tails.sqrt(), share, tails
 
 
+def differ(scores: Tensor) -> bool:
+    """Whether scores do by more than rounding: equal ones seldom have a standard deviation of 0."""
+    rounding = _ROUNDING * torch.finfo(scores.dtype).eps * float(scores.abs().max())
+    return float(scores.std(correction=0)) > rounding
+
+
 def _spread(held_out: Tensor) -> Tensor:
-    spread = held_out.std(correction=0)
-    if not spread > _ROUNDING * torch.finfo(held_out.dtype).eps * held_out.abs().max():
+    if not differ(held_out):
         raise DegenerateError(f"held_out: expected scores that differ, got {len(held_out)} equal ones")
-    return spread
+    return held_out.std(correction=0)
 
 
 def _checked(scores: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from ssad_hpo.numerics import (
     draw_batches,
     prepare_allocator,
     resolve_precision,
+    seed_at,
     seeded,
     to_float,
 )
@@ -107,7 +108,7 @@ def train(
             continue
         network.train()
         total = torch.zeros((), device=device)
-        with seeded(training.seed + start, device, draws=draws(network)):
+        with seeded(seed_at(training.seed, start), device, draws=draws(network)):
             for step in range(start, end):
                 normal = jitter(to_float(images[batches[step]]), training.jitter, generator)
                 augmented = pseudo_anomalies(normal, augmentation, generator)
