@@ -326,7 +326,8 @@ def main() -> None:
         f"{made_by(command, options)}\n\n"
         f"{len({row['task'] for row in rows})} tasks, seeds {options.first_seed} to "
         f"{cells[-1].training.seed}, {training.steps} steps of {training.batch_size} "
-        f"(+ {training.batch_size}) images, encoder {training.encoder}; {len(cells)} trainings, searches and tunings, "
+        f"(+ {training.batch_size}) images, encoder {training.encoder}; "
+        f"{len(cells)} trainings, searches and tunings, "
         f"{sum(content['seconds'] for content in kept) / 60:.0f} minutes of one core. Tasks, methods, "
         "starting points, seeds and sizes were fixed before any result of this table was seen."
     )
