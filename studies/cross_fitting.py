@@ -15,7 +15,9 @@ its anomalies or so many that they are a tenth; the other half judges.
 With --real the same on the data sets of DIR, in the layout of MVTec AD, with the pretrained default at 128
 pixels, the eight static candidates of `studies.pretrained` and the encoder as it comes, whose density learns
 from what trains. A pool are train images drawn by seed. *Combined* is then with contrast heads, as a search
-ends; of several detectors of a candidate, the mean of combinations of the first, the second and so on.
+ends; of several detectors of a candidate, the mean of combinations of the first, the second and so on. A last
+way, *none held out*, trains on the whole pool and can choose by DSV alone: also among CutAvg's candidates and
+the encoder as it comes, as searches of few images did before.
 
 Chosen before any result was seen: all of it. Labels share out the halves, and judge in the end.
 """
@@ -37,7 +39,7 @@ from ssad_hpo.detector import Detector, train, untrained_detector
 from ssad_hpo.judgement import judge
 from ssad_hpo.task import Augmentation, Task, Training
 from studies.lab.cells import cell_path, run_missing
-from studies.lab.choosing import Seen, combined_scores, draw, judge_of
+from studies.lab.choosing import Draw, Seen, combined_scores, draw, judge_of
 from studies.lab.comparing import compare
 from studies.lab.detectors import DYNAMIC, TUNED, kept_arrays
 from studies.lab.detectors import candidates as real_candidates
@@ -51,13 +53,14 @@ TRAINING = Training(width=16, steps=160, batch_size=16, evaluate_at=(1.0,), prec
 POOLS, FOLDS = (40, 120), 4
 SHARES: tuple[float | None, ...] = (None, 0.1)  # of anomalies among what is looked at; None leaves them
 HELD, HELD_4, CROSS = "held out", "held out, four seeds", "cross-fitted"
+WHOLE = "none held out"
 CHOICES = ("pu_auc", "shift")
 AS_IT_COMES = Augmentation(NONE)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """All candidates of a task by all three ways."""
+    """All candidates of a task by all three ways, or with none of the pool held out."""
 
     task: str
     pool: int
@@ -66,6 +69,7 @@ class Cell:
     candidates: tuple[Augmentation, ...]
     root: Path | None = None
     image_size: int = 32
+    whole: bool = False
 
     @property
     def source(self) -> Source:
@@ -86,7 +90,8 @@ class Cell:
     def path(self, folder: Path) -> Path:
         """Where the cell is kept."""
         name = f"{self.task}_{self.pool}_seed{self.seed}"
-        return cell_path(folder, name, self.training, self.source, self.candidates)
+        way = (WHOLE,) if self.whole else ()
+        return cell_path(folder, name, self.training, self.source, self.candidates, *way)
 
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
@@ -105,8 +110,8 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
         chosen = (*static, AS_IT_COMES)
         roots = sorted(path for path in options.real.iterdir() if (path / "train").is_dir())
         return [
-            Cell(root.name, pool, seed, replace(TUNED, seed=seed), chosen, root, options.image_size)
-            for seed, pool, root in itertools.product(seeds, pools, roots)
+            Cell(root.name, pool, seed, replace(TUNED, seed=seed), chosen, root, options.image_size, whole)
+            for whole, seed, pool, root in itertools.product((False, True), seeds, pools, roots)
         ]
     return [
         Cell(task, pool, seed, replace(training, seed=seed), chosen)
@@ -126,6 +131,8 @@ def run_cell(cell: Cell) -> Row:
     """Train every candidate by all ways, and judge every choice with labels."""
     task, labels = cell.load(), truth_of(cell.source)
     draws = {share: draw(labels, share, cell.seed) for share in SHARES}
+    if cell.whole:
+        return {"figures": without_holding_out(cell, task, labels, draws)}
     # way -> share -> candidate -> its detectors
     found: dict[str, dict[float | None, list[list[Seen]]]] = {
         way: {share: [] for share in SHARES} for way in (HELD, HELD_4, CROSS)
@@ -160,6 +167,28 @@ def run_cell(cell: Cell) -> Row:
     return {"figures": figures}
 
 
+def without_holding_out(
+    cell: Cell, task: Task, labels: np.ndarray, draws: dict[float | None, Draw]
+) -> list[Row]:
+    """What the whole pool trains, and what DSV chooses of it."""
+    assert task.held_out is not None
+    trained_on_all = replace(task, train=task.held_out)  # nothing reads what it makes of these
+    arrays = [judged(trained_on_all, a, cell.training, 0) for a in cell.candidates]
+    frozen = cell.candidates.index(AS_IT_COMES)
+    few = [i for i, a in enumerate(cell.candidates) if a.kind in ("cutavg", NONE)]
+    rows = []
+    for share, places in draws.items():
+        judge_by = judge_of(labels, places)
+        members = [Seen.of(some, places) for some in arrays]
+        aucs = [judge_by(m.scores, m.unseen_scores)[1] for m in members]
+        dsv = [m.criteria["dsv"] for m in members]
+        row: Row = {"way": WHOLE, "share": share, "average": float(np.mean(aucs)), "oracle": max(aucs)}
+        row["dsv"] = aucs[int(np.argmin(dsv))]
+        row["dsv, of CutAvg"] = aucs[min(few, key=lambda i: dsv[i])]
+        rows.append({**row, "encoder as it comes": aucs[frozen]})
+    return rows
+
+
 def judged(task: Task, augmentation: Augmentation, training: Training, turn: int) -> dict[str, np.ndarray]:
     """What is kept of a candidate that was trained with one of its seeds."""
     training = replace(training, seed=training.seed + 1000 * turn)
@@ -188,17 +217,20 @@ def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> Iterator[Row]:
 
 def table_of(rows: Sequence[Row]) -> str:
     """A line for each choice: every way, and cross-fitting against holding out with as many trainings."""
-    lines = []
+    lines, ways = [], list(dict.fromkeys(row["way"] for row in rows))
     for choice in dict.fromkeys(row["choice"] for row in rows):
         columns = {
             way: {(r["task"], r["seed"]): r["auc"] for r in rows if (r["way"], r["choice"]) == (way, choice)}
-            for way in (HELD, HELD_4, CROSS)
+            for way in ways
         }
         textures = {task: task.partition("/")[0] for task, _ in columns[CROSS]}
-        result = compare(columns[CROSS], columns[HELD_4], textures)
-        figures = [f"{np.mean(list(column.values())):.3f}" for column in columns.values()]
-        lines.append([choice, *figures, f"{result.difference:+.3f}", result.interval, f"{result.p_run:.3f}"])
-    titles = ["", HELD, HELD_4, CROSS, "the last two's difference", "95 % over textures", "p, better"]
+        figures = [f"{np.mean(list(column.values())):.3f}" if column else "–" for column in columns.values()]
+        compared = ["–", "–", "–"]
+        if columns[CROSS]:
+            result = compare(columns[CROSS], columns[HELD_4], textures)
+            compared = [f"{result.difference:+.3f}", result.interval, f"{result.p_run:.3f}"]
+        lines.append([choice, *figures, *compared])
+    titles = ["", *ways, f"{CROSS} − {HELD_4}", "95 % over textures or sets", "p, better"]
     return markdown_table(titles, lines)
 
 
@@ -217,12 +249,14 @@ def main() -> None:
     for pool, share in itertools.product(dict.fromkeys(cell.pool for cell in cells), SHARES):
         of = [row for row in rows if (row["pool"], row["share"]) == (pool, share)]
         title = "half of the unlabelled images anomalous" if share is None else f"{share:.0%} anomalous"
+        if options.real is not None and share is None:
+            title = "anomalies as they are"
         parts.append(f"## {pool} good images, {title}\n\n{table_of(of)}")
     page = f"""# Few good images: hold some out, or cross-fit?
 
 {made_by("cross_fitting" + ("" if options.real is None else " --real DIR"), options)}
 
-{len(cells)} cells of {len(cells[0].candidates)} candidates, seven trainings each,
+{sum(not cell.whole for cell in cells)} cells of {len(cells[0].candidates)} candidates, seven trainings each,
 {sum(content["seconds"] for content in kept) / 60:.0f} minutes of one core. Mean AUC on images that no
 method has seen; tasks: {len({cell.task for cell in cells})}, seeds: {len({cell.seed for cell in cells})}.
 
