@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import yaml
-from servers import ROOT
+from servers import LONG, ROOT
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
@@ -146,7 +146,7 @@ class Here:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=LONG,
         )
 
     def is_healthy(self, name: str) -> bool:

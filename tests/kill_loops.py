@@ -451,8 +451,13 @@ def kill_loop(loop: Loop, kills: int, place: Path, seed: int = 0, more: str = ""
     began, told = time.monotonic(), Told()
     images = make_category(place / "images", n=10)
     other, run = (Killed(place / name, loop, images, more) for name in ("undisturbed", "killed"))
-    durations = undisturbed(other)
-    finished = kill_again_and_again(run, kills, random.Random(seed), durations, told)
+    try:
+        durations = undisturbed(other)
+        finished = kill_again_and_again(run, kills, random.Random(seed), durations, told)
+    finally:
+        for some in (other, run):
+            if some.process is not None and some.runs:
+                some.kill(with_writer=True)
     compare(run, other, finished, told)
     told.seconds = time.monotonic() - began
     return told

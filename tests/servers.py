@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ssad_hpo.files import write_private
@@ -21,10 +23,17 @@ RAY = Path(sys.executable).parent / "ray"
 ROOT = Path(__file__).parents[1]
 
 
+LONG = 900.0  # seconds for a command that takes a quarter of it, on a machine that is busy
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ports that systems hand out by themselves, so that nobody takes it before it is used."""
+    for _ in range(1000):
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def wait_until(condition, what: str, seconds: float = 420.0) -> None:
@@ -42,14 +51,13 @@ def ray_of_two_processors() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="r")
     token = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")}
     os.environ.update(RAY_AUTH_TOKEN=os.urandom(16).hex(), RAY_USAGE_STATS_ENABLED="0")
-    ray.init(
-        "local",
-        num_cpus=2,
-        object_store_memory=100 * 2**20,
-        include_dashboard=False,
-        _temp_dir=folder,
-        log_to_driver=False,
-    )
+    settings = {"object_store_memory": 100 * 2**20, "include_dashboard": False, "log_to_driver": False}
+    begin = partial(ray.init, "local", num_cpus=2, _temp_dir=folder, **settings)
+    try:
+        begin()
+    except Exception:  # Ray gives a node 30 seconds to start, which a busy machine may exceed
+        ray.shutdown()
+        begin()
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
@@ -80,7 +88,11 @@ class RayCluster:
         self.nodes = [
             self._start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
         ]
-        wait_until(lambda: self._ray("health-check", f"--address={self.address}") == 0, "Ray's head")
+        try:
+            wait_until(lambda: self._ray("health-check", f"--address={self.address}") == 0, "Ray's head")
+        except BaseException:
+            self.stop()
+            raise
 
     def add_node(self) -> subprocess.Popen[bytes]:
         """Start another node, which has joined when this returns."""
@@ -204,6 +216,7 @@ class MlflowServer:
         wait_until(self.answers, "MLflow's server")
 
     def answers(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, "MLflow's server has ended"
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as reply:
             return bool(reply.status == 200)
         return False

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from servers import MlflowServer
+from servers import LONG, MlflowServer
 from starting import start_study
 from told import client_of
 
@@ -144,7 +144,7 @@ class Shown:
         options += ["--window-size=1500,820", f"--user-data-dir={profile}", "--virtual-time-budget=30000"]
         wanted = [] if picture is None else [f"--screenshot={self.place / picture}"]
         command = [CHROMIUM, *options, *(wanted or ["--dump-dom"]), address]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
         return html.unescape(re.sub(r"<(style|script).*?</\1>", "", ended.stdout, flags=re.DOTALL))
 
 

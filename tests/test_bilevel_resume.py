@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tunings import TASK, TINY, all_of, quick, random_task
+from tunings import TASK, TINY, Interrupter, Interruption, all_of, quick, random_task
 
 from ssad_hpo.bilevel import tune
 from ssad_hpo.bilevel.checkpoint import CheckpointFile
@@ -15,28 +15,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::ssad_hpo.bilevel.CollapseWarning"),
 ]
-
-
-class Interruption(KeyboardInterrupt):
-    pass
-
-
-class Interrupter:
-    """A recorder that interrupts the tuning at its n-th step of the hyperparameters."""
-
-    def __init__(self, at):
-        self.left, self.ended = at, []
-
-    def trial_started(self, trial, params, tags):
-        pass
-
-    def trial_progress(self, trial, step, metrics):
-        self.left -= 1
-        if not self.left:
-            raise Interruption
-
-    def trial_ended(self, trial, status, metrics, reason=None):
-        self.ended.append((trial, status, reason))
 
 
 @pytest.mark.parametrize("warm_start_on", ["range", "start"])

@@ -305,8 +305,11 @@ def test_a_resumed_search_gives_the_terminal_back_as_it_was(searched: Searched) 
     with ThreadPoolExecutor() as threads:
         reading = threads.submit(all_that_is_shown, screen)
         resumed.start()
-        resumed.join()
-        os.close(keyboard)
+        try:
+            resumed.join(300)
+        finally:
+            resumed.kill()
+            os.close(keyboard)
         shown = reading.result()
     os.close(screen)
     assert resumed.exitcode == 0

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from servers import Postgres, RayCluster, find_postgres, kill, wait_until
+from servers import LONG, Postgres, RayCluster, find_postgres, kill, wait_until
 from starting import start_sweep
 from told import reports_and_checkpoints
 
@@ -116,7 +116,7 @@ def test_a_sweep_over_two_nodes_goes_on_when_one_is_killed_in_the_middle_of_a_tr
 
     wait_until(both_nodes_are_in_mid_trial, "a trial on each node")
     kill(node)
-    _, errors = driver.communicate(timeout=300)
+    _, errors = driver.communicate(timeout=LONG)
     assert driver.returncode == 0, errors
     ended = trials()
     assert [trial.state for trial in ended] == [TrialState.COMPLETE] * 5, errors
@@ -219,7 +219,7 @@ print(len(result.study.trials))
         for name in ("one", "two")
     ]
     for search in searches:
-        out, errors = search.communicate(timeout=200)
+        out, errors = search.communicate(timeout=LONG)
         assert out == "2\n", errors
     assert len(optuna.get_all_study_names(storage)) == 2
 

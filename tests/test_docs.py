@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers import LONG
 
 import ssad_hpo
 
@@ -41,9 +42,13 @@ def run(words: list[str], folder: Path) -> str:
         process = subprocess.Popen(
             words, cwd=folder, env=environment(), stdout=said, stderr=said, start_new_session=True
         )
-        code = process.wait(timeout=900)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            code: int | None = process.wait(timeout=LONG)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         said.seek(0)
         told = said.read()
     assert code == 0, told[-6000:]

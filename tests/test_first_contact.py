@@ -149,7 +149,7 @@ def test_a_database_in_memory_is_refused() -> None:
 
 def in_processes(work: Callable[..., None], each: list[tuple[Any, ...]]) -> list[int | None]:
     """Run a function at once in several processes; their exit codes."""
-    start = KILLABLE.Barrier(len(each))
+    start = KILLABLE.Barrier(len(each), timeout=300)
     processes = [KILLABLE.Process(target=work, args=(start, *arguments)) for arguments in each]
     for process in processes:
         process.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from servers import MlflowServer, ObjectStore, kill, wait_until
+from servers import LONG, MlflowServer, ObjectStore, kill, wait_until
 from told import reports_and_checkpoints
 
 from ssad_hpo.experiment import load_task, open_run
@@ -81,7 +81,7 @@ def test_a_sweep_with_its_checkpoints_and_artifacts_in_an_object_store_goes_on_a
     ]
 
     again = ssad_hpo("sweep", "--resume", "s3")
-    _, errors = again.communicate(timeout=300)
+    _, errors = again.communicate(timeout=LONG)
     assert again.returncode == 0, errors
     ended = trials()
     assert sorted(t.state for t in ended) == sorted([TrialState.COMPLETE] * 3 + [TrialState.FAIL]), errors

@@ -177,11 +177,11 @@ joined, left = threading.Event(), threading.Event()
 def sweep():
     with connected(None):
         joined.set()
-        left.wait(60)
+        left.wait(300)
 
 thread = threading.Thread(target=sweep)
 thread.start()
-joined.wait()
+assert joined.wait(300)
 with connected(None):
     left.set()
     thread.join()
@@ -200,5 +200,6 @@ assert ray.is_initialized()  # the user's own
 @pytest.mark.slow  # a Ray is started, in a process that has none
 def test_a_ray_of_its_own_ends_with_the_last_that_uses_it_and_leaves_the_users_handlers():
     environment = {**os.environ, "RAY_AUTH_TOKEN": os.urandom(16).hex()}
-    ended = subprocess.run([sys.executable, "-c", JOINED], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", JOINED]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr

@@ -20,6 +20,7 @@ import pytest
 import torch
 import torchvision
 from optuna.trial import TrialState
+from servers import LONG
 from small_sweeps import SEARCH, SPACE, TRAINING, small_task, states
 from starting import start_study, start_sweep
 
@@ -267,13 +268,15 @@ def start_driver(function: str, place: Path, address: str) -> subprocess.Popen[b
 
 
 def kill_when(condition: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert driver.poll() is None, "the sweep ended before it could be killed"
-        assert time.monotonic() < deadline, "nothing to kill the driver for"
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    deadline = time.monotonic() + LONG
+    try:
+        while not condition():
+            assert driver.poll() is None, "the sweep ended before it could be killed"
+            assert time.monotonic() < deadline, "nothing to kill the driver for"
+            time.sleep(0.02)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
 
 
 def sweep_settings() -> dict[str, Any]:

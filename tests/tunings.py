@@ -57,3 +57,25 @@ def all_of(result):
         )
         for start in result.starts
     ] + [result.chosen, replace(result.cost, seconds=0)]
+
+
+class Interruption(KeyboardInterrupt):
+    pass
+
+
+class Interrupter:
+    """A recorder that interrupts the tuning at its n-th step of the hyperparameters."""
+
+    def __init__(self, at):
+        self.left, self.ended = at, []
+
+    def trial_started(self, trial, params, tags):
+        pass
+
+    def trial_progress(self, trial, step, metrics):
+        self.left -= 1
+        if not self.left:
+            raise Interruption
+
+    def trial_ended(self, trial, status, metrics, reason=None):
+        self.ended.append((trial, status, reason))

@@ -124,7 +124,7 @@ _BEFORE = {
     f"{name}.{f.name}": repr(f.default)
     for name, settings in (("training", Training), ("tuning", Tuning))
     for f in fields(settings)
-}
+} | {"tuning.focus": repr(False)}
 
 
 def _check_finite(content: Any) -> None:

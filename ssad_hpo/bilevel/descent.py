@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ssad_hpo.augment import Value, apply, draw_noise, jitter
 from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.focus import EVERY, standing_out
 from ssad_hpo.bilevel.gradient import TrainingBatch, ValidationBatch, bilevel_gradient
 from ssad_hpo.bilevel.result import Cost, OuterStep
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError
-from ssad_hpo.detector import untrained_network
+from ssad_hpo.detector import Detector, untrained_network
 from ssad_hpo.detector.training import encoder_rate, optimizer_of
 from ssad_hpo.encoder import draws
 from ssad_hpo.numerics import autocast, draw_batches, seed_at, seeded, to_float
@@ -90,6 +91,7 @@ class Descent:
         self.unlabeled_images = problem.task.unlabeled.to(problem.device)
         held_out = problem.task.held_out if problem.tuning.needs_held_out else None
         self.held_out_images = None if held_out is None else held_out.to(problem.device)
+        self.focused: Tensor | None = None  # places of the unlabelled images that are looked at; None for all
         channels, height, width = problem.task.train.shape[1:]
         network = untrained_network(training, (channels, height, width), problem.device)
         self.network = network.to(problem.device).train()
@@ -147,6 +149,7 @@ class Descent:
             "adam": self.adam.state_dict(),
             "generator": self.generator.get_state(),
             "step": self.step,
+            "focused": self.focused,
             "trajectory": [asdict(outer) for outer in self.trajectory],
             "cost": asdict(self.cost),
         }
@@ -156,6 +159,7 @@ class Descent:
         self.load_warm_start(state)
         self.point.copy_(state["point"])
         self.adam.load_state_dict(copy.deepcopy(state["adam"]))
+        self.focused = state.get("focused")  # there was none once
         self.trajectory = [OuterStep(**outer) for outer in state["trajectory"]]
         self.cost = Cost(**state["cost"])
 
@@ -189,7 +193,8 @@ class Descent:
         tuning = self.problem.tuning
         train = self._some(self.train_images, tuning.validation_train)
         noise = draw_noise(len(train), self.generator, train)
-        unlabeled = self._some(self.unlabeled_images, tuning.validation_unlabeled)
+        seen = self.unlabeled_images if self.focused is None else self.unlabeled_images[self.focused]
+        unlabeled = self._some(seen, tuning.validation_unlabeled)
         held_out = None
         if self.held_out_images is not None:
             held_out = self._some(self.held_out_images, tuning.validation_held_out)
@@ -213,9 +218,24 @@ class Descent:
         self._descend(loss, gradients)
         self.cost += Cost(forward=len(batch.targets), backward=len(batch.targets))
 
+    def _focus(self) -> None:
+        """Choose the unlabelled images to look at, by the density of the detector as it is."""
+        task, training = self.problem.task, self.problem.training
+        if task.held_out is None:
+            return
+        channels, height, width = task.train.shape[1:]
+        detector = Detector(self.network.eval(), self.augmentation, training, (channels, height, width))
+        detector.fit_density(detector.embed(task.train))
+        found = [detector.density_score(detector.embed(images)) for images in (task.unlabeled, task.held_out)]
+        self.focused = standing_out(*found).to(self.problem.device)
+        self.network.train()
+        self.cost += Cost(forward=sum(map(len, task.sets().values())))
+
     def _outer_step(self, batch: TrainingBatch) -> OuterStep:
         """A step of the point, looking ahead by part of a training batch, and the training step with it."""
         problem, tuning = self.problem, self.problem.tuning
+        if tuning.focuses and len(self.trajectory) % EVERY == 0:
+            self._focus()
         ahead, validation = batch.first(tuning.virtual_images), self._validation_batch()
         try:
             found = bilevel_gradient(

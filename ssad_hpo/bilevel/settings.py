@@ -79,6 +79,9 @@ class Tuning:
         warm_start_on: "range" warms up on hyperparameters drawn anew for every image from the whole
             bounds, of the kinds in turn, once for all starting points; "start" on each starting point's own,
             once for each.
+        focus: whether the validation loss looks only at those unlabelled images that stand out against
+            held-out normal ones (see `bilevel.focus`), so that few anomalies count as many would; without
+            held-out images, or with a loss of `HELD_OUT_LOSSES`, at all.
         validation_train, validation_unlabeled, validation_held_out: images of the validation loss's
             mini-batch (fewer where the task has fewer); as many augmented as train ones go with them.
         batch_norm: of the validation loss's mini-batch, "eval" (running statistics) or "train".
@@ -115,6 +118,7 @@ class Tuning:
     validation_unlabeled: int = 96
     batch_norm: BatchNorm = "eval"
     validation_held_out: int = 64
+    focus: bool = True
     starts: tuple[float | Mapping[str, float], ...] = (0.4, 0.65, 0.9)
     survivors: int | None = None
     look: float = 0.2
@@ -148,8 +152,9 @@ class Tuning:
         check_whole(self, {"combine": (1, 1_000_000)})
         if self.survivors is not None:
             check_whole(self, {"survivors": (1, 1000)})
-        if not isinstance(self.contrast_heads, bool):
-            raise ValueError(f"contrast_heads: expected true or false, got {self.contrast_heads!r:.80}")
+        for name in ("contrast_heads", "focus"):
+            if not isinstance(given := getattr(self, name), bool):
+                raise ValueError(f"{name}: expected true or false, got {given!r:.80}")
         check_real(self, dict.fromkeys(("learning_rate", "virtual_rate", "temperature"), (0, MOST_RATE)))
         if self.order == 2 and self.virtual_rate == 0:
             raise ValueError("virtual_rate: order 2 needs one above 0, got 0; use order 1")
@@ -191,6 +196,11 @@ class Tuning:
     def needs_held_out(self) -> bool:
         """Whether the validation loss is of held-out images as well."""
         return isinstance(self.loss, str) and self.loss in HELD_OUT_LOSSES
+
+    @property
+    def focuses(self) -> bool:
+        """Whether held-out images, where there are such, decide which unlabelled ones are looked at."""
+        return self.focus and not self.needs_held_out
 
     def loss_of(
         self, train: Tensor, augmented: Tensor, unlabeled: Tensor, held_out: Tensor | None = None

@@ -272,6 +272,8 @@ TUNING = Group(
     option("--look", type=float, help="Share of their steps for that look."),
     option("--detector-steps", type=int, help="Training steps to each step of the hyperparameters."),
     option("--warm-start", type=float, help="Share of the steps before the hyperparameters move."),
+    option("--focus/--no-focus", "focus",
+           help="Whether to look at those unlabelled images alone that stand out against held-out ones."),
     option("--choose-by", help=f"What keeps one start, the lowest: validation_loss, {CRITERIA_TOLD}."),
     *_COMBINED,
     defaults=_tuning,

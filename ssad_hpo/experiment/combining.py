@@ -160,7 +160,8 @@ def _is_fitted(method: Search | Tuning) -> bool:
         guided = method.sampler in ("tpe", "gp") and method.total > _DRAWN_AT_RANDOM
         name, parted = method.criterion, guided or method.pruner != "none"
     by_held_out = name in CRITERIA and "held_out" in CRITERIA[name].needs
-    return (isinstance(method, Tuning) and method.needs_held_out) or (parted and by_held_out)
+    looked_at = isinstance(method, Tuning) and (method.needs_held_out or method.focuses)
+    return looked_at or (parted and by_held_out)
 
 
 def combined_detector(

@@ -150,6 +150,8 @@ class Settings:
             KeyError, TypeError, ValueError: for what it did not write.
         """
         ((name, method),) = values["method"].items()
+        if name == "tuning":
+            method = {"focus": False, **method}  # tunings did not at first
         method = _METHODS[name](**{**method, "space": SearchSpace.from_json(method["space"])})
         given = {
             "source": Source.from_json(values["source"]) if values["source"] else None,
