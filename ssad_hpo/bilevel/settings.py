@@ -244,6 +244,7 @@ PATCHES = Tuning(
     validation_unlabeled=64,
     starts=(0.35, 0.75),
     survivors=3,
+    focus=False,  # measured with detectors from scratch alone
 )
 PATCHES_HELD_OUT = replace(PATCHES, choose_by="shift", combine=3)  # where normal images are held out
 PATCHES_TRAINING = replace(PRETRAINED, steps=64, batch_size=16)

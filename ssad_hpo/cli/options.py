@@ -308,6 +308,8 @@ def tracked(given: dict[str, Any]) -> dict[str, Any]:
         typed = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
         if typed and hides_password(without_password(given[name])):
             flag = name.replace("_", "-")
-            warn(f"--{flag}: all users of this machine see its password; set {variable} instead")
+            of_cluster = " and of the cluster" if context.info_name == "sweep" else ""
+            who = f"all users of this machine{of_cluster}"
+            warn(f"--{flag}: {who} see its password; set {variable} instead")
     off = given.pop("no_tracking")
     return {**given, "tracking_uri": None if off else given["tracking_uri"]}

@@ -73,6 +73,7 @@ class Ledger:
         check_minimises(study, objective.criterion)
         self.objective = objective
         self.study = study
+        self.asked = 0  # trials that Ray was given
         self._started: set[int] = set()
         self._told: dict[int, int] = {}  # the last step that the recorder has heard of
         self._numbers = {trial.ray_trial: trial.number for trial in records(study) if trial.ray_trial}
@@ -84,12 +85,17 @@ class Ledger:
 
     def ask(self, ray_trial: str) -> dict[str, Any] | None:
         """A new trial's parameters, and the checkpoint that it goes on from; None if a grid is through."""
-        return patiently(lambda: self._ask(ray_trial))
+        asked: list[optuna.Trial] = []
+        parameters = patiently(lambda: self._ask(ray_trial, asked))
+        self.asked += parameters is not None
+        return parameters
 
-    def _ask(self, ray_trial: str) -> dict[str, Any] | None:
-        if is_exhausted(self.study):
+    def _ask(self, ray_trial: str, asked: list[optuna.Trial]) -> dict[str, Any] | None:
+        if not asked and is_exhausted(self.study):
             return None
-        trial = self.study.ask()
+        if not asked:  # else the database failed after it had the trial
+            asked.append(self.study.ask())
+        (trial,) = asked
         self._numbers[ray_trial] = trial.number
         augmentation = self.objective.search.space.suggest(trial)
         record.write(self.study, trial, record.on_ray(ray_trial) | record.drawn(augmentation))

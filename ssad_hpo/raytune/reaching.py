@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 
 import ray
 import torch
@@ -11,6 +12,7 @@ import torch
 from ssad_hpo.address import without_password, without_password_of
 from ssad_hpo.task import Cluster
 
+LOOK_AGAIN = 60.0  # seconds without a training that runs, after which room is looked for again
 _PATIENCE = 5.0  # seconds for a connection, and for an answer
 # What an HTTP/2 client says first (RFC 9113, section 3.4), with empty settings: every gRPC server answers it.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -56,6 +58,17 @@ def check_room(cluster: Cluster) -> None:
     raise ValueError(
         f"cpus_per_trial, gpus_per_trial: no node has {asked['CPU']:g} and {asked['GPU']:g}; ask for less"
     )
+
+
+def warn_without_room(cluster: Cluster) -> None:
+    """Warn if at present no node has what a trial asks for: Ray waits for one without a word."""
+    try:
+        check_room(cluster)
+    except ValueError as error:
+        warnings.warn(
+            f"no training can run at present; what is left waits until a node is there that can ({error})",
+            stacklevel=2,
+        )
 
 
 def check_here(cluster: Cluster) -> None:

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from ssad_hpo.raytune.reaching import check_room
+from ssad_hpo.raytune.reaching import LOOK_AGAIN, check_room, warn_without_room
 from ssad_hpo.raytune.sweeping import MAX_FAILURES, connected, surroundings
 from ssad_hpo.raytune.worker import arrays_of, taken_weights, task_of, weights_of
 from ssad_hpo.search import Objective
@@ -42,9 +42,9 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
     waiting = left_to_confirm(study, objective.search, objective.training)
     if not waiting:
         return
-    with surroundings(), connected(cluster.address):
+    with surroundings(), connected(cluster.address) as goes_on:
         check_room(cluster)
-        task, running, over = objective.task, dict[Any, Again](), set[Any]()
+        task, running = objective.task, dict[Any, Again]()
         started = ray.remote(_train_again).options(
             num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial, max_retries=MAX_FAILURES
         )
@@ -57,18 +57,20 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
                     again = waiting.pop(0)
                     tell_start(objective, again)
                     running[started.remote(place, weights, *given, again, threads)] = again
-                done, _ = ray.wait(list(running))
-                over.update(done)
+                done, _ = ray.wait(list(running), timeout=LOOK_AGAIN)
+                if not done:
+                    warn_without_room(cluster)
                 for reference in done:
                     found = _result_of(reference, running[reference])
                     keep(study, objective, running.pop(reference), found)
         except BaseException as error:
-            for reference, again in running.items():
+            for again in running.values():
                 tell_interruption(objective, again, repr(error))
-                if reference in over:  # to cancel what has just ended can abort this whole process
-                    continue
+            if goes_on and running:  # else they end with it
                 with contextlib.suppress(RayError, OSError):  # there may be no cluster any more
-                    ray.cancel(reference, force=True)
+                    # To cancel what has just ended can abort this whole process.
+                    for reference in ray.wait(list(running), num_returns=len(running), timeout=0)[1]:
+                        ray.cancel(reference, force=True)
             if isinstance(error, RayError):
                 raise _cut_off(
                     error, "the best trials were not all trained again with other seeds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from ray.tune.search import Searcher
 
 from ssad_hpo.raytune.checkpoints import below
 from ssad_hpo.raytune.ledger import CHECKPOINT, Ledger
+from ssad_hpo.raytune.reaching import LOOK_AGAIN, warn_without_room
 from ssad_hpo.raytune.worker import KEPT
 from ssad_hpo.search import Objective, is_final, record
-from ssad_hpo.task import Status
+from ssad_hpo.task import Cluster, Status
 
 _searchers: weakref.WeakValueDictionary[str, StudySearcher] = weakref.WeakValueDictionary()
 
@@ -96,7 +98,9 @@ class StudyCallback(tune.Callback):
         self.interrupted = 0  # trials that were open when the Tuner stopped
         # Where checkpoints are, if they are not to outlive their trial.
         self.checkpoint_path: str | None = None
+        self.cluster: Cluster | None = None  # whose nodes the trials need
         self._taken_up = False
+        self._looked = time.monotonic()
         self._checkpoints: dict[str, list[tune.Checkpoint]] = {}
 
     def setup(self, *args: Any, **info: Any) -> None:
@@ -108,6 +112,10 @@ class StudyCallback(tune.Callback):
         if not self._taken_up:
             self._taken_up = True
             self._searcher.ledger.take_up([t.trial_id for t in trials if not t.is_finished()])
+        if self.cluster is not None and time.monotonic() - self._looked > LOOK_AGAIN:
+            self._looked = time.monotonic()
+            if not any(trial.status == Trial.RUNNING for trial in trials):
+                warn_without_room(self.cluster)
 
     def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """A worker has the trial."""
@@ -200,6 +208,10 @@ def _delete(filesystem: FileSystem | None, folder: str) -> None:
         filesystem.delete_dir(folder)
 
 
+# In what Ray writes of a worker that could not begin, and of an end that could not be told.
+_NOT_OF_A_TRIAL = ("raised in its creation task", "_TuneStopTrialError")
+
+
 def _what_happened(trial: Trial) -> tuple[Status, str]:
     """Status and reason of a trial that Ray gave up, from the file that Ray writes about it."""
     text = Path(trial.error_file).read_text() if trial.error_file else ""
@@ -207,7 +219,8 @@ def _what_happened(trial: Trial) -> tuple[Status, str]:
     if not lines:
         return "interrupted", "Ray does not say why"
     if "Traceback" in text or "ray::" in lines[0]:  # a task's error ends with what was raised
-        return "failed", lines[-1]
+        its_own = not any(mark in text for mark in _NOT_OF_A_TRIAL)
+        return "failed" if its_own else "interrupted", lines[-1]
     deaths = "once" if trial.num_failures == 1 else f"{trial.num_failures} times"
     where = "Ray's logs on its node say why, in session_latest/logs/worker-*.err"
     return "interrupted", f"its worker died {deaths}: {lines[0]} {where}"

@@ -8,8 +8,8 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 
 import optuna
@@ -64,7 +64,7 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
     if not remaining or is_exhausted(study):
         return
     checkpoint_path = absolute_checkpoint_path(cluster.checkpoint_path)
-    searcher.callback.checkpoint_path = checkpoint_path
+    searcher.callback.checkpoint_path, searcher.callback.cluster = checkpoint_path, cluster
     if rungs is not None:
         replay(rungs, study, objective.criterion)
     with surroundings(), connected(cluster.address):
@@ -95,7 +95,8 @@ def sweep(objective: Objective, study: optuna.Study, cluster: Cluster) -> None:
             ),
         ).fit()
     discard_left(study)
-    if searcher.callback.interrupted:
+    # Ctrl-C may also come when no trial is open: then Ray has asked for fewer than it was to.
+    if searcher.callback.interrupted or (searcher.ledger.asked < remaining and not is_exhausted(study)):
         raise KeyboardInterrupt
     left = remaining_trials(study, n_trials)
     if not left or is_exhausted(study):
@@ -188,17 +189,16 @@ def _own_handlers(*numbers: int) -> Iterator[None]:
 
 
 _joining = threading.Lock()
-# Where a sweep that is not in the main thread starts Ray: Ray's processes die with the thread that has
-# started them, and a minute later this whole process, in the middle of other sweeps.
-_lasting = ThreadPoolExecutor(1, "ray")
+_leaving: list[threading.Event] = []  # for the thread in which a Ray of one's own was started
 _joined: list[str | None] = []  # the address that each sweep asked for which works in the Ray joined here
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[bool]:
     """Ray in this process: the one that runs, a cluster's, or one of its own that ends with this.
 
-    Of sweeps in several threads the first joins, and the last leaves.
+    Of sweeps in several threads the first joins, and the last leaves. Yields whether it is left to run: a
+    Ray that the user has joined.
     """
     with _own_handlers(signal.SIGTERM):
         with _joining:
@@ -208,13 +208,15 @@ def connected(address: str | None) -> Iterator[None]:
                     _join(address)
                 _joined.append(address)
         try:
-            yield
+            yield theirs
         finally:
             with _joining:
                 if not theirs:
                     _joined.remove(address)
                     if not _joined:
                         ray.shutdown()
+                        while _leaving:
+                            _leaving.pop().set()
 
 
 def _join(address: str | None) -> None:
@@ -228,13 +230,39 @@ def _join(address: str | None) -> None:
         if threading.current_thread() is threading.main_thread():
             begin()
         else:
-            _lasting.submit(begin).result()
+            _in_a_thread_that_lasts(begin)
     else:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except RuntimeError as error:  # other versions
+            raise ValueError(
+                f"address: the Ray cluster at {address!r} and this process do not go together "
+                f"({' '.join(str(error).split()):.300}); use the same Ray and Python on all nodes"
+            ) from error
         except (ConnectionError, AuthenticationError) as error:
             reason = str(error).partition("\n")[0].partition(". ")[0]
             raise ValueError(
                 f"address: no Ray cluster at {address!r} takes this process ({reason}). Is it up, is this "
                 "machine a node of it, and do RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH give its token?"
             ) from error
+
+
+def _in_a_thread_that_lasts(begin: Callable[[], object]) -> None:
+    """Start Ray where a sweep is not in the main thread.
+
+    Ray's processes die with the thread that has started them, and a minute later this whole process, perhaps
+    in the middle of another sweep.
+    """
+    begun, leaving = Future[object](), threading.Event()
+
+    def last() -> None:
+        try:
+            begun.set_result(begin())
+        except BaseException as error:
+            begun.set_exception(error)
+        else:
+            leaving.wait()
+
+    threading.Thread(target=last, name="ray", daemon=True).start()
+    begun.result()
+    _leaving.append(leaving)

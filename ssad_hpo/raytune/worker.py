@@ -31,6 +31,10 @@ _PROGRESS_FILE = "progress.pt"
 _MOST_BYTES = 64 * 2**30
 
 
+# What a node is to blame for, and no candidate.
+_OF_THE_NODE = (OSError, MemoryError, torch.OutOfMemoryError)
+
+
 def trainable(objective: Objective) -> Callable[[dict[str, Any]], None]:
     """A function trainable for `tune.Tuner`, with images and pretrained weights once in Ray's object store.
 
@@ -72,14 +76,14 @@ def train_detector(
         with taken_weights(training, weights):
             _train(config, task, search, training, device, reports)
     except Exception as error:
-        # The border where a sweep must go on: whatever a trial raises fails this trial, with its reason. A
-        # disk that is full or gone is no fault of the trial's, which may be tried again.
+        # The border where a sweep must go on: whatever a trial raises fails this trial, with its reason. What
+        # is a fault of the node's may be tried again.
         ours = isinstance(error, DetectorError)
         tune.report(
             {
                 search.criterion: math.nan,
                 "step": reports[-1]["step"] if reports else 0,
-                "status": "interrupted" if isinstance(error, OSError) else "failed",
+                "status": "interrupted" if isinstance(error, _OF_THE_NODE) else "failed",
                 "reason": str(error)
                 if ours
                 else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
@@ -115,7 +119,10 @@ def _train(
             torch.save(saved, buffer)
             (folder / _PROGRESS_FILE).write_bytes(buffer.getbuffer())
             # Where a scheduler stops a trial, this does not return: what it leaves is on the checkpoint.
-            tune.report(reports[-1], checkpoint=tune.Checkpoint.from_directory(folder))
+            try:
+                tune.report(reports[-1], checkpoint=tune.Checkpoint.from_directory(folder))
+            except RuntimeError as error:  # Ray's way to say that this node does not reach the checkpoints
+                raise OSError(f"{' '.join(str(error).split()):.600}") from error
 
 
 def _take_up(

@@ -98,6 +98,12 @@ class Objective:
         return self.search.criterion
 
     @property
+    def _device_here(self) -> torch.device:
+        """The device, or the CPU in a process that has no GPU, such as a sweep's driver."""
+        lacks = self.device.type == "cuda" and not torch.cuda.is_available()
+        return torch.device("cpu") if lacks else self.device
+
+    @property
     def tell(self) -> Teller:
         """Tells the recorder of trials."""
         return Teller(self.recorder, criterion=self.criterion, task=self.task.name)
@@ -156,7 +162,7 @@ class Objective:
             started, number = time.monotonic(), len(study.get_trials(deepcopy=False))
             self.tell.start(number, Augmentation(NONE))
             try:
-                evaluation = frozen_evaluation(self.task, self.search, self.training, self.device)
+                evaluation = frozen_evaluation(self.task, self.search, self.training, self._device_here)
             except DetectorError as error:  # as of other candidates: the search goes on
                 self.tell.failure(number, error)
                 told = record.frozen() | record.failed(str(error))

@@ -46,7 +46,8 @@ ABLATION: dict[str, Tuning | None] = {
 }
 # First order: the default's, and the only one of which every encoder has the derivatives.
 BY_SHARE: dict[str, Tuning | None] = {
-    "two sided alignment": TUNING,
+    "two sided alignment": replace(TUNING, focus=False),
+    "two sided alignment, focused": TUNING,
     "contrast alignment": replace(TUNING, loss="contrast_alignment"),
     "PU-AUC of the discriminant": replace(TUNING, loss="pu_auc"),
     ALIGNED: None,
