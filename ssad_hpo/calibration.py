@@ -124,7 +124,7 @@ class Calibration:
 
         Where anomalies are the difference, a batch's normal images still score low. If almost none does, they
         look different from the held-out ones, and p-values do not hold for them. Below `DRIFT_LEVEL` a batch
-        has drifted; one of fewer than some 40 images cannot.
+        has drifted; one of fewer than some 40 images cannot, with ten held-out ones none of fewer than 107.
 
         Args:
             scores: (M,) of new images, higher is more anomalous.
@@ -172,7 +172,7 @@ class Calibration:
             n, most = len(self.held_out), 10**9
             takes = math.ceil(1 / alarm_rate) - 1 if alarm_rate > 1 / most else f"more than {most}"
             raise ValueError(
-                f"alarm_rate: {n} held-out images keep rates of {self.least_rate:.4g} and more, got "
+                f"alarm_rate: {n} held-out images keep rates of {_shown(self.least_rate)} and more, got "
                 f"{alarm_rate:g}, which takes {takes}; ask for a higher rate, or "
                 "hold out more images (--held-out, --held-out-share)"
             )
@@ -228,8 +228,9 @@ class Decided:
         told = []
         if not self.asked and self.alarm_rate > ALARM_RATE:
             told.append(
-                f"{self.n_held_out} held-out images keep alarm rates of {self.alarm_rate:.3g} and more, so "
-                f"it is that instead of {ALARM_RATE:g}; --held-out takes more of them"
+                f"{self.n_held_out} held-out images keep alarm rates of {_shown(self.alarm_rate)} and more, "
+                f"so it is that instead of {ALARM_RATE:g}; a search that holds out more of them (--held-out) "
+                "keeps lower ones"
             )
         told.append(
             f"{self.n_alarms} of {self.n_images} {images} raise an alarm; about {_percent(self.expected)} of "
@@ -242,6 +243,12 @@ class Decided:
                 "not hold; search again with good images as they are now"
             )
         return told
+
+
+def _shown(least_rate: float) -> str:
+    """A rate in three digits that can be asked for: rounded up."""
+    scale = 10 ** (2 - math.floor(math.log10(least_rate)))
+    return f"{math.ceil(least_rate * scale) / scale:g}"
 
 
 class Calibrated:

@@ -91,7 +91,7 @@ class Alarms:
 
     def sentence(self) -> str:
         """What is to be told, with the ranges that so few images allow."""
-        told = [f"asked for a false alarm rate of {self.alarm_rate:.2g}"]
+        told = [f"at a false alarm rate of {self.alarm_rate:.3g}"]
         if self.n_good:
             rate, low, high = share_range(self.false_alarms, self.n_good)
             told.append(
