@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 LEAST = 16  # images that are looked at, if there are so many
-EVERY = 20  # steps of the hyperparameters after which the images are chosen anew
+EVERY = 5  # steps of the hyperparameters after which the images are chosen anew
 
 
 def standing_out(scores: Tensor, held_out: Tensor) -> Tensor:
