@@ -95,7 +95,7 @@ def test_the_settings_of_a_tuning_are_those_that_it_was_made_with(copied: Callab
     settings = open_run(copied("tuning")).settings
     assert settings.method == Tuning(
         "cutdiff", detector_steps=2, virtual_images=4, warm_start=0.25, validation_train=8,
-        validation_unlabeled=8, starts=(0.4, 0.9), checkpoint_every=2,
+        validation_unlabeled=8, starts=(0.4, 0.9), checkpoint_every=2, focus=False,
     )  # fmt: skip
     assert settings.training == Training(
         width=2, steps=16, batch_size=4, evaluate_at=(1.0,), precision="float32", seed=5

@@ -214,8 +214,9 @@ def test_the_ends_of_a_tuning_are_combined_and_judged_as_those_of_a_search(run):
     [
         ({}, True),
         ({"loss": "mmd"}, True),  # the look was by held-out images
-        ({"loss": "mmd", "choose_by": "dsv"}, False),
-        ({"loss": "mmd", "survivors": None}, False),
+        ({"loss": "mmd", "choose_by": "dsv", "focus": False}, False),
+        ({"loss": "mmd", "survivors": None, "focus": False}, False),
+        ({"loss": "mmd", "survivors": None}, True),  # they say what stands out
         ({"survivors": None}, True),
     ],
 )

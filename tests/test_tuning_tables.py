@@ -176,7 +176,7 @@ def test_the_page_of_the_table_names_failures_and_compares_each_hero():
     page = markdown(method_rows(), "four runs", ("ST-SSAD", "DSV search"), "DSV search")
     assert "AE on b, seed 1: it diverged" in page and "nan" not in page
     assert page.count("\n| --- ") == 4 and "## DSV search against each method" in page
-    assert len(METHODS) == 16
+    assert len(METHODS) == 18
 
 
 # Figures.
