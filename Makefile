@@ -13,7 +13,7 @@ WORKERS ?= 2
 # in its place nothing to do, and waits for it.
 BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore=$(ON_ITS_OWN)
 # A number that any other commit has another of; without Git the hour.
-COMMIT = $$(printf %d 0x$$(git rev-parse --short=7 HEAD 2>/dev/null | cut -c1-7 || date +%H))
+COMMIT = $$(printf %d 0x$$(git rev-parse --short=7 HEAD 2>/dev/null | cut -c1-7 | grep . || date +%H))
 
 .DEFAULT_GOAL := help
 STUDIES := $(filter-out lab,$(notdir $(basename $(wildcard studies/[a-z]*.py)) $(patsubst %/__main__.py,%,$(wildcard studies/*/__main__.py))))

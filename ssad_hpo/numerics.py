@@ -176,7 +176,8 @@ class _OwnDraws(TorchDispatchMode):
             return self._dropout(*args, **kwargs)
         arguments = {a.name: a.default_value for a in func._schema.arguments}
         arguments |= dict(zip(arguments, args, strict=False)) | kwargs
-        if arguments.get("dropout_p") == 0:  # attention
+        # Dropout in evaluation mode, which comes here whole where no gradient is recorded; attention's.
+        if arguments.get("train") is False or arguments.get("dropout_p") == 0:
             return func(*args, **kwargs)
         if "generator" not in arguments:
             name = _WITH_GENERATOR.get(func._overloadname, "")

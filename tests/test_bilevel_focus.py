@@ -116,3 +116,25 @@ def test_its_images_count_in_the_cost():
     looks = -(-steps // focus.EVERY)
     images = len(FOCUSED.train) + len(FOCUSED.unlabeled) + len(FOCUSED.held_out)
     assert costs[0].forward - costs[1].forward == looks * images
+
+
+def test_encoders_with_dropout_can_be_focused(tmp_path):
+    """Dropout in evaluation mode draws nothing."""
+    few = Task("large", *(images[:20].repeat(1, 1, 2, 2) for images in (NORMAL.train, FOCUSED.unlabeled)))
+    few = replace(few, held_out=NORMAL.train[50:60].repeat(1, 1, 2, 2))
+    training = replace(TINY, encoder="mobilenet_v2", batch_size=2, steps=6)
+    tuning = quick("cutdiff", order=1, starts=(0.5,))
+    result, again = (tune(few, tuning, training) for _ in range(2))
+    assert len(result.kept.trajectory) == 2 and torch.equal(result.kept.scores, again.kept.scores)
+
+
+def test_a_checkpoint_from_before_there_was_a_focus_is_gone_on_with_where_that_changes_nothing(tmp_path):
+    checkpoint, tuning = tmp_path / "tuning.pt", quick("cutdiff", starts=(0.5,))
+    first = tune(TASK, tuning, TINY, checkpoint=checkpoint)
+    content = torch.load(checkpoint, weights_only=True)
+    del content["settings"]["tuning.focus"]
+    torch.save(content, checkpoint)
+    assert all_of(tune(TASK, tuning, TINY, checkpoint=checkpoint)) == all_of(first)
+    tune(FOCUSED, replace(tuning, focus=False), TINY, checkpoint=tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"another tuning \(differs in tuning.focus\)"):
+        tune(FOCUSED, tuning, TINY, checkpoint=tmp_path / "other.pt")

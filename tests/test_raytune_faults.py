@@ -86,6 +86,7 @@ def test_a_node_that_does_not_reach_the_checkpoints_is_told_whole(
         ),
         ("Traceback (most recent call last):\n_TuneStopTrialError: the store is away", "interrupted"),
         ("The actor died unexpectedly", "interrupted"),
+        ("x, raised in its creation task\nFailure # 2 (occurred later)\nray::train()\nValueError", "failed"),
     ],
 )
 def test_what_ray_gave_up_is_a_failure_only_where_the_candidate_raised_it(
@@ -138,6 +139,15 @@ def test_a_cluster_of_other_versions_is_refused_with_what_differs(monkeypatch: p
 
     monkeypatch.setattr(sweeping.ray, "init", init)
     with pytest.raises(ValueError, match=r"started with: Ray: 2.59.0 Python: 3.12\); use the same Ray"):
+        sweeping._join("127.0.0.1:6379")
+
+
+def test_a_machine_that_is_no_node_of_the_cluster_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*_: Any, **__: Any) -> None:
+        raise RuntimeError("No node info found matching attributes: ''")
+
+    monkeypatch.setattr(sweeping.ray, "init", init)
+    with pytest.raises(ValueError, match=r"No node info found .* is this machine a node of it"):
         sweeping._join("127.0.0.1:6379")
 
 

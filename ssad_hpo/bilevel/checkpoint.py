@@ -144,6 +144,7 @@ def _describe(starts: list[Start]) -> dict[str, str]:
     tuning, loss = problem.tuning, problem.tuning.loss
     settled = {f.name: getattr(tuning, f.name) for f in fields(tuning)}
     settled["loss"] = loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__)
+    settled["focus"] = tuning.focuses and problem.task.held_out is not None  # else it changes nothing
     settled["starts"] = [start.point.tolist() for start in starts]
     for name in ("space", "checkpoint_every", "choose_by", "combine", "contrast_heads"):
         del settled[name]  # the space is told as the augmentation; the others may change without harm

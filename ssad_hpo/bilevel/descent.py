@@ -75,7 +75,8 @@ class Start:
 class Descent:
     """A network and a point that are trained in turn; all that a checkpoint must hold is in `state`.
 
-    Descents of one problem draw the same batches and noise: they differ by their starting points alone.
+    Descents of one problem draw the same batches and noise: they differ by their starting points alone, and
+    by which unlabelled images stand out, where these decide what is looked at.
 
     Attributes:
         network: theta.

@@ -42,7 +42,7 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
     waiting = left_to_confirm(study, objective.search, objective.training)
     if not waiting:
         return
-    with surroundings(), connected(cluster.address) as goes_on:
+    with surroundings(), connected(cluster.address) as runs_on:
         check_room(cluster)
         task, running = objective.task, dict[Any, Again]()
         started = ray.remote(_train_again).options(
@@ -66,7 +66,7 @@ def confirm(study: optuna.Study, objective: Objective, cluster: Cluster) -> None
         except BaseException as error:
             for again in running.values():
                 tell_interruption(objective, again, repr(error))
-            if goes_on and running:  # else they end with it
+            if running and runs_on():  # else they end with it
                 with contextlib.suppress(RayError, OSError):  # there may be no cluster any more
                     # To cancel what has just ended can abort this whole process.
                     for reference in ray.wait(list(running), num_returns=len(running), timeout=0)[1]:

@@ -219,7 +219,7 @@ def _what_happened(trial: Trial) -> tuple[Status, str]:
     if not lines:
         return "interrupted", "Ray does not say why"
     if "Traceback" in text or "ray::" in lines[0]:  # a task's error ends with what was raised
-        its_own = not any(mark in text for mark in _NOT_OF_A_TRIAL)
+        its_own = not any(mark in line for mark in _NOT_OF_A_TRIAL for line in lines)
         return "failed" if its_own else "interrupted", lines[-1]
     deaths = "once" if trial.num_failures == 1 else f"{trial.num_failures} times"
     where = "Ray's logs on its node say why, in session_latest/logs/worker-*.err"

@@ -194,11 +194,11 @@ _joined: list[str | None] = []  # the address that each sweep asked for which wo
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[bool]:
+def connected(address: str | None) -> Iterator[Callable[[], bool]]:
     """Ray in this process: the one that runs, a cluster's, or one of its own that ends with this.
 
-    Of sweeps in several threads the first joins, and the last leaves. Yields whether it is left to run: a
-    Ray that the user has joined.
+    Of sweeps in several threads the first joins, and the last leaves. Yields a function that says whether it
+    runs on for others: for the user who has joined it, or for another sweep.
     """
     with _own_handlers(signal.SIGTERM):
         with _joining:
@@ -208,7 +208,7 @@ def connected(address: str | None) -> Iterator[bool]:
                     _join(address)
                 _joined.append(address)
         try:
-            yield theirs
+            yield lambda: theirs or len(_joined) > 1
         finally:
             with _joining:
                 if not theirs:
@@ -234,12 +234,12 @@ def _join(address: str | None) -> None:
     else:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except RuntimeError as error:  # other versions
-            raise ValueError(
-                f"address: the Ray cluster at {address!r} and this process do not go together "
-                f"({' '.join(str(error).split()):.300}); use the same Ray and Python on all nodes"
-            ) from error
-        except (ConnectionError, AuthenticationError) as error:
+        except (ConnectionError, AuthenticationError, RuntimeError) as error:
+            if "Version mismatch" in str(error):
+                raise ValueError(
+                    f"address: the Ray cluster at {address!r} and this process do not go together "
+                    f"({' '.join(str(error).split()):.300}); use the same Ray and Python on all nodes"
+                ) from error
             reason = str(error).partition("\n")[0].partition(". ")[0]
             raise ValueError(
                 f"address: no Ray cluster at {address!r} takes this process ({reason}). Is it up, is this "
