@@ -29,8 +29,8 @@ demo: install  ## a search on an embedded texture, without labels, then judged w
 test: lint  ## style, types and all tests that need no service
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal --max-worker-restart 0 -m "not ($(NEEDS_SERVICES))"
 
-test-ci: test  ## make test, then a quarter of the tests that test-all adds, another one with each commit
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(BY_FILE) -m "$(NEEDS_SERVICES)" --part $(COMMIT)/4 --durations=10
+test-ci: test  ## make test, then an eighth of the tests that test-all adds, another one with each commit
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(BY_FILE) -m "$(NEEDS_SERVICES)" --part $(COMMIT)/8 --durations=10
 
 test-all: test  ## make test, then the slow tests and those that need services
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(BY_FILE) -m "$(NEEDS_SERVICES)"
