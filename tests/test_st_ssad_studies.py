@@ -129,7 +129,7 @@ def test_a_killed_recovery_study_goes_on_and_comes_out_the_same(part, tmp_path):
     names = {"--ablate": "st_ssad_ablation", "--by-share": "st_ssad_recovery_by_share"}
     name = names["".join(part)] if part else "st_ssad_recovery"
     whole, again = (read_rows(tmp_path / place / f"{name}.csv") for place in ("whole", "again"))
-    assert whole == again and len(whole) == (3 * 5 * 2 if "--by-share" in part else 2 * 2 * 2)
+    assert whole == again and len(whole) == (3 * 6 * 2 if "--by-share" in part else 2 * 2 * 2)
     assert (tmp_path / "again" / f"{name}.png").exists() == (not part)
     page = (tmp_path / "again" / f"{name}.md").read_text()
     assert "smoke run" in page and "| nan " not in page
