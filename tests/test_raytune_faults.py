@@ -10,7 +10,6 @@ from typing import Any
 
 import optuna
 import pytest
-import ray
 import torch
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
@@ -177,10 +176,8 @@ def test_ctrl_c_before_the_first_trial_is_an_interruption(
         )
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_ray_that_a_thread_has_started_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the main thread has ended, too, as of a script that leaves its sweep to a thread."""
+def test_what_a_thread_starts_lasts_until_it_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a daemon: the others end before the threads of a script whose main thread has ended."""
     begun: list[str] = []
     monkeypatch.setattr(sweeping, "_leaving", [])
     thread = threading.Thread(
@@ -203,4 +200,3 @@ def test_what_ray_raises_as_it_starts_is_raised_in_the_thread_that_asked() -> No
 
     with pytest.raises(ConnectionError, match="no port"):
         sweeping._in_a_thread_that_lasts(begin)
-    assert ray is sweeping.ray
