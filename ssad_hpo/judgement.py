@@ -15,7 +15,7 @@ from ssad_hpo.calibration import Calibration
 from ssad_hpo.criteria import CRITERIA, DegenerateError, check_sets, evaluate_all, measured
 from ssad_hpo.detector import Detector, Embeddings, train, untrained_detector
 from ssad_hpo.encoder import FrozenOutputs
-from ssad_hpo.task import Augmentation, DetectorError, Search, Task, Training
+from ssad_hpo.task import Augmentation, DetectorError, SearchSpace, Task, Training
 
 # What frozen stages make of a task's images, for all detectors that are judged by them; gone with the task.
 _SHARED: WeakKeyDictionary[Task, FrozenOutputs] = WeakKeyDictionary()
@@ -142,13 +142,13 @@ def evaluations(
 
 
 def frozen_evaluation(
-    task: Task, search: Search, training: Training, device: str | torch.device
+    task: Task, space: SearchSpace, training: Training, device: str | torch.device
 ) -> Evaluation:
     """A pretrained encoder as it comes, without a step of training, judged like a detector.
 
-    Criteria of augmented images take the first kind of the search's space.
+    Criteria of augmented images take the first kind of the space.
     """
     channels, height, width = task.train.shape[1:]
-    augmentation = Augmentation(*next(iter(search.space.kinds.items())))
+    augmentation = Augmentation(*next(iter(space.kinds.items())))
     detector = untrained_detector(training, (channels, height, width), augmentation, torch.device(device))
     return Evaluation(0, math.log(2), judge(detector, task), detector, {})

@@ -42,7 +42,8 @@ def random_task(pixels: int) -> Task:
 
 
 def started(task: Task, tuning: Tuning, training: Training) -> Descent:
-    return prepare(task, tuning, training, "cpu")[0].descent()
+    first = prepare(task, tuning, training, "cpu")[0]
+    return Descent(first.problem, first.point)
 
 
 def milliseconds(task: Task, kind: str, training: Training, rounds: int) -> dict[str, float]:

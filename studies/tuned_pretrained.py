@@ -6,12 +6,15 @@
 
 DIR holds data sets in the layout of MVTec AD, of whose train images a quarter is held out; beside them three
 embedded tasks at 64 pixels. Half of the test images, drawn by seed, are `unlabeled`, the other half judges.
-Tuned are the four kinds of patches as `bilevel.PATCHES` has it, down each loss; beside it the encoder as it
-comes, and the eight static candidates of `studies.choice` with the criteria that choose among them. Labels
-judge alone, after everything is trained and chosen.
+Tuned are the four kinds of patches as `bilevel.PATCHES` has it, before the training, down each loss; and in
+turn with it, as folders were tuned before that. Beside it the encoder as it comes, and a search's sixteen
+candidates, a grid of the four kinds by areas. All end as a study of folders does: by `shift`, and up to eight
+of the lowest, the encoder as it comes among them, combined. Labels judge alone, after everything is trained
+and chosen.
 
-The losses' values along the area of f_gen's own kind, with the encoder as it comes, show their valleys; and
-tunings of that kind alone, from far below and above its area, where they lead.
+"Which kind" asks twelve embedded tasks, three textures by four kinds of spots of area 0.05, with a half and a
+tenth of anomalies: do the losses of the encoder as it comes find f_gen's kind and its area? The losses'
+values along the area of f_gen's own kind show their valleys.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import itertools
 import json
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,159 +36,172 @@ from ssad_hpo.augment import augment
 from ssad_hpo.bilevel import (
     HELD_OUT_LOSSES,
     LOSSES,
-    PATCHES,
-    PATCHES_TRAINING,
+    PATCHES_HELD_OUT,
+    PATCHES_IN_TURN,
+    PATCHES_IN_TURN_TRAINING,
     CollapseWarning,
     Cost,
-    Tuning,
+    prepare,
     tune,
 )
+from ssad_hpo.bilevel.before import Staged
+from ssad_hpo.bilevel.ways import way_of
 from ssad_hpo.data import Source, builtin, load
 from ssad_hpo.detector import Detector, train, untrained_detector
-from ssad_hpo.evaluate import auc
-from ssad_hpo.judgement import Judged, judge
-from ssad_hpo.task import Augmentation, DetectorError, Range, SearchSpace, Task, Training
+from ssad_hpo.judgement import Judged, frozen_evaluation, judge
+from ssad_hpo.task import (
+    COMBINED,
+    PRETRAINED,
+    Augmentation,
+    DetectorError,
+    Range,
+    SearchSpace,
+    Task,
+    Training,
+)
 from studies.lab.cells import cell_path, run_missing
-from studies.lab.choosing import Seen, combined_scores, draw
-from studies.lab.detectors import HELD_OUT, TUNED, candidates, real_sources
+from studies.lab.choosing import Draw, Seen, combined_scores, draw, judge_of
+from studies.lab.detectors import HELD_OUT, real_sources
 from studies.lab.options import parse, study_parser
-from studies.lab.results import Row, made_by, markdown_table, write_results
+from studies.lab.results import Row, made_by, write_results
 from studies.lab.searching import truth_of
+from studies.lab.tuned_tables import auc_table, cost_table, kinds_table, valley_table
 
 EMBEDDED = {"gravel/cutavg": "cutavg", "brick/cutpaste": "cutpaste", "grass/cutdiff": "cutdiff"}
-_TUNING = replace(PATCHES, choose_by="shift")  # as for folders with held-out images
-TUNINGS: dict[str, Tuning] = {
-    "two-sided": _TUNING,
-    "PU-AUC": replace(_TUNING, loss="pu_auc"),
-    "contrast": replace(_TUNING, loss="contrast_alignment"),
-    "smooth (the paper's)": replace(_TUNING, loss="smooth_alignment"),
-    "MMD": replace(_TUNING, loss="mmd"),
-    "density PU-AUC, second order": replace(_TUNING, loss="density_pu_auc", order=2),
+KINDS, AREAS = ("cutout", "cutavg", "cutdiff", "cutpaste"), (0.005, 0.02, 0.06, 0.2)
+CANDIDATES = tuple(itertools.product(KINDS, AREAS))
+BEFORE = {
+    "two-sided": replace(PATCHES_HELD_OUT, loss="two_sided_alignment"),
+    "whitened contrast": PATCHES_HELD_OUT,
+    "whitened contrast, all looked at": replace(PATCHES_HELD_OUT, focus=False),
+    "contrast": replace(PATCHES_HELD_OUT, loss="contrast_alignment"),
+    "PU-AUC": replace(PATCHES_HELD_OUT, loss="pu_auc"),
+    "smooth (the paper's)": replace(PATCHES_HELD_OUT, loss="smooth_alignment"),
+    "MMD": replace(PATCHES_HELD_OUT, loss="mmd"),
 }
-FROZEN, SEARCH, VALLEYS, RECOVERY = "frozen", "search", "valleys", "recovery, "
-CHOICES = ("dsv", "shift", "pu_auc")
-AREAS = Range(0.002, 0.3, log=True)
-POINTS = 9
-FAR_STARTS = ({"patch_area": 0.01}, {"patch_area": 0.25})
+IN_TURN = replace(PATCHES_IN_TURN, choose_by="shift")
+TUNINGS = {**BEFORE, "two-sided, in turn": IN_TURN}
+FROZEN, SEARCH, VALLEYS, WHICH = "frozen", "search of 16", "valleys", "which kind"
+SHARES, F_GEN_AREA = (0.5, 0.1), 0.05
+VALLEY, POINTS = Range(0.002, 0.3, log=True), 9
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way on one set: a search of eight, a tuning, the encoder as it comes, or the losses' valleys."""
+    """One way on one set: a search, a tuning, the encoder as it comes, the losses' valleys or kinds."""
 
     source: Source
     name: str
     method: str
     training: Training
 
-    @property
-    def tuning(self) -> Tuning | None:
-        """What is tuned, if anything is."""
-        if not self.method.startswith(RECOVERY):
-            return TUNINGS.get(self.method)
-        space = SearchSpace({self.kind: {"patch_aspect": 1.0}})
-        tuned = TUNINGS[self.method.removeprefix(RECOVERY)]
-        return replace(tuned, space=space, starts=FAR_STARTS, survivors=None)
-
-    @property
-    def kind(self) -> str:
-        """Of f_gen, on an embedded task."""
-        return EMBEDDED[self.name.replace("-", "/")]
-
     def path(self, folder: Path) -> Path:
         name = f"{self.name}_{self.method}_seed{self.training.seed}"
-        return cell_path(folder, name, self.source, self.training, self.tuning)
+        own = TUNINGS.get(self.method, {SEARCH: CANDIDATES, WHICH: BEFORE}.get(self.method))
+        return cell_path(folder, name, self.source, self.training, own)
 
 
 def run_cell(cell: Cell, smoke: bool) -> Row:
     """Train and choose without labels, then judge; every outcome has an AUC on unseen images."""
     whole, labels = load(cell.source), truth_of(cell.source)
+    if cell.method == WHICH:
+        return {"found": which_kind(whole, cell.training, smoke)}
     places = draw(labels, None, cell.training.seed)
     task = replace(whole, unlabeled=whole.unlabeled[places.unlabeled])
     if cell.method == VALLEYS:
-        return {"valleys": valleys(task, cell.kind, cell.training)}
-    if cell.method.startswith(RECOVERY):
-        return {"recovery": recovery(task, cell, labels[places.unlabeled])}
-    unseen, truths = whole.unlabeled[places.unseen], (labels[places.unlabeled], labels[places.unseen])
+        return {"valleys": valleys(task, EMBEDDED[cell.name.replace("-", "/")], cell.training)}
+    unseen = whole.unlabeled[places.unseen]
     try:
-        members, cost, more = detectors_of(cell, task, unseen, smoke)
+        members, cost, ends = detectors_of(cell, task, unseen, smoke)
     except DetectorError as error:
         return {"failure": str(error)}
+    rows = outcomes(members, labels, places)
+    return {"outcomes": rows, "images": cost.images, "work_seconds": cost.seconds, "ends": ends}
 
-    def row(how: str, scores: tuple[object, object], passes: int = 1) -> Row:
-        seen, not_seen = (auc(t, np.asarray(s)) for t, s in zip(truths, scores, strict=True))
-        return {"how": how, "unlabeled": seen, "unseen": not_seen, "passes": passes}
 
-    single = [row("", (m.scores, m.unseen_scores)) for m in members]
-    criteria = [m.criteria for m in members]
-    if len(members) > 1:
-        rows = [{**single[int(np.argmin([c[name] for c in criteria]))], "how": name} for name in CHOICES]
-        mean = {name: float(np.mean([s[name] for s in single])) for name in ("unlabeled", "unseen")}
-        rows.append({"how": "average", **mean, "passes": 1})
-        rows.append({**max(single, key=lambda s: s["unseen"]), "how": "oracle"})
-    else:
-        rows = [{**single[0], "how": "alone"}]
-    rows.append(row("combined", combined_scores(members, heads=True), len(members)))
-    return {"outcomes": rows, "images": cost.images, "work_seconds": cost.seconds, "ends": more}
+def outcomes(members: Sequence[tuple[Seen, Seen]], labels: np.ndarray, places: Draw) -> list[Row]:
+    """What a study ends with, by both scores; the last member is the encoder as it comes."""
+    judged, rows = judge_of(labels, places), []
+    for prefix, chosen in (("", [m[0] for m in members]), ("as a whole, ", [m[1] for m in members])):
+        single = [judged(m.scores, m.unseen_scores) for m in chosen]
+        ranked = sorted(range(len(chosen)), key=lambda i: (chosen[i].criteria[COMBINED.criterion], i))
+        together = [chosen[i] for i in ranked[: COMBINED.combine]]
+        trained = single[:-1] or single
+        found = {
+            "by shift": single[ranked[0]],
+            "average": tuple(map(float, np.mean(trained, axis=0))),
+            "oracle": max(trained, key=lambda pair: pair[1]),
+            "combined": judged(*combined_scores(together, heads=True)),
+        }
+        rows += [{"how": prefix + how, "unlabeled": a, "unseen": b} for how, (a, b) in found.items()]
+    return rows
 
 
 def detectors_of(
     cell: Cell, task: Task, unseen: torch.Tensor, smoke: bool
-) -> tuple[list[Seen], Cost, list[str]]:
-    """What a way of training ends with, its cost, and each end in words."""
-    if cell.tuning is not None:
-        tuning = replace(cell.tuning, survivors=2) if smoke else cell.tuning
+) -> tuple[list[tuple[Seen, Seen]], Cost, list[str]]:
+    """What a way of training ends with, with the encoder as it comes; its cost, and each end in words."""
+    began, cost, found, ends = time.monotonic(), Cost(), [], []
+    if (tuning := TUNINGS.get(cell.method)) is not None:
         if smoke:
-            tuning = replace(tuning, space=SearchSpace(["cutout", "cutavg"]), starts=(0.5, 0.8), look=0.5)
+            quick = {"steps_before": 2} if tuning.steps_before else {"look": 0.5}
+            tuning = replace(tuning, space=SearchSpace(["cutout", "cutavg"]), survivors=2, **quick)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # kept with the ends
             result = tune(task, tuning, cell.training)
-        seen = [seen_of(start.judged, start.detector, unseen) for start in result.tuned]
-        ends = [
-            f"{start.start} became {start.augmentation}; {' '.join(start.warnings)}" for start in result.tuned
-        ]
-        return seen, result.cost, ends
-    began, seen, ends = time.monotonic(), [], []
-    judged_images = (
-        2 * len(task.train) + len(task.unlabeled) + (0 if task.held_out is None else len(task.held_out))
-    )
-    cost = Cost()
-    if cell.method == FROZEN:
-        channels, height, width = task.train.shape[1:]
-        detector = untrained_detector(
-            cell.training, (channels, height, width), Augmentation("cutout"), torch.device("cpu")
-        )
-        seen.append(seen_of(judge(detector, task), detector, unseen))
-        cost += Cost(forward=judged_images)
-    else:
+        found = [(start.judged, start.detector) for start in result.tuned]
+        ends = [f"{t.start} became {t.augmentation}; {' '.join(t.warnings)}" for t in result.tuned]
+        cost += result.cost
+    elif cell.method == SEARCH:
         stepped = 2 * cell.training.batch_size * cell.training.steps
-        for name, augmentation in candidates(smoke):
-            if name == "dynamic":
-                continue
+        for kind, area in CANDIDATES[:2] if smoke else CANDIDATES:
+            augmentation = Augmentation(kind, {"patch_area": area, "patch_aspect": 1.0})
             (last,) = train(task.train, augmentation, cell.training)
-            seen.append(seen_of(judge(last.detector, task), last.detector, unseen))
+            found.append((judge(last.detector, task), last.detector))
             ends.append(str(augmentation))
-            cost += Cost(stepped + judged_images, stepped)
-    return seen, cost + Cost(seconds=time.monotonic() - began), ends
+            cost += Cost(stepped + judged_images(task), stepped)
+    if tuning is None or not tuning.steps_before:  # one that has them has judged it already
+        cost += Cost(forward=judged_images(task))
+    evaluation = frozen_evaluation(
+        task, SearchSpace("cutout"), replace(PRETRAINED, seed=cell.training.seed), "cpu"
+    )
+    found.append((evaluation.judged, evaluation.detector))
+    members = [seen_of(judged, detector, unseen) for judged, detector in found]
+    return members, replace(cost, seconds=time.monotonic() - began), ends
 
 
-def seen_of(judged: Judged, detector: Detector, unseen: torch.Tensor) -> Seen:
-    """A judged detector, with what it makes of the unseen images."""
-    assert judged.held_out is not None
-    embeddings = detector.embed(unseen)
-    scores = detector.density_score(embeddings).numpy()
-    return Seen(judged.scores.numpy(), judged.held_out.numpy(), judged.embeddings, scores, embeddings)
+def judged_images(task: Task) -> int:
+    """Images passed to judge a detector."""
+    return sum(map(len, task.sets().values())) + len(task.train)
 
 
-def recovery(task: Task, cell: Cell, labels: np.ndarray) -> list[Row]:
-    """Where each start ends, and the AUC of its detector on the unlabelled images."""
-    assert cell.tuning is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)
-        tuned = tune(task, cell.tuning, cell.training).tuned
-    ends = [{"from": t.start.hyperparameters, "to": t.augmentation.hyperparameters} for t in tuned]
-    areas = [{name: values["patch_area"] for name, values in end.items()} for end in ends]
-    return [{**a, "auc": auc(labels, t.scores.numpy())} for a, t in zip(areas, tuned, strict=True)]
+def seen_of(judged: Judged, detector: Detector, unseen: torch.Tensor) -> tuple[Seen, Seen]:
+    """A judged detector with what it makes of the unseen images, by its own score and by density."""
+    assert judged.held_out is not None and judged.embeddings.held_out is not None
+    embeddings, scores = detector.embed_and_score(unseen)
+    own = Seen(judged.scores.numpy(), judged.held_out.numpy(), judged.embeddings, scores.numpy(), embeddings)
+    sets = judged.embeddings.unlabeled, judged.embeddings.held_out, embeddings
+    density = [detector.density_score(rows).numpy() for rows in sets]
+    return own, Seen(density[0], density[1], judged.embeddings, density[2], embeddings)
+
+
+def which_kind(task: Task, training: Training, smoke: bool) -> dict[str, list[Row]]:
+    """Where every loss leads from every start, before any training: the lowest first."""
+    found = {}
+    for name, tuning in list(BEFORE.items())[: 2 if smoke else None]:
+        tuning = replace(tuning, steps_before=2) if smoke else tuning
+        ends = []
+        for start in prepare(task, tuning, training):
+            way = way_of(start)
+            assert isinstance(way, Staged)
+            try:
+                list(way.train(until=tuning.steps_before))
+                value = way.look()
+            except DetectorError:
+                continue
+            ends.append((value, {"kind": way.augmentation.kind, **way.augmentation.hyperparameters}))
+        found[name] = [{**end, "value": value} for value, end in sorted(ends, key=lambda pair: pair[0])]
+    return found
 
 
 def valleys(task: Task, kind: str, training: Training) -> dict[str, list[float]]:
@@ -198,7 +213,7 @@ def valleys(task: Task, kind: str, training: Training) -> dict[str, list[float]]
     train_set, unlabeled, held_out = (detector.embed(i) for i in (task.train, task.unlabeled, task.held_out))
     values: dict[str, list[float]] = {"area": []}
     for i in range(POINTS):
-        area = AREAS.at(i / (POINTS - 1))
+        area = VALLEY.at(i / (POINTS - 1))
         generator = torch.Generator().manual_seed(0)
         there = Augmentation(kind, {"patch_area": area, "patch_aspect": 1.0})
         changed = augment(task.train / 255, there, generator).mul(255).round().to(torch.uint8)
@@ -211,99 +226,51 @@ def valleys(task: Task, kind: str, training: Training) -> dict[str, list[float]]
     return values
 
 
-def sources(options: argparse.Namespace) -> Iterator[tuple[str, Source]]:
-    """Name and address of every set, quick ones first."""
-    for name in list(EMBEDDED)[:1] if options.smoke else EMBEDDED:
-        source = builtin(name)
-        yield name.replace("/", "-"), Source(source.loader, {**source.arguments, "n_held_out": HELD_OUT})
-    for source in real_sources(options, options.image_size):
-        yield Path(source.arguments["root"]).name, source
+def embedded(name: str, **others: object) -> Source:
+    """An embedded task with held-out images."""
+    source = builtin(name)
+    return Source(source.loader, {**source.arguments, "n_held_out": HELD_OUT, **others})
 
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
-    """All ways on all sets."""
-    cells, ways = [], (FROZEN, VALLEYS, SEARCH, *(RECOVERY + name for name in TUNINGS), *TUNINGS)
+    """All ways on all sets, those that say most first."""
+    cells, textures = [], ("gravel", "brick", "grass")
+    known = [(name.replace("/", "-"), embedded(name)) for name in list(EMBEDDED)[: 1 if options.smoke else 3]]
+    real = [(Path(s.arguments["root"]).name, s) for s in real_sources(options, options.image_size)]
     for seed in range(1 if options.smoke else options.seeds):
-        wanted = [s for s in sources(options) if not options.sets or s[0] in options.sets.split(",")]
-        # What says most comes first, so that a run that is stopped early has it of all sets.
-        for methods, (name, source) in itertools.product((ways[:-3], ways[-3:]), wanted):
-            for method in methods:
-                training = replace(TUNED if method in (FROZEN, SEARCH) else PATCHES_TRAINING, seed=seed)
-                if options.smoke:
-                    training = replace(training, steps=10, batch_size=4)
-                known = name.replace("-", "/") in EMBEDDED
-                if known or not (method == VALLEYS or method.startswith(RECOVERY)):
-                    cells.append(Cell(source, name, method, training))
-    return cells
+        training = replace(PRETRAINED, seed=seed)
+        in_turn = replace(PATCHES_IN_TURN_TRAINING, seed=seed)
+        if options.smoke:
+            training, in_turn = (
+                replace(training, steps=2, batch_size=4),
+                replace(in_turn, steps=10, batch_size=4),
+            )
+        for method, (name, source) in itertools.product((FROZEN, SEARCH, *TUNINGS), known + real):
+            cells.append(Cell(source, name, method, in_turn if TUNINGS.get(method) == IN_TURN else training))
+        spots = [f"{texture}/{kind}/{F_GEN_AREA}" for texture in textures for kind in KINDS]
+        for name, share in itertools.product(spots[: 1 if options.smoke else None], SHARES):
+            source = embedded(name, seed=seed, contamination=share)
+            cells.append(Cell(source, f"{name.rpartition('/')[0]} {share:g}", WHICH, training))
+        cells += [Cell(source, name, VALLEYS, training) for name, source in known if seed == 0]
+    return [cell for cell in cells if not options.methods or cell.method in options.methods.split(";")]
 
 
-def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> list[Row]:
-    """A row for every set, seed, way of training and way of choosing."""
-    rows = []
+def rows_of(cells: Sequence[Cell], kept: Sequence[Row]) -> Iterator[Row]:
+    """A row for every set, seed, way of training and end."""
     for cell, content in zip(cells, kept, strict=True):
         if "failure" in content:
             print(f"{cell.name}, {cell.method} failed: {content['failure']}")
         for outcome in content.get("outcomes", ()):
             at = {"set": cell.name, "seed": cell.training.seed, "method": cell.method}
             cost = {"images": content["images"], "seconds": content["work_seconds"]}
-            rows.append({**at, **outcome, **cost, "ends": " | ".join(content["ends"])})
-    return rows
-
-
-def table(rows: Sequence[Row]) -> str:
-    """AUC on unseen images: a line for each method and choice, a column for each set; mean over seeds."""
-    sets = list(dict.fromkeys(row["set"] for row in rows))
-    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        found[row["method"], row["how"]][row["set"]].append(row["unseen"])
-    lines = []
-    for (method, how), values in found.items():
-        means = [float(np.mean(values[name])) if name in values else float("nan") for name in sets]
-        shown = ["–" if np.isnan(mean) else f"{mean:.3f}" for mean in means]
-        lines.append([method, how, *shown, "–" if np.isnan(means).any() else f"**{np.mean(means):.3f}**"])
-    return markdown_table(["method", "choice", *sets, "mean"], lines)
-
-
-def cost_table(rows: Sequence[Row]) -> str:
-    """Thousands of images passed and seconds by set."""
-    sets = list(dict.fromkeys(row["set"] for row in rows))
-    found = {(row["method"], row["set"]): row for row in rows}
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        of_sets = [found.get((method, name)) for name in sets]
-        shown = ["–" if r is None else f"{r['images'] / 1e3:.1f} / {r['seconds']:.0f} s" for r in of_sets]
-        lines.append([method, *shown])
-    return markdown_table(["method", *sets], lines)
-
-
-def valley_table(cells: Sequence[Cell], kept: Sequence[Row]) -> str:
-    """Where each loss is lowest, and its values from bound to bound."""
-    lines = []
-    for cell, content in zip(cells, kept, strict=True):
-        if (found := content.get("valleys")) is not None:
-            areas = found.pop("area")
-            for name, values in found.items():
-                best = areas[int(np.argmin(values))]
-                lines.append([cell.name, name, f"{best:.3g}", ", ".join(f"{v:.3f}" for v in values)])
-    shown = ", ".join(f"{AREAS.at(i / (POINTS - 1)):.2g}" for i in range(POINTS))
-    return markdown_table(["set", "loss", "lowest at area", f"values at areas {shown}"], lines)
-
-
-def recovery_table(cells: Sequence[Cell], kept: Sequence[Row]) -> str:
-    """Area at the start and at the end, and AUC."""
-    lines = []
-    for cell, content in zip(cells, kept, strict=True):
-        ends = [f"{e['from']:.3g} → {e['to']:.3g} ({e['auc']:.3f})" for e in content.get("recovery", ())]
-        if ends:
-            lines.append([cell.name, cell.method.removeprefix(RECOVERY), *ends])
-    return markdown_table(["set", "loss", "from below", "from above"], lines)
+            yield {**at, **outcome, **cost, "ends": " | ".join(content["ends"])}
 
 
 def main() -> None:
     parser = study_parser("tuned_pretrained", __doc__, cells=True, seeds=1)
     parser.add_argument("--real", type=Path, help="folder of data sets in the layout of MVTec AD")
     parser.add_argument("--image-size", type=int, default=128, help="of these, the shorter side")
-    parser.add_argument("--sets", default="", help="names of these alone, with commas between them")
+    parser.add_argument("--methods", default="", help="these alone, with semicolons between them")
     parser.add_argument("--kept", action="store_true", help="compute nothing, show the cells that are there")
     options = parse(parser)
     cells = cells_of(options)
@@ -314,33 +281,45 @@ def main() -> None:
         there = cells
         work = partial(run_cell, smoke=options.smoke)
         kept = run_missing(cells, lambda cell: cell.path(options.cells), work, options.jobs)
-    rows = rows_of(there, kept)
+    rows = list(rows_of(there, kept))
+    asked = [
+        (cell.name, content["found"]) for cell, content in zip(there, kept, strict=True) if "found" in content
+    ]
+    shown = [
+        (cell.name, content["valleys"])
+        for cell, content in zip(there, kept, strict=True)
+        if "valleys" in content
+    ]
     page = f"""# Tuning by gradient with a pretrained encoder
 
 {made_by("tuned_pretrained", options)}
 
-{len(there)} of {len(cells)} cells (sets: {options.sets or "all"}; seeds: {options.seeds}); real sets at
-{options.image_size} pixels, embedded ones at 64. A way that failed has no row.
-AUC on the half of the test images that no method has seen, higher is better. *Combined* are all ends of a
-tuning, or all candidates of the search, with their contrast heads. *Oracle* is the best one by labels.
+{len(there)} of {len(cells)} cells, seeds: {options.seeds}; real sets at {options.image_size} pixels, embedded
+ones at 64. A way that failed has no row.
+AUC on the half of the test images that no method has seen, higher is better. *By shift* is the candidate that
+a study chooses, the encoder as it comes among them; *combined* up to eight of the lowest with their contrast
+heads, as studies of folders end. *Average* and *oracle* (by labels) are of the trained ones. *As a whole* is
+the density of whole images' embeddings in place of the default's patches.
 
-{table(rows)}
+{auc_table(rows)}
 ## Cost
 
-Thousands of images passed, a pass backward counted as one, and seconds of one thread, judging included.
+Thousands of images passed, a pass backward counted as one; that as a share of the search's; and seconds of
+one thread, judging included.
 
-{cost_table(rows)}
+{cost_table(rows, SEARCH)}
+## Which kind of spot, and how large
+
+Down the loss of the encoder as it comes, {PATCHES_HELD_OUT.steps_before} steps from each of eight starts:
+tasks whose lowest end is of f_gen's kind, and among these the areas within a factor of 2 of f_gen's and their
+median ratio to it. {len(asked)} tasks.
+
+{kinds_table(asked, F_GEN_AREA)}
 ## Valleys of the losses
 
 Along the area of f_gen's own kind, with the encoder as it comes; lower is better.
 
-{valley_table(there, kept)}
-## Where the losses lead
-
-Area from start to end of a tuning of f_gen's own kind with aspect 1, and the AUC of its detector on the
-unlabelled images.
-
-{recovery_table(there, kept)}"""
+{valley_table(shown, [VALLEY.at(i / (POINTS - 1)) for i in range(POINTS)])}"""
     write_results(options, "tuned_pretrained", page, rows)
 
 

@@ -11,8 +11,8 @@ from held_out import ALWAYS
 from torch.nn.modules.module import register_module_forward_pre_hook
 from tunings import QUICK, TASK, TINY, all_of, every_kind, every_order, quick
 
-from ssad_hpo.bilevel import LOSSES, Coordinates, Tuning, tune
-from ssad_hpo.bilevel.descent import Descent, Problem
+from ssad_hpo.bilevel import LOSSES, Tuning, prepare, tune
+from ssad_hpo.bilevel.descent import Descent
 from ssad_hpo.criteria import evaluate_all
 from ssad_hpo.detector import Detector, train
 from ssad_hpo.encoder import SmallEncoder
@@ -90,7 +90,7 @@ def test_starting_points_share_a_warm_start_on_the_range_but_not_one_on_the_star
 @pytest.mark.parametrize("warm_start_on", ["range", "start"])
 def test_a_warm_start_is_plain_training_on_the_range_or_the_starting_point(warm_start_on):
     tuning = quick("cutdiff", warm_start=0.5, warm_start_on=warm_start_on, annealing=True)
-    problem = Problem(TASK, Coordinates.of(*tuning.augmentations), tuning, TINY, torch.device("cpu"))
+    problem = prepare(TASK, tuning, TINY)[0].problem
     point = problem.coordinates.start(0.8)
     descent = Descent(problem, point)
     assert list(descent.train(until=problem.warm)) == [] and descent.step == 6
@@ -178,7 +178,7 @@ def test_a_recorder_hears_of_every_starting_point(listener):
 def test_memory_stays_flat_over_steps():
     training = replace(TINY, steps=200)
     tuning = quick("cutpaste", detector_steps=1, warm_start=0.0)
-    problem = Problem(TASK, Coordinates.of(*tuning.augmentations), tuning, training, torch.device("cpu"))
+    problem = prepare(TASK, tuning, training)[0].problem
     descent = Descent(problem, problem.coordinates.start(0.5))
 
     def resident_mb():

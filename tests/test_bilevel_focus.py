@@ -89,12 +89,12 @@ def test_the_validation_loss_sees_those_that_stand_out_alone(monkeypatch):
         assert torch.equal(images.flatten(1).sort(0).values, among.flatten(1).sort(0).values)
 
 
-@pytest.mark.parametrize("loss", ["two_sided_alignment", "contrast_alignment"])
-def test_without_held_out_images_or_with_a_loss_that_takes_them_all_are_looked_at(loss):
-    task = FOCUSED if loss == "contrast_alignment" else TASK
+@pytest.mark.parametrize("loss", ["two_sided_alignment", "pu_auc"])
+def test_without_held_out_images_or_with_a_loss_of_ranks_all_are_looked_at(loss):
+    task = FOCUSED if loss == "pu_auc" else TASK
     tuning = quick("cutdiff", loss=loss, starts=(0.5,))
     assert all_of(tune(task, tuning, TINY)) == all_of(tune(task, replace(tuning, focus=False), TINY))
-    assert tuning.focuses == (loss != "contrast_alignment")
+    assert tuning.focuses == (loss != "pu_auc")
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])

@@ -23,7 +23,7 @@ import pytest
 from conftest import Ended
 
 from ssad_hpo import CRITERIA, data
-from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_HELD_OUT, PATCHES_TRAINING, Tuning
+from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_HELD_OUT, Tuning
 from ssad_hpo.cli import app, main
 from ssad_hpo.cli.options import CRITERIA_TOLD
 from ssad_hpo.experiment import open_result, open_run
@@ -183,7 +183,7 @@ def test_options_have_the_defaults_of_the_product_and_show_them(
     shown = re.sub(r"[│\s]+", " ", call(command, "--help").out)
     for name, value in own.items():
         of_folders = value
-        for settings in (PATCHES, PATCHES_TRAINING) if command == "tune" else (PRETRAINED,):
+        for settings in (PATCHES, PRETRAINED) if command == "tune" else (PRETRAINED,):
             of_folders = getattr(settings, name, of_folders)
         held_out = getattr(PATCHES_HELD_OUT if command == "tune" else COMBINED, name, of_folders)
         told = str(value)
@@ -538,9 +538,17 @@ WRONG = [
     ("tune cloth -a cutdiff --starts many", "--starts many: expected 0.4,0.9 or NAME=VALUE"),
     ("tune cloth -a cutdiff --starts angle=3", "starts: expected values of patch_area"),
     ("tune cloth -a cutdiff --starts patch_area=9", "starts: expected patch_area in 0.002..0.3"),
-    ("tune cloth -a cutdiff --steps 1", "steps: expected at least 2"),
+    ("tune cloth -a cutdiff --steps-before 0 --steps 1", "steps: expected at least 2"),
     ("tune cloth -a cutdiff --warm-start 1", "warm_start"),
     ("tune cloth -a cutdiff --detector-steps 0", "detector_steps"),
+    ("tune cloth -a cutdiff --detector-steps 8", "use none of these (steps_before=0, --steps-before 0)"),
+    (
+        "tune cloth -a cutdiff --order 2",
+        "order: it is of hyperparameters that move while the detector trains",
+    ),
+    ("tune cloth -a cutdiff --steps-before -1", "steps_before: expected a whole number"),
+    ("tune cloth -a cutdiff --loss density_pu_auc", "use order 2 with steps_before=0, or another loss"),
+    ("tune gravel/cutdiff -a cutdiff --steps-before 4", "steps_before: an encoder without weights sees"),
     ("tune cloth -a cutdiff --choose-by auc", "choose_by: expected one of dsv"),
     ("tune cloth -a cutdiff --encoder mind", "encoder"),
     ("tune cloth -a cutdiff --device abacus", "device"),

@@ -9,14 +9,22 @@ from held_out import held_out_task
 from tunings import TASK, TINY, quick
 
 from ssad_hpo.bilevel import HELD_OUT_LOSSES, LOSSES, Tuning, tune
-from ssad_hpo.criteria import DegenerateError, contrast_alignment, density_pu_auc, discriminant_pu_auc, pu_auc
+from ssad_hpo.criteria import (
+    DegenerateError,
+    contrast_alignment,
+    density_pu_auc,
+    discriminant_pu_auc,
+    pu_auc,
+    whitened_contrast,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::ssad_hpo.bilevel.CollapseWarning"),
 ]
 every_loss = pytest.mark.parametrize("loss", HELD_OUT_LOSSES.values(), ids=HELD_OUT_LOSSES)
-DIRECT = [contrast_alignment, discriminant_pu_auc]
+CONTRASTS = [contrast_alignment, whitened_contrast]
+DIRECT = [*CONTRASTS, discriminant_pu_auc]
 
 
 def sets(share=0.5, towards=0, far=3.0, seed=0, n=60, d=8):
@@ -58,7 +66,7 @@ def test_how_far_augmented_images_go_along_a_direction_does_not_matter(loss):
 def test_unlabelled_images_that_are_held_out_ones_rank_and_point_nowhere(loss):
     train, augmented, _, held_out = sets()
     assert float(loss(train, augmented, held_out.clone(), held_out)) == pytest.approx(
-        0 if loss is contrast_alignment else -0.5, abs=1e-9
+        0 if loss in CONTRASTS else -0.5, abs=1e-9
     )
 
 
@@ -77,6 +85,23 @@ def test_the_smooth_pu_auc_is_near_that_of_its_own_scores():
     distances = [np.einsum("ij,ij->i", r, np.linalg.solve(moments, r.T).T) for r in rest[1:]]
     expected = float(pu_auc(*map(torch.from_numpy, distances)))
     assert float(density_pu_auc(*sets())) == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 8), (8, 60)], ids=["many images", "few images"])
+def test_the_whitened_contrast_is_a_cosine_in_the_train_covariance(n, d):
+    train, augmented, unlabeled, held_out = (rows.numpy() for rows in sets(n=n, d=d))
+    rest = train - train.mean(0)
+    covariance = rest.T @ rest / n
+    covariance += np.trace(covariance) / d * np.eye(d)
+    ours, theirs = augmented.mean(0) - train.mean(0), unlabeled.mean(0) - held_out.mean(0)
+    inverse = np.linalg.inv(covariance)
+    cosine = ours @ inverse @ theirs / np.sqrt((ours @ inverse @ ours) * (theirs @ inverse @ theirs))
+    assert float(whitened_contrast(*sets(n=n, d=d))) == pytest.approx(-cosine, rel=1e-9)
+
+
+def test_directions_in_which_normal_images_differ_much_count_less_in_the_covariance():
+    wide = [rows * torch.tensor([1.0, *[10.0] * 7]).double() for rows in sets()]
+    assert whitened_contrast(*wide) < contrast_alignment(*wide) - 0.1
 
 
 @every_loss
@@ -99,7 +124,7 @@ def test_a_set_from_which_nothing_follows_is_named(loss):
         loss(train, augmented, unlabeled, held_out[:, :3])
     with pytest.raises(DegenerateError, match=r"^train: expected rows that differ"):
         loss(train[:1].expand(5, -1), augmented, unlabeled, held_out)
-    if loss is not contrast_alignment:
+    if loss not in CONTRASTS:
         with pytest.raises(DegenerateError, match=r"^held_out: expected scores that differ, got 60 equal"):
             loss(train, augmented, unlabeled, torch.ones_like(held_out))
 
@@ -110,14 +135,15 @@ def test_a_set_from_which_nothing_follows_is_named(loss):
 @pytest.mark.parametrize("loss", HELD_OUT_LOSSES)
 def test_a_tuning_goes_down_a_loss_of_held_out_images(loss):
     task = held_out_task()
-    result = tune(task, quick("cutdiff", loss=loss, order=2, starts=(0.6,)), TINY)
+    tuning = quick("cutdiff", loss=loss, order=2, starts=(0.6,), focus=False)
+    result = tune(task, tuning, TINY)
     sets_of = result.kept.embeddings
     expected = HELD_OUT_LOSSES[loss](sets_of.train, sets_of.augmented, sets_of.unlabeled, sets_of.held_out)
     assert result.kept.validation_loss == pytest.approx(float(expected))
     areas = [outer.hyperparameters["patch_area"] for outer in result.kept.trajectory]
     assert len(set(areas)) == len(areas)
     # They are part of this loss, and so of its cost.
-    plain = tune(task, quick("cutdiff", order=2, starts=(0.6,), focus=False), TINY)
+    plain = tune(task, replace(tuning, loss="two_sided_alignment"), TINY)
     assert result.cost.forward == plain.cost.forward + 4 * len(task.held_out)
     others = replace(task, held_out=255 - task.held_out)
     assert (

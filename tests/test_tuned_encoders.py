@@ -20,6 +20,7 @@ from ssad_hpo.bilevel import (
     prepare,
     tune,
 )
+from ssad_hpo.bilevel.ways import way_of
 from ssad_hpo.detector import train, untrained_network
 from ssad_hpo.task import Augmentation, Training
 
@@ -61,7 +62,7 @@ def test_a_pretrained_encoder_is_tuned_from_its_weights():
 
 def test_a_warm_start_trains_like_a_search_at_the_rates_of_both():
     tuning = quick("cutdiff", warm_start=0.5, annealing=True, starts=(0.8,), detector_steps=3)
-    descent = prepare(TASK, tuning, LITE0)[0].descent()
+    descent = way_of(prepare(TASK, tuning, LITE0)[0])
     assert list(descent.train(until=3)) == []
     checkpoint = next(train(TASK.train, Augmentation("cutdiff"), replace(LITE0, evaluate_at=(0.5, 1.0))))
     expected = checkpoint.detector.network.state_dict()
@@ -110,9 +111,9 @@ def test_an_encoder_at_a_share_of_the_rate_looks_ahead_by_that_share():
 
 def test_a_descent_looks_ahead_at_the_encoders_own_share():
     (start,) = prepare(TASK, quick("cutdiff", **SHORT), LITE0)
-    assert start.descent().encoder_share == pytest.approx(0.1)
+    assert way_of(start).encoder_share == pytest.approx(0.1)
     (start,) = prepare(TASK, quick("cutdiff", **SHORT), replace(LITE0, encoder_learning_rate=None))
-    assert start.descent().encoder_share == 1.0  # drawn weights move with the head
+    assert way_of(start).encoder_share == 1.0  # drawn weights move with the head
 
 
 def test_an_encoder_that_stays_as_it_is_has_one_gradient_of_either_order():

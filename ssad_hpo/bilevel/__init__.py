@@ -1,7 +1,7 @@
-"""ST-SSAD: an augmentation's hyperparameters tuned by gradient while the detector trains, without labels.
+"""ST-SSAD: an augmentation's hyperparameters tuned by gradient, without labels.
 
 `tune` runs it. The search chooses among detectors that were trained one by one; this trains one detector
-for each starting point and moves its augmentation on the way (ST-SSAD: Yoo et al., KDD 2025).
+for each starting point and moves its augmentation on the way, or before (ST-SSAD: Yoo et al., KDD 2025).
 """
 
 from ssad_hpo.bilevel.coordinates import Coordinates
@@ -21,7 +21,8 @@ from ssad_hpo.bilevel.settings import (
     LOSSES,
     PATCHES,
     PATCHES_HELD_OUT,
-    PATCHES_TRAINING,
+    PATCHES_IN_TURN,
+    PATCHES_IN_TURN_TRAINING,
     Tuning,
 )
 from ssad_hpo.bilevel.tuning import DEFAULT_TRAINING, prepare, tune
@@ -32,7 +33,8 @@ __all__ = [
     "LOSSES",
     "PATCHES",
     "PATCHES_HELD_OUT",
-    "PATCHES_TRAINING",
+    "PATCHES_IN_TURN",
+    "PATCHES_IN_TURN_TRAINING",
     "CollapseWarning",
     "Coordinates",
     "Cost",

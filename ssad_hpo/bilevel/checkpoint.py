@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssad_hpo.bilevel.descent import Descent, Start
+from ssad_hpo.bilevel.descent import Descent
+from ssad_hpo.bilevel.problem import Start
 from ssad_hpo.bilevel.result import OuterStep
 from ssad_hpo.bilevel.settings import Tuning
+from ssad_hpo.bilevel.ways import Way
 from ssad_hpo.files import check_archive, reading, replaced
 from ssad_hpo.task import Training
 
@@ -88,34 +90,34 @@ class CheckpointFile:
             partial.write_bytes(buffer.getbuffer())
 
 
-def take_up(descent: Descent, file: CheckpointFile) -> None:
-    """Go on where an earlier process left the descent that was under way, or after the shared warm start."""
+def take_up(way: Way, file: CheckpointFile) -> None:
+    """Go on where an earlier process left the starting point under way, or after the shared warm start."""
     progress = file.progress
     with file.reading():
         if progress.current is not None:
-            descent.load(progress.current)
-        elif progress.warm_start is not None:
-            descent.load_warm_start(progress.warm_start)
+            way.load(progress.current)
+        elif progress.warm_start is not None and isinstance(way, Descent):
+            way.load_warm_start(progress.warm_start)
 
 
-def advance(descent: Descent, file: CheckpointFile, until: int) -> Iterator[OuterStep]:
-    """Every step of the hyperparameters up to a training step, with checkpoints on the way."""
-    tuning = descent.problem.tuning
-    for _ in warm_up(descent):
-        file.progress.current = descent.state()
+def advance(way: Way, file: CheckpointFile, until: int) -> Iterator[OuterStep]:
+    """Every step of the hyperparameters up to a step, with checkpoints on the way."""
+    tuning = way.problem.tuning
+    for _ in warm_up(way):
+        file.progress.current = way.state()
         file.save()
-    for outer in descent.train(until=until):
+    for outer in way.train(until=until):
         yield outer
-        if len(descent.trajectory) % tuning.checkpoint_every == 0:
-            file.progress.current = descent.state()
+        if len(way.trajectory) % tuning.checkpoint_every == 0:
+            file.progress.current = way.state()
             file.save()
 
 
-def warm_up(descent: Descent) -> Iterator[None]:
+def warm_up(way: Way) -> Iterator[None]:
     """What is left of a warm start, in stretches as long as those between two checkpoints."""
-    stretch = descent.problem.tuning.checkpoint_every * descent.problem.tuning.detector_steps
-    while descent.step < descent.problem.warm:
-        for _ in descent.train(until=min(descent.step + stretch, descent.problem.warm)):
+    stretch = way.problem.tuning.checkpoint_every * way.problem.tuning.detector_steps
+    while way.step < way.problem.warm:
+        for _ in way.train(until=min(way.step + stretch, way.problem.warm)):
             pass  # no step of the hyperparameters comes before the end of the warm start
         yield
 
@@ -148,7 +150,7 @@ def _describe(starts: list[Start]) -> dict[str, str]:
     settled["starts"] = [start.point.tolist() for start in starts]
     for name in ("space", "checkpoint_every", "choose_by", "combine", "contrast_heads"):
         del settled[name]  # the space is told as the augmentation; the others may change without harm
-    if tuning.survivors is not None:
+    if tuning.survivors is not None and not tuning.steps_before:
         settled["choose_by"] = tuning.choose_by  # it has decided who went on
     return {
         "task": problem.task.content_hash,

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,62 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import Value, apply, draw_noise, jitter
-from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.bilevel.focus import EVERY, standing_out
 from ssad_hpo.bilevel.gradient import TrainingBatch, ValidationBatch, bilevel_gradient
-from ssad_hpo.bilevel.result import Cost, OuterStep
+from ssad_hpo.bilevel.problem import Problem
+from ssad_hpo.bilevel.result import Cost, OuterStep, last_training_loss
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import Detector, untrained_network
 from ssad_hpo.detector.training import encoder_rate, optimizer_of
 from ssad_hpo.encoder import draws
 from ssad_hpo.numerics import autocast, draw_batches, seed_at, seeded, to_float
-from ssad_hpo.task import Augmentation, DetectorError, Task, Training
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What stays the same for all starting points of one kind of augmentation.
-
-    Attributes:
-        task: images, without labels.
-        coordinates: the augmentation that is tuned.
-        tuning, training: settings; the training's precision is resolved.
-        device: where everything is computed.
-    """
-
-    task: Task
-    coordinates: Coordinates
-    tuning: Tuning
-    training: Training
-    device: torch.device
-
-    @property
-    def warm(self) -> int:
-        """Training steps of the warm start."""
-        return self.tuning.warm_start_steps(self.training.steps)
-
-
-@dataclass(frozen=True)
-class Start:
-    """A starting point.
-
-    Attributes:
-        problem: that of its kind.
-        point: (K,) float64, where it begins.
-    """
-
-    problem: Problem
-    point: Tensor
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """The augmentation that it begins with."""
-        return self.problem.coordinates.at(self.point)
-
-    def descent(self) -> Descent:
-        """It, before its first step."""
-        return Descent(self.problem, self.point)
+from ssad_hpo.task import Augmentation, DetectorError
 
 
 class Descent:
@@ -171,6 +126,16 @@ class Descent:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]
+
+    @property
+    def trained(self) -> int:
+        """Training steps done."""
+        return self.step
+
+    @property
+    def training_loss(self) -> float:
+        """Mean cross-entropy over the last tenth of the steps of the hyperparameters."""
+        return last_training_loss(tuple(self.trajectory))
 
     @property
     def augmentation(self) -> Augmentation:

@@ -1,8 +1,9 @@
 """A first look at many starting points: all are tuned for a while, and those that judge best go on.
 
 One rung of successive halving (Jamieson and Talwalkar, AISTATS 2016), with the label-free criterion that also
-chooses in the end. What a look found is a dictionary in the checkpoint: "state" of the descent, for those
-that may go on; "point", "step" and "cost"; "value", which is lower for better ones, or "failure".
+chooses in the end, or, before any training, the validation loss. What a look found is a dictionary in the
+checkpoint: "state" of the starting point, for those that may go on; "point", "step" and "cost"; "value",
+which is lower for better ones, or "failure".
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from ssad_hpo.bilevel.before import Staged
 from ssad_hpo.bilevel.checkpoint import CheckpointFile, advance, take_up
-from ssad_hpo.bilevel.descent import Descent, Start
+from ssad_hpo.bilevel.problem import Start
 from ssad_hpo.bilevel.result import Cost, FailedStart, OuterStep, StoppedStart
 from ssad_hpo.bilevel.standing import standing_of
+from ssad_hpo.bilevel.ways import Way, way_of
 from ssad_hpo.bounds import is_number
+from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.task import DetectorError, Teller
 
 Look = dict[str, Any]
@@ -51,22 +55,23 @@ def first_look(
     begun = bool(file.progress.finished or file.progress.current)
     for index, end in ended.items():
         if isinstance(end, StoppedStart) and not begun:
-            said = f"{tuning.choose_by} {end.value:.4g} after {end.step} steps was not among the lowest"
-            tell.end(index, "pruned", {tuning.choose_by: end.value}, said)
+            when = f"after {end.step} steps" if end.step else "before the training"
+            said = f"{tuning.look_by} {end.value:.4g} {when} was not among the lowest"
+            # Not among the values of mini-batches, if it is the validation loss.
+            name = f"look.{tuning.look_by}" if tuning.look_by == VALIDATION_LOSS else tuning.look_by
+            tell.end(index, "pruned", {name: end.value}, said)
     return ended
 
 
 def _look(start: Start, index: int, file: CheckpointFile, tell: Teller) -> Look:
     problem = start.problem
     until = problem.tuning.look_steps(problem.training.steps)
-    descent, found = start.descent(), {}
-    take_up(descent, file)
+    way, found = way_of(start), {}
+    take_up(way, file)
     tell.start(index, start.augmentation)
     try:
-        tell_steps(index, advance(descent, file, until), tell)
-        standing = standing_of(descent)
-        found = {"state": descent.state(), "value": standing.value(problem.tuning.choose_by)}
-        descent.cost += standing.cost
+        tell_steps(index, advance(way, file, until), tell)
+        found = {"value": _value(way), "state": way.state()}
         tell.end(index, "interrupted", reason="waits for the first look at the other starting points")
     except DetectorError as error:
         tell.failure(index, error)
@@ -74,19 +79,29 @@ def _look(start: Start, index: int, file: CheckpointFile, tell: Teller) -> Look:
     except BaseException as error:
         tell.failure(index, error)
         raise
-    return {**found, "point": descent.point.clone(), "step": descent.step, "cost": asdict(descent.cost)}
+    return {**found, "point": way.point.clone(), "step": way.trained, "cost": asdict(way.cost)}
 
 
-def take_up_look(descent: Descent, look: Look) -> None:
+def _value(way: Way) -> float:
+    """What starting points are compared by after a look; its cost becomes part of the way's."""
+    if isinstance(way, Staged):
+        return way.look()
+    standing = standing_of(way)
+    way.cost += standing.cost
+    return standing.value(way.problem.tuning.look_by)
+
+
+def take_up_look(way: Way, look: Look) -> None:
     """Go on after a look; its judging is part of the cost."""
-    descent.load(look["state"])
-    descent.cost = Cost(**look["cost"])
+    way.load(look["state"])
+    way.cost = Cost(**look["cost"])
 
 
 def tell_steps(index: int, steps: Iterable[OuterStep], tell: Teller) -> None:
     """Tell every step of the hyperparameters, as it is done."""
     for outer in steps:
-        losses = {"training_loss": outer.training_loss, "validation_loss": outer.validation_loss}
+        trained = {} if outer.training_loss is None else {"training_loss": outer.training_loss}
+        losses = {**trained, "validation_loss": outer.validation_loss}
         tell.progress(index, outer.step, {**outer.hyperparameters, **losses})
 
 

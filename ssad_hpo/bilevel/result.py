@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ssad_hpo.augment import hyperparameter_of
+from ssad_hpo.bilevel.as_it_comes import AsItComes
 from ssad_hpo.bilevel.coordinates import Coordinates
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import Detector, Embeddings
@@ -28,15 +29,16 @@ class OuterStep:
     """One step of the hyperparameters.
 
     Attributes:
-        step: training steps done, the warm start's included.
+        step: training steps done, the warm start's included; of one before the training its number.
         hyperparameters: the tuned ones by name, as they were when the losses were taken.
-        training_loss: mean cross-entropy of the training steps since the outer step before.
+        training_loss: mean cross-entropy of the training steps since the outer step before; None before the
+            training.
         validation_loss: L_val of a mini-batch after the virtual step.
     """
 
     step: int
     hyperparameters: dict[str, float]
-    training_loss: float
+    training_loss: float | None
     validation_loss: float
 
 
@@ -81,7 +83,7 @@ class TunedStart:
         trajectory: every step of the hyperparameters, in order.
         detector: finished, with its density.
         judged: its criteria, embeddings and scores of the finished detector.
-        training_loss: mean cross-entropy over the last tenth of the outer steps.
+        training_loss: mean cross-entropy over the last tenth of the outer steps, or of a training after them.
         validation_loss: the tuning's loss of the finished detector, over all images.
         warnings: signs of collapse, each with its remedy; empty where there are none.
         cost: of this starting point alone, without a shared warm start.
@@ -139,7 +141,7 @@ class StoppedStart:
     Attributes:
         start: the augmentation that it began with.
         augmentation: where it was, static.
-        step: training steps done, the warm start's included.
+        step: training steps done, the warm start's included; 0 if it was compared before the training.
         value: what it was compared by, lower is better.
         cost: as a `TunedStart`'s.
     """
@@ -161,12 +163,14 @@ class TuningResult:
     Attributes:
         starts: in the order in which they ran; at least one was tuned to the end.
         choose_by: what the kept one is lowest in.
-        cost: of everything, shared warm start and all starting points included.
+        cost: of everything, what starting points share included.
+        as_it_comes: the encoder before any training, judged when it is asked for.
     """
 
     starts: tuple[EndedStart, ...]
     choose_by: str
     cost: Cost
+    as_it_comes: AsItComes
 
     @property
     def tuned(self) -> tuple[TunedStart, ...]:
@@ -201,12 +205,12 @@ class TuningResult:
 
 def last_training_loss(trajectory: tuple[OuterStep, ...]) -> float:
     """Mean training loss over the last tenth of the outer steps, at least one."""
-    last = trajectory[-max(1, len(trajectory) // 10) :]
-    return sum(step.training_loss for step in last) / len(last)
+    last = [step.training_loss for step in trajectory[-max(1, len(trajectory) // 10) :]]
+    return sum(loss for loss in last if loss is not None) / len(last)
 
 
 def collapse_signs(
-    coordinates: Coordinates, point: Tensor, training_loss: float, tolerance: float
+    coordinates: Coordinates, point: Tensor, training_loss: float, tolerance: float, *, before: bool = False
 ) -> tuple[str, ...]:
     """Why the end of a tuning means little: a hyperparameter at its bound, or classes not told apart.
 
@@ -214,6 +218,7 @@ def collapse_signs(
         coordinates, point: where the hyperparameters ended.
         training_loss: as `last_training_loss`.
         tolerance: what counts as at the bound, in the point's coordinates.
+        before: whether they moved before any training.
     """
     kind = coordinates.augmentation.kind
     signs = []
@@ -221,9 +226,10 @@ def collapse_signs(
         bound = coordinates.bounds[name]
         end = bound.low if side == "lower" else bound.high
         vanishing = side == "lower" and hyperparameter_of(kind, name).vanishes
+        keep_up = "" if before else "let the detector keep up (a longer warm_start, more detector_steps), "
         remedy = (
-            "augmented images may have merged with normal ones: start higher, let the detector keep up (a "
-            "longer warm_start, more detector_steps), or use loss='two_sided_alignment'"
+            f"augmented images may have merged with normal ones: start higher, {keep_up}or use another loss, "
+            "'two_sided_alignment' or, with held-out images, 'contrast_alignment'"
             if vanishing
             else "it may have run away: start elsewhere, or widen its range if the bound is too tight"
         )

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ssad_hpo.augment import check_fits
+from ssad_hpo.bilevel.as_it_comes import AsItComes
 from ssad_hpo.bilevel.checkpoint import CheckpointFile, advance, take_up, warm_up
 from ssad_hpo.bilevel.coordinates import Coordinates
-from ssad_hpo.bilevel.descent import Descent, Problem, Start
 from ssad_hpo.bilevel.gradient import check_second_derivatives
 from ssad_hpo.bilevel.looking import first_look, take_up_look, tell_steps
+from ssad_hpo.bilevel.problem import Problem, Start
 from ssad_hpo.bilevel.result import (
     CollapseWarning,
     Cost,
@@ -25,12 +26,13 @@ from ssad_hpo.bilevel.result import (
     TunedStart,
     TuningResult,
     collapse_signs,
-    last_training_loss,
 )
 from ssad_hpo.bilevel.settings import INDIRECT_LOSSES, Tuning, fits_kind
 from ssad_hpo.bilevel.standing import standing_of
+from ssad_hpo.bilevel.ways import Way, way_of
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import check_device, untrained_network
+from ssad_hpo.encoder import NONE
 from ssad_hpo.judgement import check_criterion, check_held_out
 from ssad_hpo.numerics import check_surroundings, prepare_allocator
 from ssad_hpo.task import DetectorError, Recorder, Task, Teller, Training
@@ -53,6 +55,11 @@ def prepare(
     tuning.warm_start_steps(training.steps)
     if tuning.choose_by != VALIDATION_LOSS:
         check_criterion("choose_by", tuning.choose_by, task)
+    if tuning.steps_before and training.weights == NONE:
+        raise ValueError(
+            "steps_before: an encoder without weights sees nothing before it trains; give it pretrained ones "
+            "(weights), or 0"
+        )
     if tuning.needs_held_out:
         check_held_out("loss", str(tuning.loss), task)
     channels, height, width = task.train.shape[1:]
@@ -74,8 +81,10 @@ def prepare(
     prepare_allocator(torch.device(device), height * width)
     if training.precision == "auto":
         training = replace(training, precision="float32")
+    at = torch.device(device)
+    as_it_comes = AsItComes(task, tuning, training, at)
     return [
-        Start(Problem(task, coordinates, tuning, training, torch.device(device)), point)
+        Start(Problem(task, coordinates, tuning, training, at, as_it_comes), point)
         for coordinates, point in points
     ]
 
@@ -101,13 +110,13 @@ def tune(
     checkpoint: str | Path | None = None,
     keep: Callable[[int, EndedStart], None] | None = None,
 ) -> TuningResult:
-    """Learn an augmentation's hyperparameters by gradient while the detector trains (ST-SSAD).
+    """Learn an augmentation's hyperparameters by gradient, before the detector trains or meanwhile (ST-SSAD).
 
-    Training steps alternate with steps of the hyperparameters down the validation loss of train,
-    augmented and unlabeled images (see `bilevel_gradient`). Several starting points run in turn, of several
-    kinds if the space has them (with `survivors`, only the best of them after a first look); the one whose
-    finished detector is lowest in `tuning.choose_by` is kept. One that diverges or collapses on its
-    way ends there, as a `FailedStart`, and the others go on. Labels have no part in it.
+    Training steps alternate with steps of the hyperparameters down the validation loss of train, augmented
+    and unlabeled images (see `bilevel_gradient`), or come after these, with `steps_before`. Several starting
+    points run in turn, of several kinds if the space has them (with `survivors`, only the best of them after
+    a first look); the one whose finished detector is lowest in `tuning.choose_by` is kept. One that diverges
+    or collapses on its way ends there, as a `FailedStart`, and the others go on. Labels have no part in it.
 
     Args:
         task: images, without labels.
@@ -132,12 +141,15 @@ def tune(
             outside the bounds, too few steps, a device or encoder that cannot be, or another tuning's
             checkpoint.
         DetectorError: if every starting point diverged or collapsed, or the shared warm start did; it names
-            the hyperparameters.
+            the hyperparameters. Or if the encoder as it comes, which steps before the training need, cannot
+            be judged.
     """
     starts = prepare(task, tuning, training or DEFAULT_TRAINING, device)
     file = CheckpointFile(None if checkpoint is None else Path(checkpoint), starts)
     tell = Teller(recorder, task=task.name)
     _share_warm_start(starts[0], file)
+    if tuning.steps_before and not file.progress.finished:
+        _ = starts[0].problem.as_it_comes.embeddings  # one that cannot be judged ends the tuning
     over, done = first_look(starts, file, tell), 0
     ended: list[EndedStart] = []
     for index, start in enumerate(starts):
@@ -155,7 +167,11 @@ def tune(
     warm_start = file.progress.warm_start
     with file.reading():
         shared = Cost() if warm_start is None else Cost(**warm_start["cost"])
-    result = TuningResult(tuple(ended), tuning.choose_by, sum((end.cost for end in ended), shared))
+    as_it_comes = starts[0].problem.as_it_comes
+    if tuning.steps_before:
+        shared += Cost(forward=as_it_comes.images)
+    cost = sum((end.cost for end in ended), shared)
+    result = TuningResult(tuple(ended), tuning.choose_by, cost, as_it_comes)
     failed = [
         f"start {index}: {end.reason}" for index, end in enumerate(ended) if isinstance(end, FailedStart)
     ]
@@ -171,7 +187,7 @@ def _share_warm_start(start: Start, file: CheckpointFile) -> None:
     problem = start.problem
     if problem.tuning.warm_start_on != "range" or not problem.warm:
         return
-    descent = start.descent()
+    descent = way_of(start)
     if file.progress.warm_start is not None:
         with file.reading():
             descent.load(file.progress.warm_start)
@@ -182,34 +198,37 @@ def _share_warm_start(start: Start, file: CheckpointFile) -> None:
 
 def _read_end(start: Start, file: CheckpointFile, place: int) -> TunedStart | FailedStart:
     """What became of a starting point whose end is in the checkpoint."""
-    descent = start.descent()
+    way = way_of(start)
     with file.reading():
         state = file.progress.finished[place]
         if (reason := state.get(FAILURE)) is not None:
             return FailedStart(start.augmentation, reason, Cost(**state["cost"]))
-        descent.load(state)
-    return _finish(descent, start)
+        way.load(state)
+    return _finish(way, start)
 
 
 def _descend(start: Start, index: int, file: CheckpointFile, tell: Teller) -> TunedStart | FailedStart:
     """Bring a starting point to its end, from its look or where an earlier process left it, if one did."""
-    progress, descent = file.progress, start.descent()
+    progress, way = file.progress, way_of(start)
     if progress.looks and progress.current is None:
         with file.reading():
-            take_up_look(descent, progress.looks[index])
+            take_up_look(way, progress.looks[index])
     else:
-        take_up(descent, file)
+        take_up(way, file)
     tell.start(index, start.augmentation)
     ended: TunedStart | FailedStart
     try:
-        tell_steps(index, advance(descent, file, start.problem.training.steps), tell)
-        ended, end = _finish(descent, start), descent.state()
+        last = start.problem.tuning.last_step(start.problem.training.steps)
+        tell_steps(index, advance(way, file, last), tell)
+        if start.problem.tuning.steps_before:
+            tell.progress(index, last, {"training_loss": way.training_loss})
+        ended, end = _finish(way, start), way.state()
         tell.end(index, "complete", _metrics(ended))
     except DetectorError as error:
         tell.failure(index, error)
-        ended = FailedStart(start.augmentation, str(error), descent.cost)
+        ended = FailedStart(start.augmentation, str(error), way.cost)
         # Without its weights, which may not be finite; nothing goes on from them.
-        end = {FAILURE: str(error), "cost": asdict(descent.cost)}
+        end = {FAILURE: str(error), "cost": asdict(way.cost)}
     except BaseException as error:
         tell.failure(index, error)
         raise
@@ -221,22 +240,21 @@ def _descend(start: Start, index: int, file: CheckpointFile, tell: Teller) -> Tu
     return ended
 
 
-def _finish(descent: Descent, start: Start) -> TunedStart:
+def _finish(way: Way, start: Start) -> TunedStart:
     """Judge the finished detector of a starting point, without labels and with hard edges."""
-    augmentation, problem, standing = descent.augmentation, descent.problem, standing_of(descent)
-    trajectory = tuple(descent.trajectory)
-    training_loss = last_training_loss(trajectory)
-    tolerance = problem.tuning.learning_rate
+    problem, standing, loss = way.problem, standing_of(way), way.training_loss
+    before, tolerance = bool(problem.tuning.steps_before), problem.tuning.tolerance
+    signs = collapse_signs(problem.coordinates, way.point, loss, tolerance, before=before)
     return TunedStart(
         start=start.augmentation,
-        augmentation=augmentation,
-        trajectory=trajectory,
+        augmentation=way.augmentation,
+        trajectory=tuple(way.trajectory),
         detector=standing.detector,
         judged=standing.judged,
-        training_loss=training_loss,
+        training_loss=loss,
         validation_loss=standing.validation_loss,
-        warnings=collapse_signs(problem.coordinates, descent.point, training_loss, tolerance),
-        cost=descent.cost + standing.cost,
+        warnings=signs,
+        cost=way.cost + standing.cost,
     )
 
 

@@ -45,12 +45,24 @@ def training_of(context: click.Context, source: Source, options: dict[str, Any],
     return replace(_training(context, options, Training(), training_for(source)), seed=seed)
 
 
-def tuned_training_of(context: click.Context, source: Source, options: dict[str, Any]) -> Training:
-    """The same for a tuning, whose seed is among the options."""
-    from ssad_hpo.bilevel import DEFAULT_TRAINING
+def tuned_training_of(
+    context: click.Context, source: Source, options: dict[str, Any], in_turn: bool
+) -> Training:
+    """The same for a tuning, whose seed is among the options.
+
+    Args:
+        in_turn: whether its hyperparameters move while the detector trains, if that was asked for.
+    """
+    from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_IN_TURN
     from ssad_hpo.experiment import tuned_training_for
 
-    return _training(context, options, DEFAULT_TRAINING, tuned_training_for(source))
+    usual = tuned_training_for(source, PATCHES_IN_TURN if in_turn else PATCHES)
+    return _training(context, options, DEFAULT_TRAINING, usual)
+
+
+def is_in_turn(context: click.Context, options: Mapping[str, Any]) -> bool:
+    """Whether a tuning was told to move its hyperparameters while the detector trains."""
+    return is_given(context, "steps_before") and not options["steps_before"]
 
 
 def _training(context: click.Context, options: dict[str, Any], plain: Training, usual: Training) -> Training:
@@ -71,7 +83,7 @@ def tuning_of(context: click.Context, source: Source, options: dict[str, Any], t
     from ssad_hpo.bilevel import Tuning
     from ssad_hpo.experiment import tuning_for
 
-    usual = tuning_for(source, training)
+    usual = tuning_for(source, training, in_turn=is_in_turn(context, options))
     space = TUNED_SPACE.taken(options)
     if usual == Tuning() and not space["kinds"]:
         raise click.UsageError("--augmentation: expected at least one kind to tune, got none")

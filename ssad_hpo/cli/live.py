@@ -194,35 +194,48 @@ class TuningDisplay(_Live):
         settings, training, tuning = run.settings, run.settings.training, run.settings.tuning
         assert tuning is not None
         kinds = ", ".join(settings.method.space.kinds)
-        batch = training.batch_size
+        batch, warm = training.batch_size, tuning.warm_start_steps(training.steps)
+        moving = f"{warm} of them before the hyperparameters move"
+        order = f", order {tuning.order}"
+        if tuning.steps_before:
+            order = " of the encoder as it comes"
+            moving = f"of those that are lowest after {tuning.steps_before} steps of the hyperparameters"
         say(
             f"[bold]{plain(settings.task_name)}[/bold]: {kinds} tuned from {settings.n_trials} starts down "
-            f"{tuning.loss}, order {tuning.order}; the lowest {settings.criterion} is kept, without labels\n"
+            f"{tuning.loss}{order}; the lowest {settings.criterion} is kept, without labels\n"
             f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images a start, "
-            f"{tuning.warm_start_steps(training.steps)} of them before the hyperparameters move; "
-            f"{settings.device}, {_threads(settings.threads)}, seed {settings.seed}\n"
+            f"{moving}; {settings.device}, {_threads(settings.threads)}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}" + _without_held_out(settings.source)
         )
-        self.steps, self.criterion = training.steps, settings.criterion
-        self.shared = tuning.warm_start_steps(self.steps) if tuning.warm_start_on == "range" else 0
-        starts, looked = settings.n_trials, tuning.look_steps(self.steps)
+        self.steps, self.criterion = tuning.last_step(training.steps), settings.criterion
+        self.shared, self.before = warm if tuning.warm_start_on == "range" else 0, tuning.steps_before
+        # A step before the training passes fewer images than one of it.
+        self.weight = max(1, round(2 * batch / tuning.validation_train)) if self.before else 1
+        starts, looked = settings.n_trials, self._work(tuning.look_steps(training.steps))
         survivors = starts if tuning.survivors is None else min(starts, tuning.survivors)
-        total = survivors * (self.steps - self.shared) + (starts - survivors) * (looked - self.shared)
+        total = survivors * self._work(self.steps) + (starts - survivors) * looked
         self.going, self.told = False, 0
         self.reached = {str(trial): self.steps for trial in range(finished_trials(run))}
-        self.start("starts", total=total, done=self._done)
-        self.update(self._done, "warm start")
+        self.start("starts", total=max(total, self._done), done=self._done)
+        self.update(self._done, "the encoder as it comes" if tuning.steps_before else "warm start")
 
     @property
     def _done(self) -> int:
-        """Steps of all starts, each of which may have gone on after a look at the others."""
-        return sum(max(0, step - self.shared) for step in self.reached.values())
+        """Work of all starts, each of which may have gone on after a look at the others."""
+        return sum(map(self._work, self.reached.values()))
+
+    def _work(self, step: int) -> int:
+        """What a start has done at a step, in its first ones."""
+        before = min(step, self.before)
+        return before + self.weight * max(0, step - before - self.shared)
 
     def trial_started(self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         self.params, self.begun = params, time.monotonic()
         self.update(self._done)
 
     def trial_progress(self, trial: str, step: int, metrics: Mapping[str, float]) -> None:
+        if self.params["augmentation"] == "none":  # the encoder as it comes
+            return
         self.reached[trial] = step
         done = self._done
         if not self.going:  # a start that goes on has done some of its steps before: the clock begins here
@@ -230,8 +243,9 @@ class TuningDisplay(_Live):
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())
         now = f"start {trial}, step {step}: {shown}"
         self.update(done, now)
-        if self.progress is None and done * _LINES // self.steps > self.told:
-            self.told = done * _LINES // self.steps
+        lines = done * _LINES // self._work(self.steps)
+        if self.progress is None and lines > self.told:
+            self.told = lines
             self.print("  ".join(filter(None, (now, self.clock.left(done)))))
 
     def trial_ended(
@@ -239,13 +253,17 @@ class TuningDisplay(_Live):
     ) -> None:
         if status != "complete":  # whoever stopped it says why
             return
+        told = _hyperparameters(self.params)
+        if self.params["augmentation"] == "none":  # was judged before the starts
+            self.print(f"trial {trial:>3}  {self.criterion} {metrics[self.criterion]:7.3f}  {told}")
+            return
         self.reached[trial] = self.steps
         self.update(self._done)
         value = metrics.get(self.criterion, metrics["finished.validation_loss"])
         learned = {n: metrics.get(f"learned.{n}", v) for n, v in self.params.items()}
         self.print(
             f"start {trial:>3}  {self.criterion} {value:7.3f}  {time.monotonic() - self.begun:5.1f} s  "
-            f"{_hyperparameters(self.params)} became {_hyperparameters(learned)}"
+            f"{told} became {_hyperparameters(learned)}"
         )
 
 

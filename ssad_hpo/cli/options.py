@@ -87,12 +87,6 @@ def _tuning_of_held_out() -> Tuning:
     return PATCHES_HELD_OUT
 
 
-def _tuned_training_of_folders() -> Training:
-    from ssad_hpo.bilevel import PATCHES_TRAINING
-
-    return PATCHES_TRAINING
-
-
 def _tuned_training() -> Training:
     from ssad_hpo.bilevel import DEFAULT_TRAINING
 
@@ -244,9 +238,7 @@ TRAINING = Group(
     defaults=_training,
     of_folders=_training_of_folders,
 )  # fmt: skip
-TUNED_TRAINING = Group(
-    "Training", *_TRAINED, SEED, defaults=_tuned_training, of_folders=_tuned_training_of_folders
-)
+TUNED_TRAINING = Group("Training", *_TRAINED, SEED, defaults=_tuned_training, of_folders=_training_of_folders)
 
 CLUSTER = Group(
     "Cluster",
@@ -263,15 +255,22 @@ CLUSTER = Group(
 TUNING = Group(
     "Tuning",
     option("--loss", help="What goes down: two_sided_alignment, soft_alignment, smooth_alignment, mmd or "
-                          "mmd_normalised; with held-out images contrast_alignment, pu_auc, density_pu_auc."),
-    option("--order", type=int, help="Order of the gradient; 2 goes through the virtual step as well."),
+                          "mmd_normalised; with held-out images contrast_alignment, whitened_contrast, "
+                          "pu_auc or density_pu_auc."),
+    option("--order", type=int,
+           help="Order of the gradient; 2 goes through the virtual step as well, with --steps-before 0."),
     option("--starts", type=Starts(), multiple=True,
            help="Where tuning starts: shares of the first hyperparameter's range as 0.4,0.9, or values as "
                 "patch_area=0.02,patch_aspect=1; repeatable."),
     option("--survivors", type=int, help="How many starts are tuned to the end, after a look at all."),
-    option("--look", type=float, help="Share of their steps for that look."),
-    option("--detector-steps", type=int, help="Training steps to each step of the hyperparameters."),
-    option("--warm-start", type=float, help="Share of the steps before the hyperparameters move."),
+    option("--look", type=float, help="Share of their steps for that look, with --steps-before 0."),
+    option("--steps-before", type=int,
+           help="Steps of the hyperparameters before the training, with a pretrained encoder as it comes; 0 "
+                "moves them while it trains."),
+    option("--detector-steps", type=int,
+           help="Training steps to each step of the hyperparameters, with --steps-before 0."),
+    option("--warm-start", type=float,
+           help="Share of the training steps before the hyperparameters move, with --steps-before 0."),
     option("--focus/--no-focus", "focus",
            help="Whether to look at those unlabelled images alone that stand out against held-out ones."),
     option("--choose-by", help=f"What keeps one start, the lowest: validation_loss, {CRITERIA_TOLD}."),

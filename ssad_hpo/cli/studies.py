@@ -15,6 +15,7 @@ from click.exceptions import Exit
 from ssad_hpo.cli.declared import (
     images_of,
     is_given,
+    is_in_turn,
     search_of,
     tell_unused,
     training_of,
@@ -159,7 +160,7 @@ def _search(context: click.Context, given: dict[str, Any], group: Group, cluster
 @_trust
 @click.pass_context
 def tune(context: click.RichContext, /, **given: Any) -> None:
-    """Tune augmentations by gradient while their detectors train, without labels.
+    """Tune augmentations by gradient, before their detectors train or meanwhile, without labels.
 
     It does so from several starting points of every kind in turn, of which one is kept. PATH is a folder in
     the layout of MVTec AD, or a built-in name such as gravel/cutavg.
@@ -180,7 +181,8 @@ def tune(context: click.RichContext, /, **given: Any) -> None:
         else:
             tell_unused(context, given)
             images = images_of(context, given)
-            training = tuned_training_of(context, images, TUNED_TRAINING.taken(given))
+            in_turn = is_in_turn(context, given)
+            training = tuned_training_of(context, images, TUNED_TRAINING.taken(given), in_turn)
             method = tuning_of(context, images, given, training)
             result = run_study(
                 images,

@@ -1,6 +1,11 @@
 """Label-free criteria of how well f_aug imitates the anomalies hidden in the unlabelled images."""
 
-from ssad_hpo.criteria.contrast import contrast_alignment, density_pu_auc, discriminant_pu_auc
+from ssad_hpo.criteria.contrast import (
+    contrast_alignment,
+    density_pu_auc,
+    discriminant_pu_auc,
+    whitened_contrast,
+)
 from ssad_hpo.criteria.evidence import NO_EVIDENCE, p_anomalies, shifted_as_a_whole
 from ssad_hpo.criteria.functions import (
     base,
@@ -57,4 +62,5 @@ __all__ = [
     "soft_alignment",
     "std",
     "two_sided_alignment",
+    "whitened_contrast",
 ]

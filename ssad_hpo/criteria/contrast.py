@@ -2,7 +2,9 @@
 
 Each is a function of four sets of embeddings, (N, D) tensors of one floating type: train, augmented,
 unlabeled and held-out ones, differentiable in all; it returns a scalar, lower is better. Held-out images must
-be exchangeable with the normal ones among the unlabelled. Losses for tuning, and no keys of `CRITERIA`.
+be exchangeable with the normal ones among the unlabelled; where a tuning looks only at those that stand out
+(`focus`), the normal ones among these are the unusual ones, and without anomalies contrasts point there.
+Losses for tuning, and no keys of `CRITERIA`.
 
 The alignment losses ask where augmented embeddings lie beside the unlabelled ones, and are low as well where
 they lie on the train ones. These are of directions and ranks alone: an augmentation that nobody can tell
@@ -35,6 +37,23 @@ def contrast_alignment(train: Tensor, augmented: Tensor, unlabeled: Tensor, held
     _check(train, augmented, unlabeled, held_out)
     ours, theirs = augmented.mean(0) - train.mean(0), unlabeled.mean(0) - held_out.mean(0)
     return -(ours @ theirs) / (norm(ours) * norm(theirs) + _EPSILON)
+
+
+def whitened_contrast(train: Tensor, augmented: Tensor, unlabeled: Tensor, held_out: Tensor) -> Tensor:
+    """`contrast_alignment` with the cosine taken in the covariance C of Z_trn, as its Gaussian sees it.
+
+    The product of two shifts a and b is a' (C + r I)^-1 b, r the mean eigenvalue of C: directions in which
+    normal images differ much count less. In [-1, 1], lower is better.
+
+    Raises:
+        DegenerateError: as `contrast_alignment`, and for train embeddings that are all the same.
+    """
+    _check(train, augmented, unlabeled, held_out)
+    centre = train.mean(0)
+    ours, theirs = augmented.mean(0) - centre, unlabeled.mean(0) - held_out.mean(0)
+    solved = _solve(train - centre, torch.stack([ours, theirs], 1))
+    lengths = (ours @ solved[:, 0]) * (theirs @ solved[:, 1])
+    return -(ours @ solved[:, 1]) / (lengths.clamp_min(0) + _EPSILON**2).sqrt()
 
 
 def discriminant_pu_auc(train: Tensor, augmented: Tensor, unlabeled: Tensor, held_out: Tensor) -> Tensor:
@@ -76,12 +95,15 @@ def density_pu_auc(train: Tensor, augmented: Tensor, unlabeled: Tensor, held_out
 
 def _solve(rows: Tensor, right: Tensor) -> Tensor:
     """(C + r I)^-1 right, C the second moments of centred rows (N, D), r a mean eigenvalue of it."""
-    moments = rows.T @ rows / len(rows)
-    ridge = _RIDGE * moments.diagonal().mean()
+    count, length = rows.shape
+    ridge = _RIDGE * rows.square().sum() / rows.numel()
     if not ridge > 0:
         raise DegenerateError("train: expected rows that differ, got identical ones")
-    eye = torch.eye(len(moments), dtype=rows.dtype, device=rows.device)
-    return torch.linalg.solve(moments + ridge * eye, right)
+    eye = torch.eye(min(rows.shape), dtype=rows.dtype, device=rows.device)
+    if count < length:  # Woodbury's identity: the smaller system of equations
+        inner = torch.linalg.solve(rows @ rows.T + count * ridge * eye, rows @ right)
+        return (right - rows.T @ inner) / ridge
+    return torch.linalg.solve(rows.T @ rows / count + ridge * eye, right)
 
 
 def _smooth_pu_auc(unlabeled: Tensor, held_out: Tensor) -> Tensor:

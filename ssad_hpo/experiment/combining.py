@@ -155,7 +155,7 @@ def evidence_of(run: Run, study: optuna.Study, selected: Candidate) -> Evidence 
 def _is_fitted(method: Search | Tuning) -> bool:
     """Whether held-out images had a part in a study, and not only in its choice at the end."""
     if isinstance(method, Tuning):
-        name, parted = method.choose_by, method.survivors is not None and method.survivors < method.total
+        name, parted = method.look_by, method.survivors is not None and method.survivors < method.total
     else:
         guided = method.sampler in ("tpe", "gp") and method.total > _DRAWN_AT_RANDOM
         name, parted = method.criterion, guided or method.pruner != "none"

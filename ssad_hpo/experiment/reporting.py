@@ -194,6 +194,8 @@ def _course(run: Run, selected: Candidate, starts: Sequence[Candidate], task: Ta
         return None
     trajectories, examples = [], []
     for start in starts:
+        if start.augmentation.kind == NONE:  # it moved nowhere
+            continue
         way, learned = read_trajectory(start), start.augmentation.hyperparameters
         points: list[Hyperparameters] = [outer.hyperparameters for outer in way]
         points.append({name: learned[name] for name in way[0].hyperparameters})
@@ -202,7 +204,7 @@ def _course(run: Run, selected: Candidate, starts: Sequence[Candidate], task: Ta
                 trial=start.number,
                 steps=np.array([outer.step for outer in way]),
                 hyperparameters={n: np.array([point[n] for point in points]) for n in points[0]},
-                training_loss=np.array([outer.training_loss for outer in way]),
+                training_loss=np.array([outer.training_loss for outer in way], dtype=float),
                 validation_loss=np.array([outer.validation_loss for outer in way]),
             )
         )
@@ -215,8 +217,8 @@ def _course(run: Run, selected: Candidate, starts: Sequence[Candidate], task: Ta
                 values = ", ".join(f"{n.replace('_', ' ')} {value:.3g}" for n, value in points[place].items())
                 images = _augmented(normal, augmentation).numpy()
                 examples.append(ImageRow(f"step-{place}", f"Augmented {when}: {values}", images))
-    loss, warm = str(tuning.loss), tuning.warm_start_steps(steps)
-    return Course(loss, warm, steps, tuple(trajectories), tuple(examples))
+    loss, warm, before = str(tuning.loss), tuning.warm_start_steps(steps), tuning.steps_before
+    return Course(loss, warm, before or steps, tuple(trajectories), tuple(examples), bool(before))
 
 
 def _trials(
@@ -233,7 +235,8 @@ def _trials(
         status = "interrupted" if trial.status == "running" else trial.status
         if status == "pruned":
             steps = settings.training.steps
-            reason = f"stopped at step {max(trial.curve)} of {steps}" if trial.curve else "trained before"
+            before = "trained before" if settings.tuning is None else "stopped before its training"
+            reason = f"stopped at step {max(trial.curve)} of {steps}" if trial.curve else before
         elif status == "interrupted":
             reason = reason or "its process ended"
             first = number if trial.repeats is None else trial.repeats

@@ -112,7 +112,8 @@ class Settings:
         method = self.method
         if isinstance(method, Search):
             return f"sampler {method.sampler}, pruner {method.stopping}"
-        return f"down {method.loss}, order {method.order}"
+        order = "with the encoder as it comes" if method.steps_before else f"order {method.order}"
+        return f"down {method.loss}, {order}"
 
     @property
     def seed(self) -> int:
@@ -248,11 +249,22 @@ def method_described(settings: Settings) -> dict[str, str]:
             f"seed {method.seed}",
         }
     tuning, warm = method, method.warm_start_steps(settings.training.steps)
+    down = f"{settings.n_trials} starts down {tuning.loss}"
+    if tuning.steps_before:
+        trained = settings.n_trials if tuning.survivors is None else min(tuning.survivors, settings.n_trials)
+        how = {
+            "tuning": f"{down} of the encoder as it comes, {tuning.steps_before} steps of the "
+            f"hyperparameters, learning rate {tuning.learning_rate:g}; then the lowest {trained} train",
+        }
+    else:
+        how = {
+            "tuning": f"{down}, order {tuning.order}, batch norm in {tuning.batch_norm} mode, learning rate "
+            f"{tuning.learning_rate:g}, virtual rate {tuning.virtual_rate:g}, {tuning.detector_steps} "
+            "training steps to one of the hyperparameters",
+            "warm start": f"{warm} steps on the {tuning.warm_start_on}",
+        }
     return {
-        "tuning": f"{settings.n_trials} starts down {tuning.loss}, order {tuning.order}, batch norm in "
-        f"{tuning.batch_norm} mode, learning rate {tuning.learning_rate:g}, virtual rate "
-        f"{tuning.virtual_rate:g}, {tuning.detector_steps} training steps to one of the hyperparameters",
-        "warm start": f"{warm} steps on the {tuning.warm_start_on}",
+        **how,
         "starts": "; ".join(
             ", ".join(f"{name} {value:g}" for name, value in start.items())
             if isinstance(start, Mapping)

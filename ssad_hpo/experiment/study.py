@@ -11,7 +11,14 @@ import optuna
 
 from ssad_hpo import data, numerics, tracking, trust
 from ssad_hpo.address import without_password_of
-from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_HELD_OUT, PATCHES_TRAINING, Tuning
+from ssad_hpo.bilevel import (
+    DEFAULT_TRAINING,
+    PATCHES,
+    PATCHES_HELD_OUT,
+    PATCHES_IN_TURN,
+    PATCHES_IN_TURN_TRAINING,
+    Tuning,
+)
 from ssad_hpo.bounds import MOST_THREADS, whole
 from ssad_hpo.encoder import NONE
 from ssad_hpo.experiment.checking import prepare_cluster, prepare_search, weights_digest
@@ -69,7 +76,8 @@ def run_study(
     """Find augmentation hyperparameters without labels, choose a detector, and judge the choice.
 
     A `Search` trains many detectors with augmentations that Optuna proposes; a `Tuning` moves those of a few
-    kinds by gradient while their detectors train, from several starting points, each of which is a trial.
+    kinds by gradient, before their detectors train or while they do, from several starting points, each of
+    which is a trial.
     The ground truth, where it exists, is read after all of that has ended.
 
     >>> from ssad_hpo import Search, Training, run_study
@@ -106,8 +114,8 @@ def run_study(
         The `StudyResult`; its `evaluation` is None where there is no ground truth.
 
     Warns:
-        CollapseWarning: if the selected starting point of a tuning shows a sign of collapse, and for each
-            that failed.
+        CollapseWarning: if the best starting point of a tuning shows a sign of collapse, and for each that
+            failed.
 
     Raises:
         ValueError: for a wrong argument (before anything is written), or a study in which no trial ran
@@ -128,7 +136,7 @@ def run_study(
     height, width = task.train.shape[2:]
     method = replace(method, space=method.space.within(height=height, width=width))
     if isinstance(method, Tuning):
-        training = prepare_tuning(method, training or tuned_training_for(source), task, device)
+        training = prepare_tuning(method, training or tuned_training_for(source, method), task, device)
     else:
         training = training or replace(training_for(source), seed=method.seed)
         training = prepare_search(method, training, task, device, cluster)
@@ -178,21 +186,34 @@ def training_for(source: data.Source | None) -> Training:
     return PRETRAINED if _is_own(source) else Training()
 
 
-def tuning_for(source: data.Source | None, training: Training) -> Tuning:
+def tuning_for(source: data.Source | None, training: Training, *, in_turn: bool = False) -> Tuning:
     """What a tuning is unless told otherwise.
 
     Args:
-        training: of its detectors. Folders with a pretrained encoder get all kinds of patches, and, where
-            some normal images are held out, the choice by `shift` and all ends combined; else `Tuning()`.
+        training: of its detectors. Folders with a pretrained encoder get all kinds of patches, which move
+            before the training; where some normal images are held out, by contrast alignment, with the choice
+            by `shift` and all ends combined. Else `Tuning()`.
+        in_turn: whether hyperparameters are to move while the detector trains (`steps_before` 0).
     """
     if not _is_own(source) or training.weights == NONE:
         return Tuning()
-    return PATCHES_HELD_OUT if source is not None and data.holds_out(source) else PATCHES
+    holds_out = source is not None and data.holds_out(source)
+    if in_turn:
+        return replace(PATCHES_IN_TURN, choose_by="shift", combine=8) if holds_out else PATCHES_IN_TURN
+    return PATCHES_HELD_OUT if holds_out else PATCHES
 
 
-def tuned_training_for(source: data.Source | None) -> Training:
-    """What a tuning trains with unless told otherwise: as `training_for`, with steps that let it move."""
-    return PATCHES_TRAINING if _is_own(source) else DEFAULT_TRAINING
+def tuned_training_for(source: data.Source | None, tuning: Tuning) -> Training:
+    """What a tuning trains with unless told otherwise.
+
+    Args:
+        source: of its images. Those of folders as in a search, or for longer where the hyperparameters move
+            while the detector trains; built-in data sets and tasks in memory by `DEFAULT_TRAINING`.
+        tuning: which of the two it is.
+    """
+    if not _is_own(source):
+        return DEFAULT_TRAINING
+    return PRETRAINED if tuning.steps_before else PATCHES_IN_TURN_TRAINING
 
 
 def _is_own(source: data.Source | None) -> bool:

@@ -20,14 +20,16 @@ from ssad_hpo.bilevel import (
     StoppedStart,
     TunedStart,
     Tuning,
+    TuningResult,
     prepare,
     tune,
 )
-from ssad_hpo.criteria import VALIDATION_LOSS
+from ssad_hpo.criteria import CRITERIA, VALIDATION_LOSS
+from ssad_hpo.encoder import NONE
 from ssad_hpo.experiment.run_folder import Run
 from ssad_hpo.files import open_regular, reading
-from ssad_hpo.search import Candidate, FolderStore, record
-from ssad_hpo.task import Range, Recorder, StudyRecorder, Task, Training
+from ssad_hpo.search import Candidate, FolderStore, add_frozen, record, select
+from ssad_hpo.task import Range, Recorder, StudyRecorder, Task, Teller, Training
 
 COLLAPSE = "collapse"  # the tag of MLflow's runs that tells signs of collapse
 _TRAJECTORY_FILE = "trajectory.csv"
@@ -75,11 +77,20 @@ def tune_run(run: Run, task: Task, recorder: Recorder, study_recorder: StudyReco
         checkpoint=run.checkpoint,
         keep=keep,
     )
+    _add_as_it_comes(run, study, result, Teller(recorder, task=task.name))
     cost = {f"images_{name}": float(count) for name, count in vars(result.cost).items()}
     study_recorder.study_metrics({"seconds": cost.pop("images_seconds"), **cost})
-    if result.warnings:
+    if result.warnings and select(study, settings.criterion).number == result.chosen:
         study_recorder.study_tags({COLLAPSE: "; ".join(result.warnings)})
     return study
+
+
+def _add_as_it_comes(run: Run, study: optuna.Study, result: TuningResult, tell: Teller) -> None:
+    """The pretrained encoder as it comes, as a last candidate beside the starting points, as in a search."""
+    settings = run.settings
+    if settings.training.weights != NONE and settings.criterion in CRITERIA:
+        store = FolderStore(run.artifacts)
+        add_frozen(study, lambda: result.as_it_comes.evaluation, settings.criterion, store, tell)
 
 
 def _trial(run: Run, index: int, ended: EndedStart) -> optuna.trial.FrozenTrial:
@@ -106,7 +117,8 @@ def _trial(run: Run, index: int, ended: EndedStart) -> optuna.trial.FrozenTrial:
             state=optuna.trial.TrialState.PRUNED,
             params=params,
             distributions=distributions,
-            intermediate_values={ended.step: ended.value},
+            # The criterion's by step, which before the training nothing has.
+            intermediate_values={ended.step: ended.value} if ended.step else {},
             user_attrs=begun,
         )
     address = FolderStore(run.artifacts).put(f"trial-{index:05d}", ended.judged, ended.detector)
@@ -132,8 +144,10 @@ def _write_trajectory(folder: Path, trajectory: tuple[OuterStep, ...]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", *names, *_LOSSES])
         for outer in trajectory:
-            values = [*outer.hyperparameters.values(), outer.training_loss, outer.validation_loss]
-            writer.writerow([outer.step, *map(repr, values)])  # repr gives every float back as it was
+            trained = "" if outer.training_loss is None else repr(outer.training_loss)  # none before it
+            # repr gives every float back as it was.
+            values = [*map(repr, outer.hyperparameters.values()), trained, repr(outer.validation_loss)]
+            writer.writerow([outer.step, *values])
 
 
 def read_trajectory(start: Candidate) -> tuple[OuterStep, ...]:
@@ -146,11 +160,18 @@ def read_trajectory(start: Candidate) -> tuple[OuterStep, ...]:
     with reading(path, "cannot be read as a tuning's trajectory", "restore it from a copy, or tune again"):
         with open_regular(path) as file:
             head, *rows = csv.reader(file.read().decode().splitlines())
-        names = head[1:-2]
-        if not rows or not all(map(math.isfinite, (float(number) for row in rows for number in row))):
-            raise ValueError("expected finite numbers for at least one step")
-        return tuple(
-            OuterStep(int(step), dict(zip(names, values, strict=True)), training_loss, validation_loss)
-            for step, *numbers in rows
-            for *values, training_loss, validation_loss in [list(map(float, numbers))]
-        )
+        steps = [_outer_step(head[1:-2], row) for row in rows]
+        if not steps:
+            raise ValueError("expected at least one step")
+        return tuple(steps)
+
+
+def _outer_step(names: list[str], row: list[str]) -> OuterStep:
+    """A row of a trajectory's file; it has no training loss before the training."""
+    step, *texts, training, validation = row
+    values = dict(zip(names, map(float, texts), strict=True))
+    trained = float(training) if training else None
+    outer = OuterStep(int(step), values, trained, float(validation))
+    if not all(map(math.isfinite, (*values.values(), trained or 0.0, outer.validation_loss))):
+        raise ValueError("expected finite numbers")
+    return outer

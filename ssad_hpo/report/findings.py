@@ -104,9 +104,10 @@ class Trajectory:
 
     Attributes:
         trial: its number.
-        steps: (S,) training steps done at each step of the hyperparameters, rising, S >= 1.
+        steps: (S,) training steps done at each step of the hyperparameters, rising, S >= 1; or their numbers.
         hyperparameters: for each tuned one its (S + 1,) values before these steps and after the last.
-        training_loss: (S,) mean since the step before. validation_loss: (S,) of a mini-batch.
+        training_loss: (S,) mean since the step before, NaN before a training.
+        validation_loss: (S,) of a mini-batch.
     """
 
     trial: int
@@ -123,9 +124,10 @@ class Course:
     Attributes:
         loss: name of the validation loss.
         warm_start: training steps before the hyperparameters moved.
-        steps: training steps of each start.
+        steps: training steps of each start, or the steps of the hyperparameters before it.
         trajectories: of the starts that are finished.
         examples: images along the way of the selected start; empty where they are not at hand.
+        before: whether the hyperparameters moved before any training.
     """
 
     loss: str
@@ -133,6 +135,7 @@ class Course:
     steps: int
     trajectories: tuple[Trajectory, ...]
     examples: tuple[ImageRow, ...] = ()
+    before: bool = False
 
 
 @dataclass(frozen=True)

@@ -121,12 +121,16 @@ def _course(findings: Findings, course: Course, folder: Path) -> _Section:
         kind: [t for t in course.trajectories if kinds[t.trial] == kind] for kind in findings.space.kinds
     }
     shown = [kind for kind, trajectories in of_kinds.items() if trajectories]
+    when = "before the detectors trained, down the loss of the encoder as it comes"
     text = (
-        f"How the hyperparameters of {', '.join(map(name_of, shown))} moved, by gradient, while the "
-        "detectors trained. A line that runs into the edge of its panel has left what was allowed, and a "
-        "training loss near a coin's "
-        "means that augmented images could not be told from normal ones."
+        f"How the hyperparameters of {', '.join(map(name_of, shown))} moved, by gradient, "
+        f"{when if course.before else 'while the detectors trained'}. A line that runs into the edge of its "
+        "panel has left what was allowed"
     )
+    trained = (
+        ", and a training loss near a coin's means that augmented images could not be told from normal ones"
+    )
+    text += f"{'' if course.before else trained}."
     pictures = []
     for kind in shown:
         hyperparameters = findings.space.kinds[kind]
@@ -135,7 +139,8 @@ def _course(findings: Findings, course: Course, folder: Path) -> _Section:
         part = replace(course, trajectories=tuple(of_kinds[kind]))
         trajectory_figure(part, bounds, findings.selected, path)
         moved = ", ".join(map(name_of, bounds))
-        said = f"{name_of(kind)}: {moved}, training loss and validation loss over training steps"
+        losses = "validation loss" if course.before else "training loss and validation loss"
+        said = f"{name_of(kind)}: {moved}, {losses} over {'' if course.before else 'training '}steps"
         pictures.append(_Picture(path, said))
     if course.examples:
         text += " Beside it, the same images as the kept start changed them along its way."

@@ -19,7 +19,7 @@ _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, path: Path) -> None:
-    """Every tuned hyperparameter over training steps, a line per start; below, both losses.
+    """Every tuned hyperparameter over steps, a line per start; below, the losses.
 
     The axes of the hyperparameters reach from bound to bound, so that one that was driven out is seen. The
     kept start is drawn thicker, with a star where it ended.
@@ -30,7 +30,7 @@ def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, pa
     reject_empty("trajectories", course.trajectories)
     titles = {
         **{name: axis_of(name) for name in bounds},
-        "training_loss": "training loss (cross-entropy; dotted: a coin's)",
+        **({} if course.before else {"training_loss": "training loss (cross-entropy; dotted: a coin's)"}),
         "validation_loss": f"validation loss: {name_of(course.loss)}, of mini-batches (lower is better)",
     }
     looks = list(zip([look.color for look in KINDS.values()], itertools.cycle(_LINES), strict=False))
@@ -48,6 +48,8 @@ def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, pa
                     # From the end of the warm start, until when a start stands where it begins.
                     steps = [course.warm_start, *trajectory.steps, course.steps]
                     values = np.concatenate([values[:1], values])
+                    if course.before:  # each value is from before its step
+                        steps, values = [0, *trajectory.steps], values[1:]
                 else:
                     steps, values = list(trajectory.steps), getattr(trajectory, name)
                 axes.plot(
@@ -63,7 +65,7 @@ def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, pa
                 axes.axhline(math.log(2), color="#666666", linewidth=0.9, linestyle=":")
                 axes.set_ylim(bottom=0)
         panels[-1].set_xlim(0, course.steps)
-        panels[-1].set_xlabel("training steps")
+        panels[-1].set_xlabel("steps before the training" if course.before else "training steps")
         handles, labels = panels[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
 

@@ -2,6 +2,7 @@
 
 from ssad_hpo.search.objective import (
     Objective,
+    add_frozen,
     check_minimises,
     reconcile,
     remaining_trials,
@@ -29,6 +30,7 @@ __all__ = [
     "Objective",
     "Ranking",
     "TrialRecord",
+    "add_frozen",
     "candidates",
     "check_minimises",
     "confirm",

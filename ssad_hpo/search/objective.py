@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ssad_hpo.augment import NONE, check_fits
 from ssad_hpo.criteria import CRITERIA
 from ssad_hpo.detector import untrained_network
-from ssad_hpo.judgement import check_criterion, evaluations, frozen_evaluation
+from ssad_hpo.judgement import Evaluation, check_criterion, evaluations, frozen_evaluation
 from ssad_hpo.search import record
 from ssad_hpo.search.sampling import position
 from ssad_hpo.search.store import FolderStore, MemoryStore, Store, frozen_name, trial_name
@@ -110,7 +110,7 @@ class Objective:
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
         if isinstance(trial, FrozenTrial) and record.is_frozen(trial):
-            untrained = frozen_evaluation(self.task, self.search, self.training, self.device)
+            untrained = frozen_evaluation(self.task, self.search.space, self.training, self.device)
             return untrained.judged.criteria[self.criterion]
         if not isinstance(trial, optuna.Trial):
             *_, last = evaluations(self.task, self.search.space.suggest(trial), self.training, self.device)
@@ -156,36 +156,9 @@ class Objective:
 
     def add_frozen(self, study: optuna.Study) -> None:
         """Add a pretrained encoder as it comes to a study that does not have it yet, as a candidate."""
-        with _adding:
-            if self.training.weights == "none" or any(t.frozen for t in record.records(study)):
-                return
-            started, number = time.monotonic(), len(study.get_trials(deepcopy=False))
-            self.tell.start(number, Augmentation(NONE))
-            try:
-                evaluation = frozen_evaluation(self.task, self.search, self.training, self._device_here)
-            except DetectorError as error:  # as of other candidates: the search goes on
-                self.tell.failure(number, error)
-                told = record.frozen() | record.failed(str(error))
-                study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=told))
-                return
-            except BaseException as error:
-                self.tell.failure(number, error)
-                raise
-            judged = evaluation.judged
-            self.tell.progress(number, 0, evaluation.metrics)
-            address = self.store.put(frozen_name(study), judged, evaluation.detector)
-            kept = record.complete(
-                judged.criteria,
-                loss=evaluation.loss,
-                seconds=time.monotonic() - started,
-                budget=0,
-                address=address,
-            )
-            # The recorder first, as of every trial: a kill between the two has all this done again.
-            self.tell.end(number, "complete", judged.criteria)
-            study.add_trial(
-                optuna.create_trial(value=judged.criteria[self.criterion], user_attrs=record.frozen() | kept)
-            )
+        if self.training.weights != "none":
+            given = self.task, self.search.space, self.training, self._device_here
+            add_frozen(study, lambda: frozen_evaluation(*given), self.criterion, self.store, self.tell)
 
     def _check_new(self, trial: optuna.Trial, augmentation: Augmentation) -> None:
         """Raise TrialPruned if the space has no ranges and the study has trained this point of it."""
@@ -221,6 +194,47 @@ class Objective:
             count = ended_with if name == self.criterion else 1
             best.update(finished[kept][0] for kept in ranked[:count])
         self.store.drop_detectors({kept for kept, _ in finished.values()} - best)
+
+
+def add_frozen(
+    study: optuna.Study, evaluate: Callable[[], Evaluation], criterion: str, store: Store, tell: Teller
+) -> None:
+    """Add the encoder as it comes to a study that does not have it yet, as a candidate.
+
+    Args:
+        evaluate: judges it.
+        criterion: of the study; store: where it is kept; tell: hears of it.
+    """
+    with _adding:
+        if any(t.frozen for t in record.records(study)):
+            return
+        started, number = time.monotonic(), len(study.get_trials(deepcopy=False))
+        tell.start(number, Augmentation(NONE))
+        try:
+            evaluation = evaluate()
+        except DetectorError as error:  # as of other candidates: the study goes on
+            tell.failure(number, error)
+            told = record.frozen() | record.failed(str(error))
+            study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=told))
+            return
+        except BaseException as error:
+            tell.failure(number, error)
+            raise
+        judged = evaluation.judged
+        tell.progress(number, 0, evaluation.metrics)
+        address = store.put(frozen_name(study), judged, evaluation.detector)
+        kept = record.complete(
+            judged.criteria,
+            loss=evaluation.loss,
+            seconds=time.monotonic() - started,
+            budget=0,
+            address=address,
+        )
+        # The recorder first, as of every trial: a kill between the two has all this done again.
+        tell.end(number, "complete", judged.criteria)
+        study.add_trial(
+            optuna.create_trial(value=judged.criteria[criterion], user_attrs=record.frozen() | kept)
+        )
 
 
 def run_search(study: optuna.Study, objective: Objective) -> None:

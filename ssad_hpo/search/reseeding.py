@@ -114,7 +114,7 @@ def train_again(
     started, training = time.monotonic(), replace(training, seed=again.seed)
     try:
         if again.augmentation.kind == NONE:
-            evaluation = frozen_evaluation(task, search, training, device)
+            evaluation = frozen_evaluation(task, search.space, training, device)
             criteria, loss = evaluation.judged.criteria, evaluation.loss
         else:
             *_, last = train(task.train, again.augmentation, training, device)

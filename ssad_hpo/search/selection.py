@@ -119,7 +119,8 @@ def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None =
     """
     choices = candidates(study, artifacts)
     known = [*CRITERIA]
-    if not choices or all(VALIDATION_LOSS in candidate.criteria for candidate in choices):
+    starts = [candidate for candidate in choices if VALIDATION_LOSS in candidate.criteria]
+    if not choices or starts:
         known.append(VALIDATION_LOSS)
     if criterion not in known:
         raise ValueError(f"criterion: expected one of {', '.join(known)}, got {criterion!r}")
@@ -127,6 +128,8 @@ def select(study: optuna.Study, criterion: str = "dsv", artifacts: Path | None =
         states = Counter(trial.status for trial in records(study))
         found = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
         raise ValueError(f"study: no trial ran its whole budget, so there is nothing to select ({found})")
+    if criterion == VALIDATION_LOSS:  # the encoder as it comes, beside them, has none
+        choices = starts
     without = [candidate.number for candidate in choices if criterion not in candidate.criteria]
     if without:
         raise ValueError(f"criterion: trial {without[0]} was not judged by {criterion}; choose another")

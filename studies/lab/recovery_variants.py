@@ -48,7 +48,8 @@ ABLATION: dict[str, Tuning | None] = {
 BY_SHARE: dict[str, Tuning | None] = {
     "two sided alignment": replace(TUNING, focus=False),
     "two sided alignment, focused": TUNING,
-    "contrast alignment": replace(TUNING, loss="contrast_alignment"),
+    "contrast alignment": replace(TUNING, loss="contrast_alignment", focus=False),
+    "contrast alignment, focused": replace(TUNING, loss="contrast_alignment"),
     "PU-AUC of the discriminant": replace(TUNING, loss="pu_auc"),
     ALIGNED: None,
 }
