@@ -8,9 +8,9 @@ DIR holds data sets in the layout of MVTec AD, of whose train images a quarter i
 embedded tasks at 64 pixels. Half of the test images, drawn by seed, are `unlabeled`, the other half judges.
 Tuned are the four kinds of patches as `bilevel.PATCHES` has it, before the training, down each loss; and in
 turn with it, as folders were tuned before that. Beside it the encoder as it comes, and a search's sixteen
-candidates, a grid of the four kinds by areas. All end as a study of folders does: by `shift`, and up to eight
-of the lowest, the encoder as it comes among them, combined. Labels judge alone, after everything is trained
-and chosen.
+candidates, a grid of the four kinds by areas (halved where they do not fit). All end as a study of folders
+does: by `shift`, and up to eight of the lowest, the encoder as it comes among them, combined. Labels judge
+alone, after everything is trained and chosen.
 
 "Which kind" asks twelve embedded tasks, three textures by four kinds of spots of area 0.05, with a half and a
 tenth of anomalies: do the losses of the encoder as it comes find f_gen's kind and its area? The losses'
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ssad_hpo.augment import augment
+from ssad_hpo.augment import augment, fits
 from ssad_hpo.bilevel import (
     HELD_OUT_LOSSES,
     LOSSES,
@@ -155,7 +155,7 @@ def detectors_of(
     elif cell.method == SEARCH:
         stepped = 2 * cell.training.batch_size * cell.training.steps
         for kind, area in CANDIDATES[:2] if smoke else CANDIDATES:
-            augmentation = Augmentation(kind, {"patch_area": area, "patch_aspect": 1.0})
+            augmentation = fitting(kind, area, task)
             (last,) = train(task.train, augmentation, cell.training)
             found.append((judge(last.detector, task), last.detector))
             ends.append(str(augmentation))
@@ -168,6 +168,13 @@ def detectors_of(
     found.append((evaluation.judged, evaluation.detector))
     members = [seen_of(judged, detector, unseen) for judged, detector in found]
     return members, replace(cost, seconds=time.monotonic() - began), ends
+
+
+def fitting(kind: str, area: float, task: Task) -> Augmentation:
+    """A spot of this area and aspect 1; one that is too large for a tall image is halved until it fits."""
+    height, width = task.train.shape[2:]
+    augmentation = Augmentation(kind, {"patch_area": area, "patch_aspect": 1.0})
+    return augmentation if fits(augmentation, height=height, width=width) else fitting(kind, area / 2, task)
 
 
 def judged_images(task: Task) -> int:
