@@ -146,6 +146,8 @@ def detectors_of(
         if smoke:
             quick = {"steps_before": 2} if tuning.steps_before else {"look": 0.5}
             tuning = replace(tuning, space=SearchSpace(["cutout", "cutavg"]), survivors=2, **quick)
+        height, width = task.train.shape[2:]
+        tuning = replace(tuning, space=tuning.space.within(height=height, width=width))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # kept with the ends
             result = tune(task, tuning, cell.training)
