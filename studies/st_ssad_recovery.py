@@ -29,7 +29,7 @@ losses that take these.
 
 Size: 180 tunings of 2 x 500 steps (a warm start of 150 is shared) and 18 plain trainings; the ablation has
 114 tunings and 6 plain trainings. From the CPU time of single steps (34 ms; a step of the hyperparameters
-120 ms more with second order): 65 minutes on two cores; the ablation about 45. By share there are 144 tunings
+120 ms more with second order): 65 minutes on two cores; the ablation about 45. By share there are 162 tunings
 and 54 plain trainings.
 Writes st_ssad_recovery.md, .csv and .png, or st_ssad_ablation.md and .csv, or st_ssad_recovery_by_share.*.
 """

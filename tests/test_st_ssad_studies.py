@@ -37,7 +37,7 @@ def test_the_sizes_that_the_docstrings_state_are_those_of_the_studies(monkeypatc
         recovery.cells_of(recovery.argparse.Namespace(**{**vars(options), part: True}))
         for part in ("ablate", "by_share")
     )
-    for these, tunings in ((cells, 180), (ablation, 114), (by_share, 144)):
+    for these, tunings in ((cells, 180), (ablation, 114), (by_share, 162)):
         assert sum(cell.tuning is not None for cell in these) == tunings
         assert len({cell.path for cell in these}) == len(these)
         assert f"{tunings}\ntunings" in recovery.__doc__ or f"{tunings} tunings" in recovery.__doc__
@@ -45,7 +45,7 @@ def test_the_sizes_that_the_docstrings_state_are_those_of_the_studies(monkeypatc
 
     options = table.argparse.Namespace(
         cells=tmp_path, smoke=False, first_seed=0, seeds=2, steps=500, mvtec=None, augmentation=None,
-        device="cpu",
+        device="cpu", short=False,
     )  # fmt: skip
     cells = table.cells_of(options)
     searches, tunings = (sum(c.method in m for c in cells) for m in ({table.SEARCH}, table.TUNED))
@@ -129,7 +129,7 @@ def test_a_killed_recovery_study_goes_on_and_comes_out_the_same(part, tmp_path):
     names = {"--ablate": "st_ssad_ablation", "--by-share": "st_ssad_recovery_by_share"}
     name = names["".join(part)] if part else "st_ssad_recovery"
     whole, again = (read_rows(tmp_path / place / f"{name}.csv") for place in ("whole", "again"))
-    assert whole == again and len(whole) == (3 * 6 * 2 if "--by-share" in part else 2 * 2 * 2)
+    assert whole == again and len(whole) == (3 * 7 * 2 if "--by-share" in part else 2 * 2 * 2)
     assert (tmp_path / "again" / f"{name}.png").exists() == (not part)
     page = (tmp_path / "again" / f"{name}.md").read_text()
     assert "smoke run" in page and "| nan " not in page
