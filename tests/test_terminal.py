@@ -179,6 +179,27 @@ def test_a_tuning_that_looks_at_all_starts_first_is_as_far_as_its_steps(
     display.__exit__()
 
 
+def test_a_tuning_that_goes_on_counts_what_its_starts_have_done(
+    study: StudyResult, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a training: a look is of a few images, and one that is trained after it of many more."""
+    tuning = Tuning("cutavg", steps_before=6, validation_train=4, starts=(0.2, 0.4, 0.6), survivors=2)
+    settings = replace(study.run.settings, method=tuning, training=replace(TINY, steps=16, batch_size=8))
+    ended = {"0": "pruned", "1": "complete"}
+    monkeypatch.setattr("ssad_hpo.experiment.finished_starts", lambda run: ended)
+    display = TuningDisplay()
+    display.announce(replace(study.run, folder=workplace / "new", settings=settings))
+    trained = 6 + 4 * 16
+    assert display.clock.total == 2 * trained + 6 and display._done == trained + 6
+    display.trial_started("2", {"augmentation": "cutavg"}, {})
+    display.trial_progress("2", 6, {"validation_loss": 0.5})
+    assert display._done == trained + 12
+    display.trial_started("3", {"augmentation": "none"}, {})
+    display.trial_progress("3", 0, {"dsv": 0.5})
+    assert display._done == trained + 12
+    display.__exit__()
+
+
 def test_durations_are_told_as_people_say_them() -> None:
     assert [spoken(s) for s in (12.4, 89, 600, 12600)] == ["12 s", "89 s", "10 min", "3.5 h"]
 

@@ -11,7 +11,19 @@ from held_out import held_out_task
 from test_tuned_kinds import all_of
 from tunings import TINY, Interrupter, Interruption, random_task
 
-from ssad_hpo.bilevel import PATCHES, StoppedStart, TunedStart, Tuning, prepare, tune
+from ssad_hpo.bilevel import (
+    DEFAULT_TRAINING,
+    PATCHES,
+    PATCHES_HELD_OUT,
+    PATCHES_IN_TURN,
+    PATCHES_IN_TURN_HELD_OUT,
+    PATCHES_IN_TURN_TRAINING,
+    StoppedStart,
+    TunedStart,
+    Tuning,
+    prepare,
+    tune,
+)
 from ssad_hpo.bilevel.focus import LEAST
 from ssad_hpo.bilevel.ways import way_of
 from ssad_hpo.data import Source, find_source
@@ -24,10 +36,12 @@ from ssad_hpo.experiment import (
     report_run,
     resume_study,
     run_study,
+    tuned_training_for,
+    tuning_for,
 )
 from ssad_hpo.files import FileError
 from ssad_hpo.search import candidates, records, select
-from ssad_hpo.task import DetectorError, Task, Training
+from ssad_hpo.task import PRETRAINED, DetectorError, Task, Training
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -136,7 +150,7 @@ def test_steps_pass_augmented_images_alone_and_all_passes_are_counted(monkeypatc
 @pytest.mark.parametrize("loss", ["two_sided_alignment", "contrast_alignment", "pu_auc"])
 def test_it_looks_at_what_stands_out_unless_the_loss_is_of_ranks(loss):
     task = held_out_task(image_size=32)
-    more = torch.cat([task.unlabeled, task.held_out, 255 - task.held_out])
+    more = torch.cat([task.unlabeled, *[task.held_out] * 3, 255 - task.held_out])
     task = Task("more", task.train, more, task.held_out)
     way = way_of(prepare(task, replace(BEFORE, loss=loss), LITE0)[0])
     learned, unlabeled, held_out = way.as_it_comes.embeddings
@@ -288,6 +302,34 @@ def test_a_folder_is_tuned_by_default_before_the_training_and_reported(call, mak
     assert list((result.run.folder / "report").glob("trajectories*.png"))
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_what_folders_are_tuned_by_and_trained_with(held_out, make_category, tmp_path):
+    share = {"held_out_share": 0.4} if held_out else {}
+    source = find_source(make_category(tmp_path / "cloth"), image_size=32, **share)
+    usual, in_turn = (tuning_for(source, PRETRAINED, in_turn=turn) for turn in (False, True))
+    assert usual == (PATCHES_HELD_OUT if held_out else PATCHES)
+    assert in_turn == (PATCHES_IN_TURN_HELD_OUT if held_out else PATCHES_IN_TURN)
+    for tuning, training in ((usual, PRETRAINED), (in_turn, PATCHES_IN_TURN_TRAINING)):
+        assert tuned_training_for(source, tuning) == training
+    for tuning in (usual, in_turn):
+        assert tuning_for(source, TINY) == tuning_for(None, PRETRAINED) == Tuning() != tuning
+        assert tuned_training_for(None, tuning) == DEFAULT_TRAINING
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("words", [[], ["--steps-before", "0"]], ids=["before", "in turn"])
+def test_the_command_takes_the_defaults_of_the_way_it_is_told(words, call, make_category, tmp_path):
+    folder = make_category(tmp_path / "cloth")
+    with pytest.MonkeyPatch.context() as patch:
+        asked = []
+        patch.setattr("ssad_hpo.experiment.run_study", lambda *given, **others: asked.append(given) or 1 / 0)
+        call("tune", folder, "--image-size", "32", "--held-out-share", "0.4", "--no-tracking", *words)
+    ((source, tuning, training),) = asked
+    assert tuning == tuning_for(source, PRETRAINED, in_turn=bool(words))
+    assert training == tuned_training_for(source, tuning)
+    assert tuning.steps_before == (0 if words else 12) and training.steps == (64 if words else 20)
+
+
 HELD_OUT = Source("controlled", {"image_size": 32, "n_train": 16, "n_unlabeled": 14, "n_held_out": 12})
 AS_FOLDERS = replace(
     BEFORE, space=["cutout", "cutavg"], loss="whitened_contrast", choose_by="shift", combine=8, survivors=1
@@ -363,6 +405,7 @@ def test_the_encoder_as_it_comes_competes_and_is_reported(tmp_path, run):
     assert select(run.study, "validation_loss").number == numbers[0]
 
 
+@pytest.mark.usefixtures("workplace")
 def test_no_label_reaches_it(tmp_path, make_category):
     """Other names and folders of the unlabelled images, the same bits."""
     found = []

@@ -176,6 +176,8 @@ def test_a_look_by_a_criterion_of_held_out_images():
 # As a run
 
 
+PLAIN = {"loss": "mmd", "focus": False, "steps_before": 4, "order": 1, "detector_steps": 4, "warm_start": 0.3,
+         "virtual_images": 16, "validation_unlabeled": 96, "look": 0.2}  # fmt: skip
 TUNED_RUN = replace(SEVERAL, space=["cutout", "cutavg"], order=1, choose_by="shift", combine=2, loss="pu_auc")
 
 
@@ -218,6 +220,7 @@ def test_the_ends_of_a_tuning_are_combined_and_judged_as_those_of_a_search(run):
         ({"loss": "mmd", "survivors": None, "focus": False}, False),
         ({"loss": "mmd", "survivors": None}, True),  # they say what stands out
         ({"survivors": None}, True),
+        (PLAIN | {"choose_by": "shift"}, False),  # what parts starts before a training is the loss
     ],
 )
 def test_evidence_says_when_its_images_had_a_part_in_the_tuning(run, changed, fitted):

@@ -5,10 +5,10 @@ for each starting point and moves its augmentation on the way, or before (ST-SSA
 """
 
 from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.cost import Cost
 from ssad_hpo.bilevel.gradient import TrainingBatch, ValidationBatch, bilevel_gradient
 from ssad_hpo.bilevel.result import (
     CollapseWarning,
-    Cost,
     EndedStart,
     FailedStart,
     OuterStep,
@@ -22,6 +22,7 @@ from ssad_hpo.bilevel.settings import (
     PATCHES,
     PATCHES_HELD_OUT,
     PATCHES_IN_TURN,
+    PATCHES_IN_TURN_HELD_OUT,
     PATCHES_IN_TURN_TRAINING,
     Tuning,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "PATCHES",
     "PATCHES_HELD_OUT",
     "PATCHES_IN_TURN",
+    "PATCHES_IN_TURN_HELD_OUT",
     "PATCHES_IN_TURN_TRAINING",
     "CollapseWarning",
     "Coordinates",

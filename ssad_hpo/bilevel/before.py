@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import apply, draw_noise
+from ssad_hpo.bilevel.cost import Cost
 from ssad_hpo.bilevel.problem import Problem
-from ssad_hpo.bilevel.result import Cost, OuterStep
+from ssad_hpo.bilevel.result import OuterStep
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import train, untrained_network
 from ssad_hpo.encoder import Network

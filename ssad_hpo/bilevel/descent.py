@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssad_hpo.augment import Value, apply, draw_noise, jitter
+from ssad_hpo.bilevel.cost import Cost
 from ssad_hpo.bilevel.focus import EVERY, standing_out
 from ssad_hpo.bilevel.gradient import TrainingBatch, ValidationBatch, bilevel_gradient
 from ssad_hpo.bilevel.problem import Problem
-from ssad_hpo.bilevel.result import Cost, OuterStep, last_training_loss
+from ssad_hpo.bilevel.result import OuterStep, last_training_loss
 from ssad_hpo.bilevel.settings import Tuning
 from ssad_hpo.criteria import DegenerateError
 from ssad_hpo.detector import Detector, untrained_network

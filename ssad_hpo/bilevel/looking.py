@@ -14,8 +14,9 @@ from typing import Any
 
 from ssad_hpo.bilevel.before import Staged
 from ssad_hpo.bilevel.checkpoint import CheckpointFile, advance, take_up
+from ssad_hpo.bilevel.cost import Cost
 from ssad_hpo.bilevel.problem import Start
-from ssad_hpo.bilevel.result import Cost, FailedStart, OuterStep, StoppedStart
+from ssad_hpo.bilevel.result import FailedStart, OuterStep, StoppedStart
 from ssad_hpo.bilevel.standing import standing_of
 from ssad_hpo.bilevel.ways import Way, way_of
 from ssad_hpo.bounds import is_number

@@ -10,6 +10,7 @@ from torch import Tensor
 from ssad_hpo.augment import hyperparameter_of
 from ssad_hpo.bilevel.as_it_comes import AsItComes
 from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.cost import Cost
 from ssad_hpo.criteria import VALIDATION_LOSS
 from ssad_hpo.detector import Detector, Embeddings
 from ssad_hpo.judgement import Judged
@@ -33,44 +34,13 @@ class OuterStep:
         hyperparameters: the tuned ones by name, as they were when the losses were taken.
         training_loss: mean cross-entropy of the training steps since the outer step before; None before the
             training.
-        validation_loss: L_val of a mini-batch after the virtual step.
+        validation_loss: L_val of a mini-batch, after the virtual step if there is one.
     """
 
     step: int
     hyperparameters: dict[str, float]
     training_loss: float | None
     validation_loss: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Images passed through a network, one by one; exact.
-
-    Attributes:
-        forward: images passed forward, to train, for validation losses and to judge finished detectors.
-        backward: images passed backward.
-        second: images whose backward pass was itself differentiated, for second order. One does the work
-            of about one more pass forward and one more backward.
-        seconds: of wall-clock time, those before a resume included.
-    """
-
-    forward: int = 0
-    backward: int = 0
-    second: int = 0
-    seconds: float = 0.0
-
-    @property
-    def images(self) -> int:
-        """All passes together, forward and backward, a second derivative counted as one of each."""
-        return self.forward + self.backward + 2 * self.second
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.forward + other.forward,
-            self.backward + other.backward,
-            self.second + other.second,
-            self.seconds + other.seconds,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +164,7 @@ class TuningResult:
 
     @property
     def detector(self) -> Detector:
-        """The detector that was trained while its augmentation was tuned."""
+        """The detector of the kept starting point."""
         return self.kept.detector
 
     @property
@@ -229,7 +199,7 @@ def collapse_signs(
         keep_up = "" if before else "let the detector keep up (a longer warm_start, more detector_steps), "
         remedy = (
             f"augmented images may have merged with normal ones: start higher, {keep_up}or use another loss, "
-            "'two_sided_alignment' or, with held-out images, 'contrast_alignment'"
+            "'two_sided_alignment' or, with held-out images, 'whitened_contrast'"
             if vanishing
             else "it may have run away: start elsewhere, or widen its range if the bound is too tight"
         )

@@ -308,6 +308,7 @@ PATCHES_IN_TURN = Tuning(
     survivors=3,
     focus=False,
 )
+PATCHES_IN_TURN_HELD_OUT = replace(PATCHES_IN_TURN, choose_by="shift", combine=8)
 PATCHES_IN_TURN_TRAINING = replace(PRETRAINED, steps=64, batch_size=16)  # with steps that let it move
 
 

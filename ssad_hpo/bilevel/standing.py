@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ssad_hpo.bilevel.result import Cost
+from ssad_hpo.bilevel.cost import Cost
 from ssad_hpo.bilevel.ways import Way
 from ssad_hpo.criteria import VALIDATION_LOSS, DegenerateError
 from ssad_hpo.detector import Detector

@@ -15,12 +15,12 @@ from ssad_hpo.augment import check_fits
 from ssad_hpo.bilevel.as_it_comes import AsItComes
 from ssad_hpo.bilevel.checkpoint import CheckpointFile, advance, take_up, warm_up
 from ssad_hpo.bilevel.coordinates import Coordinates
+from ssad_hpo.bilevel.cost import Cost
 from ssad_hpo.bilevel.gradient import check_second_derivatives
 from ssad_hpo.bilevel.looking import first_look, take_up_look, tell_steps
 from ssad_hpo.bilevel.problem import Problem, Start
 from ssad_hpo.bilevel.result import (
     CollapseWarning,
-    Cost,
     EndedStart,
     FailedStart,
     TunedStart,
@@ -169,7 +169,7 @@ def tune(
         shared = Cost() if warm_start is None else Cost(**warm_start["cost"])
     as_it_comes = starts[0].problem.as_it_comes
     if tuning.steps_before:
-        shared += Cost(forward=as_it_comes.images)
+        shared += as_it_comes.cost
     cost = sum((end.cost for end in ended), shared)
     result = TuningResult(tuple(ended), tuning.choose_by, cost, as_it_comes)
     failed = [

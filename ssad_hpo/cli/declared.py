@@ -51,7 +51,7 @@ def tuned_training_of(
     """The same for a tuning, whose seed is among the options.
 
     Args:
-        in_turn: whether its hyperparameters move while the detector trains, if that was asked for.
+        in_turn: whether hyperparameters were asked to move while the detector trains (`--steps-before 0`).
     """
     from ssad_hpo.bilevel import DEFAULT_TRAINING, PATCHES, PATCHES_IN_TURN
     from ssad_hpo.experiment import tuned_training_for

@@ -189,22 +189,25 @@ class TuningDisplay(_Live):
 
     def announce(self, run: Run) -> None:
         """The settings of a tuning that begins or goes on; from here on there is a live line."""
-        from ssad_hpo.experiment import finished_trials
+        from ssad_hpo.experiment import finished_starts
 
         settings, training, tuning = run.settings, run.settings.training, run.settings.tuning
         assert tuning is not None
         kinds = ", ".join(settings.method.space.kinds)
         batch, warm = training.batch_size, tuning.warm_start_steps(training.steps)
-        moving = f"{warm} of them before the hyperparameters move"
+        moving = f"a start, {warm} of them before the hyperparameters move"
         order = f", order {tuning.order}"
         if tuning.steps_before:
             order = " of the encoder as it comes"
-            moving = f"of those that are lowest after {tuning.steps_before} steps of the hyperparameters"
+            trained = settings.n_trials if tuning.survivors is None else tuning.survivors
+            moving = (
+                f"for the {trained} that end lowest after {tuning.steps_before} steps of the hyperparameters"
+            )
         say(
             f"[bold]{plain(settings.task_name)}[/bold]: {kinds} tuned from {settings.n_trials} starts down "
             f"{tuning.loss}{order}; the lowest {settings.criterion} is kept, without labels\n"
-            f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images a start, "
-            f"{moving}; {settings.device}, {_threads(settings.threads)}, seed {settings.seed}\n"
+            f"{training.encoder} encoder, {training.steps} steps of {batch} + {batch} images {moving}; "
+            f"{settings.device}, {_threads(settings.threads)}, seed {settings.seed}\n"
             f"run folder {plain(os.path.relpath(run.folder))}" + _without_held_out(settings.source)
         )
         self.steps, self.criterion = tuning.last_step(training.steps), settings.criterion
@@ -215,8 +218,12 @@ class TuningDisplay(_Live):
         survivors = starts if tuning.survivors is None else min(starts, tuning.survivors)
         total = survivors * self._work(self.steps) + (starts - survivors) * looked
         self.going, self.told = False, 0
-        self.reached = {str(trial): self.steps for trial in range(finished_trials(run))}
-        self.start("starts", total=max(total, self._done), done=self._done)
+        looked_at = tuning.look_steps(training.steps)
+        self.reached = {
+            trial: self.steps if status == "complete" else looked_at
+            for trial, status in finished_starts(run).items()
+        }
+        self.start("starts", total=total, done=self._done)
         self.update(self._done, "the encoder as it comes" if tuning.steps_before else "warm start")
 
     @property
@@ -254,8 +261,8 @@ class TuningDisplay(_Live):
         if status != "complete":  # whoever stopped it says why
             return
         told = _hyperparameters(self.params)
-        if self.params["augmentation"] == "none":  # was judged before the starts
-            self.print(f"trial {trial:>3}  {self.criterion} {metrics[self.criterion]:7.3f}  {told}")
+        if self.params["augmentation"] == "none":  # no start, and judged before
+            self.print(f"start {trial:>3}  {self.criterion} {metrics[self.criterion]:7.3f}  {told}")
             return
         self.reached[trial] = self.steps
         self.update(self._done)

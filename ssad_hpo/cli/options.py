@@ -262,17 +262,18 @@ TUNING = Group(
     option("--starts", type=Starts(), multiple=True,
            help="Where tuning starts: shares of the first hyperparameter's range as 0.4,0.9, or values as "
                 "patch_area=0.02,patch_aspect=1; repeatable."),
-    option("--survivors", type=int, help="How many starts are tuned to the end, after a look at all."),
+    option("--survivors", type=int, help="How many starts train to the end, after a look at all."),
     option("--look", type=float, help="Share of their steps for that look, with --steps-before 0."),
     option("--steps-before", type=int,
            help="Steps of the hyperparameters before the training, with a pretrained encoder as it comes; 0 "
-                "moves them while it trains."),
+                "moves them while it trains, with other defaults for folders (docs/tuning.md)."),
     option("--detector-steps", type=int,
            help="Training steps to each step of the hyperparameters, with --steps-before 0."),
     option("--warm-start", type=float,
            help="Share of the training steps before the hyperparameters move, with --steps-before 0."),
     option("--focus/--no-focus", "focus",
-           help="Whether to look at those unlabelled images alone that stand out against held-out ones."),
+           help="Whether to look at those unlabelled images alone that stand out against held-out ones; not "
+                "with losses of PU-AUC."),
     option("--choose-by", help=f"What keeps one start, the lowest: validation_loss, {CRITERIA_TOLD}."),
     *_COMBINED,
     defaults=_tuning,

@@ -10,7 +10,13 @@ from ssad_hpo.experiment.evaluating import (
     evaluate_run,
 )
 from ssad_hpo.experiment.heatmaps import Overlays
-from ssad_hpo.experiment.outcome import StudyResult, finished_trials, load_task, open_result
+from ssad_hpo.experiment.outcome import (
+    StudyResult,
+    finished_starts,
+    finished_trials,
+    load_task,
+    open_result,
+)
 from ssad_hpo.experiment.ready_objectives import TASK, ready_objective
 from ssad_hpo.experiment.reporting import report_run
 from ssad_hpo.experiment.run_folder import Run, RunError, open_run
@@ -43,6 +49,7 @@ __all__ = [
     "evaluate_labelled",
     "evaluate_run",
     "files_of",
+    "finished_starts",
     "finished_trials",
     "how_sure",
     "load_detector",

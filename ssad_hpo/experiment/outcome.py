@@ -266,6 +266,14 @@ def finished_trials(run: Run) -> int:
         return 0
 
 
+def finished_starts(run: Run) -> dict[str, str]:
+    """Status of every start of a tuning, in a folder that is locked, which has ended; by its number."""
+    try:
+        return {str(t.number): t.status for t in records(_study_of(run)) if not t.frozen}
+    except RunError:  # it begins
+        return {}
+
+
 def _study_of(run: Run) -> optuna.Study:
     name = run.settings.study_name
 

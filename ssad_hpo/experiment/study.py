@@ -16,6 +16,7 @@ from ssad_hpo.bilevel import (
     PATCHES,
     PATCHES_HELD_OUT,
     PATCHES_IN_TURN,
+    PATCHES_IN_TURN_HELD_OUT,
     PATCHES_IN_TURN_TRAINING,
     Tuning,
 )
@@ -120,7 +121,8 @@ def run_study(
     Raises:
         ValueError: for a wrong argument (before anything is written), or a study in which no trial ran
             its whole budget.
-        DetectorError: if every starting point of a tuning diverged or collapsed.
+        DetectorError: if every starting point of a tuning diverged or collapsed, or the encoder as it comes,
+            which steps before the training need, cannot be judged.
         StudyInterrupted: on Ctrl-C, with all that is done kept; `resume_study` goes on.
     """
     task, source = data.load_images(images)
@@ -191,15 +193,15 @@ def tuning_for(source: data.Source | None, training: Training, *, in_turn: bool 
 
     Args:
         training: of its detectors. Folders with a pretrained encoder get all kinds of patches, which move
-            before the training; where some normal images are held out, by contrast alignment, with the choice
-            by `shift` and all ends combined. Else `Tuning()`.
+            before the training; where some normal images are held out, down the whitened contrast, with the
+            choice by `shift` and all ends combined. Else `Tuning()`.
         in_turn: whether hyperparameters are to move while the detector trains (`steps_before` 0).
     """
     if not _is_own(source) or training.weights == NONE:
         return Tuning()
     holds_out = source is not None and data.holds_out(source)
     if in_turn:
-        return replace(PATCHES_IN_TURN, choose_by="shift", combine=8) if holds_out else PATCHES_IN_TURN
+        return PATCHES_IN_TURN_HELD_OUT if holds_out else PATCHES_IN_TURN
     return PATCHES_HELD_OUT if holds_out else PATCHES
 
 

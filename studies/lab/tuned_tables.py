@@ -61,7 +61,7 @@ def kinds_table(asked: Sequence[tuple[str, Mapping[str, Sequence[Row]]]], area: 
     lines = []
     for (loss, share), compared in found.items():
         right = [ratio for is_right, ratio in compared if is_right]
-        near = sum(0.5 <= ratio <= 2 for ratio in right)
+        near = sum(1 / 1.5 <= ratio <= 1.5 for ratio in right)
         median = f"{np.median(right):.2f}" if right else "–"
         lines.append(
             [
@@ -72,7 +72,7 @@ def kinds_table(asked: Sequence[tuple[str, Mapping[str, Sequence[Row]]]], area: 
                 median,
             ]
         )
-    return markdown_table(["loss", "anomalies", "kind found", "area within 2", "median ratio"], lines)
+    return markdown_table(["loss", "anomalies", "kind found", "area within 1.5", "median ratio"], lines)
 
 
 def valley_table(shown: Sequence[tuple[str, Mapping[str, Sequence[float]]]], areas: Sequence[float]) -> str:
