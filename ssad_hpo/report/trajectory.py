@@ -31,7 +31,7 @@ def trajectory_figure(course: Course, bounds: Mapping[str, Range], kept: int, pa
     titles = {
         **{name: axis_of(name) for name in bounds},
         **({} if course.before else {"training_loss": "training loss (cross-entropy; dotted: a coin's)"}),
-        "validation_loss": f"validation loss: {name_of(course.loss)}, of mini-batches (lower is better)",
+        "validation_loss": f"validation loss: {name_of(course.loss)} (lower is better)",
     }
     looks = list(zip([look.color for look in KINDS.values()], itertools.cycle(_LINES), strict=False))
     with picture(path, width=WIDTH, height=_PANEL * len(titles) + 0.9) as figure:
