@@ -22,17 +22,9 @@ from ssad_hpo.experiment.reporting import report_run
 from ssad_hpo.experiment.run_folder import Run, RunError, open_run
 from ssad_hpo.experiment.scoring import bit_depth_of, files_of, load_detector, score_images
 from ssad_hpo.experiment.settings import Settings
-from ssad_hpo.experiment.study import (
-    StudyInterrupted,
-    resume_study,
-    run_study,
-    search_for,
-    sync_run,
-    training_for,
-    tuned_training_for,
-    tuning_for,
-)
+from ssad_hpo.experiment.study import StudyInterrupted, resume_study, run_study, sync_run
 from ssad_hpo.experiment.tuning import read_trajectory
+from ssad_hpo.experiment.usual import search_for, training_for, tuned_training_for, tuning_for
 
 __all__ = [
     "TASK",
